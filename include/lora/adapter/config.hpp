@@ -1,0 +1,61 @@
+// How a layer is adapted: the options PEFT's LoraConfig has for one layer.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "lora/core/error.hpp"
+#include "lora/core/types.hpp"
+
+namespace lora {
+
+/// Which biases train. `lora_only` trains those of adapted layers, `all` those of every layer.
+enum class BiasMode : std::uint8_t { none, all, lora_only };
+
+/// How A and B start.
+enum class InitLoraWeights : std::uint8_t {
+  kaiming_uniform,  ///< A ~ U(-1/sqrt(in_features), 1/sqrt(in_features)), B = 0; PEFT's `true`
+  gaussian,         ///< A ~ N(0, 1/rank^2), B = 0; PEFT's "gaussian"
+  random            ///< A as kaiming_uniform, B ~ U(-1/sqrt(rank), 1/sqrt(rank)); PEFT's `false`, for tests
+};
+
+/// Options of one adapted layer. A plain aggregate: `{.rank = 8, .alpha = 16, .dropout = 0.05}`.
+struct LoraConfig {
+  Index rank = 8;               ///< r; 0 makes a plain frozen layer
+  double alpha = 8;             ///< scaling is alpha / rank, or alpha / sqrt(rank) with `use_rslora`
+  double dropout = 0;           ///< probability in [0, 1) of dropping an element of the adapter's input in training
+  bool fan_in_fan_out = false;  ///< the weight is stored in_features x out_features, as GPT-2's Conv1D stores it
+  bool merge_weights = true;    ///< eval() merges and train() unmerges
+  bool use_rslora = false;      ///< rank-stabilised scaling (arXiv 2312.03732)
+  bool lora_bias = false;       ///< B has a trainable bias: y gains scaling * lora_bias
+  BiasMode bias = BiasMode::none;
+  InitLoraWeights init_lora_weights = InitLoraWeights::kaiming_uniform;
+
+  /// s = alpha / rank, or alpha / sqrt(rank); 0 at rank 0.
+  [[nodiscard]] double scaling() const noexcept {
+    if (rank == 0) return 0.0;
+    const auto r = static_cast<double>(rank);
+    return alpha / (use_rslora ? std::sqrt(r) : r);
+  }
+
+  /// Whether the bias of a layer with this configuration trains. A layer of rank 0 is no LoRA layer.
+  [[nodiscard]] bool trains_bias() const noexcept {
+    return bias == BiasMode::all || (bias == BiasMode::lora_only && rank > 0);
+  }
+};
+
+/// @throws ConfigError naming the first option that is out of range.
+inline void check_config(std::string_view operation, const LoraConfig& config) {
+  if (config.rank < 0) throw ConfigError(operation, "rank", "0 or more", std::to_string(config.rank));
+  if (!std::isfinite(config.alpha)) {
+    throw ConfigError(operation, "alpha", "a finite number", std::to_string(config.alpha));
+  }
+  if (!(config.dropout >= 0.0 && config.dropout < 1.0)) {
+    throw ConfigError(operation, "dropout", "a probability in [0, 1)", std::to_string(config.dropout));
+  }
+  if (config.lora_bias && config.rank == 0) throw ConfigError(operation, "lora_bias", "rank 1 or more with it", "rank 0");
+}
+
+}  // namespace lora

@@ -1,0 +1,55 @@
+// Typed errors. Every message names the operation, the argument, what was expected and what came.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+namespace lora {
+
+/// Root of every exception this library throws, other than std::bad_alloc.
+class Error : public std::runtime_error {
+ public:
+  Error(std::string_view operation, std::string_view argument, std::string_view expected, std::string_view got)
+      : std::runtime_error(compose(operation, argument, expected, got)) {}
+
+ private:
+  static std::string compose(std::string_view operation, std::string_view argument, std::string_view expected,
+                             std::string_view got) {
+    std::string text(operation);
+    text.append(": ").append(argument).append(": expected ").append(expected).append(", got ").append(got);
+    return text;
+  }
+};
+
+/// An array's shape does not fit the layer or the other arguments.
+class ShapeError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// An option is outside its range, or two options contradict each other.
+class ConfigError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// The call is not allowed in the object's present state (merged, never run forward, ...).
+class StateError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// The contents of a file break the rules of its format.
+class FormatError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// The operating system refused to open, read, write or rename a file.
+class IoError : public Error {
+ public:
+  using Error::Error;
+};
+
+}  // namespace lora

@@ -1,0 +1,77 @@
+// Where loops run: the caller passes an executor in, the library starts no thread of its own.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <type_traits>
+#include <utility>
+
+#include "lora/core/types.hpp"
+
+namespace lora {
+
+/// A non-owning reference to a callable; neither allocates nor copies it. The callable must outlive the reference.
+template <class Signature>
+class FunctionRef;
+
+template <class Result, class... Arguments>
+class FunctionRef<Result(Arguments...)> {
+ public:
+  template <class Callable>
+    requires(!std::is_same_v<std::remove_cvref_t<Callable>, FunctionRef> &&
+             std::is_invocable_r_v<Result, Callable&, Arguments...>)
+  // NOLINTNEXTLINE(google-explicit-constructor): converts from a lambda at the call.
+  FunctionRef(Callable&& callable) noexcept
+      : object_(const_cast<void*>(static_cast<const void*>(std::addressof(callable)))),
+        call_([](void* object, Arguments... arguments) -> Result {
+          return (*static_cast<std::remove_reference_t<Callable>*>(object))(std::forward<Arguments>(arguments)...);
+        }) {}
+
+  Result operator()(Arguments... arguments) const { return call_(object_, std::forward<Arguments>(arguments)...); }
+
+ private:
+  void* object_;
+  Result (*call_)(void*, Arguments...);
+};
+
+/// Runs a loop body on one or more threads.
+class Executor {
+ public:
+  Executor() = default;
+  Executor(const Executor&) = delete;
+  Executor& operator=(const Executor&) = delete;
+  virtual ~Executor() = default;
+
+  /// Number of workers, at least 1; constant over the executor's life.
+  [[nodiscard]] virtual int workers() const noexcept = 0;
+
+  /// Calls body(w) exactly once for each w in [0, workers()), possibly at the same time, and returns when all are done.
+  /// The body does not throw.
+  virtual void run(FunctionRef<void(int)> body) = 0;
+};
+
+/// The calling thread alone. Stateless: one object may serve any number of threads.
+class SerialExecutor final : public Executor {
+ public:
+  [[nodiscard]] int workers() const noexcept override { return 1; }
+  void run(FunctionRef<void(int)> body) override { body(0); }
+};
+
+/// Calls body(begin, end, worker) over a fixed split of [0, count) in one contiguous range per worker.
+/// Boundaries are multiples of `grain`. No allocation.
+template <class Body>
+void parallel_ranges(Executor& executor, Index count, Index grain, const Body& body) {
+  const Index grains = (count + grain - 1) / grain;
+  const int workers = executor.workers();
+  if (workers == 1 || grains <= 1) {
+    if (count > 0) body(Index{0}, count, 0);
+    return;
+  }
+  executor.run([&](int worker) {
+    const Index begin = grains * worker / workers * grain;
+    const Index end = std::min(count, grains * (worker + 1) / workers * grain);
+    if (begin < end) body(begin, end, worker);
+  });
+}
+
+}  // namespace lora

@@ -1,0 +1,22 @@
+// The matrix types every other header speaks in: row-major, rows are samples.
+#pragma once
+
+#include <Eigen/Core>
+#include <concepts>
+
+namespace lora {
+
+using Index = Eigen::Index;
+
+/// The scalars a layer computes in.
+template <class T>
+concept RealScalar = std::same_as<T, float> || std::same_as<T, double>;
+
+/// Row-major matrix, as PyTorch and safetensors store one.
+template <class Scalar>
+using Matrix = Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+template <class Scalar>
+using RowVector = Eigen::Matrix<Scalar, 1, Eigen::Dynamic, Eigen::RowMajor>;
+
+}  // namespace lora

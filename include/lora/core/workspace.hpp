@@ -1,0 +1,104 @@
+// Scratch memory that only grows, owned by the caller, so that a steady step allocates nothing.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <new>
+#include <utility>
+
+#include "lora/core/executor.hpp"
+
+namespace lora {
+
+/// A 64-byte aligned block of bytes that grows on demand and never shrinks. Contents do not survive growth.
+/// A copy starts empty: scratch belongs to its owner.
+class AlignedBuffer {
+ public:
+  static constexpr std::size_t alignment = 64;
+
+  AlignedBuffer() = default;
+  AlignedBuffer(const AlignedBuffer& /*other*/) noexcept {}
+  AlignedBuffer(AlignedBuffer&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+  AlignedBuffer& operator=(AlignedBuffer other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
+  }
+  ~AlignedBuffer() { release(); }
+
+  /// Room for `count` objects of a trivial type T. Allocates only when the block is too small.
+  /// @throws std::bad_alloc, in which case the block is unchanged.
+  template <class T>
+  [[nodiscard]] T* reserve(std::size_t count) {
+    if (count > std::numeric_limits<std::size_t>::max() / sizeof(T)) throw std::bad_alloc();
+    const std::size_t wanted = count * sizeof(T);
+    if (wanted > bytes_) {
+      void* fresh = ::operator new(wanted, std::align_val_t{alignment});
+      release();
+      data_ = fresh;
+      bytes_ = wanted;
+    }
+    return static_cast<T*>(data_);
+  }
+
+  [[nodiscard]] std::size_t bytes() const noexcept { return bytes_; }
+
+ private:
+  void release() noexcept { ::operator delete(data_, std::align_val_t{alignment}); }
+
+  void* data_ = nullptr;
+  std::size_t bytes_ = 0;
+};
+
+/// Scratch for one call at a time, and the executor that call runs on. One workspace per concurrent caller.
+class Workspace {
+ public:
+  /// Who uses a block. Two users that are active in one call have different slots.
+  enum class Slot : std::uint8_t {
+    weight_input,     ///< a product's input, rearranged
+    weight_output,    ///< a product's output, before it is rearranged
+    weight_panel,     ///< a part of the weight, packed
+    bias,             ///< bias + scaling * lora_bias
+    down_projection,  ///< U in inference, V in the backward pass
+    up_factor,        ///< scaling * B, transposed
+    factor_gradient,  ///< the gradient of B, transposed
+    count
+  };
+
+  Workspace() = default;
+  /// `executor` must outlive this workspace.
+  explicit Workspace(Executor& executor) noexcept : executor_(&executor) {}
+
+  [[nodiscard]] Executor& executor() noexcept { return executor_ != nullptr ? *executor_ : serial_.value; }
+
+  /// Room for `count` objects of T in the slot's block; the previous contents are lost. @throws std::bad_alloc
+  template <class T>
+  [[nodiscard]] T* reserve(Slot slot, Index count) {
+    return blocks_.at(static_cast<std::size_t>(slot)).template reserve<T>(static_cast<std::size_t>(count));
+  }
+
+  /// Bytes held in all slots.
+  [[nodiscard]] std::size_t bytes() const noexcept {
+    std::size_t total = 0;
+    for (const auto& block : blocks_) total += block.bytes();
+    return total;
+  }
+
+ private:
+  // Copying a workspace copies neither scratch nor the serial executor, which has no state.
+  struct Serial {
+    SerialExecutor value;
+    Serial() = default;
+    Serial(const Serial& /*other*/) noexcept {}
+    Serial& operator=(const Serial& /*other*/) noexcept { return *this; }
+  };
+
+  Executor* executor_ = nullptr;
+  Serial serial_;
+  std::array<AlignedBuffer, static_cast<std::size_t>(Slot::count)> blocks_;
+};
+
+}  // namespace lora

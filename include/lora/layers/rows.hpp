@@ -1,0 +1,97 @@
+// How the types a layer accepts are read as a matrix of rows, one sample a row.
+#pragma once
+
+#include <string_view>
+#include <type_traits>
+
+#include "lora/core/error.hpp"
+#include "lora/core/shape.hpp"
+#include "lora/core/types.hpp"
+#include "lora/core/view.hpp"
+
+namespace lora {
+
+/// Specialise for a type of input or output:
+/// - `Scalar`;
+/// - `Output`: the type that answers such an input;
+/// - `with_rows(input, body)`: calls body with the input as MatrixView<const Scalar>, features along columns;
+/// - `make_output(input, features)`: an Output with as many samples and `features` features;
+/// - `rows(output)`: MatrixView<Scalar> of an output, with contiguous rows.
+template <class Input>
+struct RowsOf {
+  static_assert(sizeof(Input) == 0,
+                "lora: this type is no input of a layer; pass an Eigen matrix or vector, or a row-major Eigen::Tensor");
+};
+
+template <class Input>
+concept EigenDense = std::is_base_of_v<Eigen::DenseBase<Input>, Input>;
+
+/// Eigen matrices, vectors, maps, blocks and expressions. A vector known at compile time is one sample; any other
+/// object is a matrix of rows. What has storage is read in place, whatever its storage order; an expression is
+/// evaluated once.
+template <EigenDense Input>
+struct RowsOf<Input> {
+  using Scalar = typename Input::Scalar;
+  static constexpr bool is_column = Input::ColsAtCompileTime == 1 && Input::RowsAtCompileTime != 1;
+  static constexpr bool is_row = Input::RowsAtCompileTime == 1;
+  static constexpr bool has_storage = (Input::Flags & Eigen::DirectAccessBit) != 0;
+
+  using Output =
+      std::conditional_t<is_column, Eigen::Matrix<Scalar, Eigen::Dynamic, 1>,
+                         std::conditional_t<is_row, RowVector<Scalar>, Matrix<Scalar>>>;
+
+  template <class Body>
+  static void with_rows(const Input& input, const Body& body) {
+    if constexpr (has_storage) {
+      body(oriented(view_of(input)));
+    } else {
+      const typename Input::PlainObject evaluated = input;
+      body(oriented(view_of(evaluated)));
+    }
+  }
+
+  [[nodiscard]] static Output make_output(const Input& input, Index features) {
+    if constexpr (is_column || is_row) {
+      return Output(features);
+    } else {
+      return Output(input.rows(), features);
+    }
+  }
+
+  [[nodiscard]] static MatrixView<Scalar> rows(Input& output) {
+    static_assert(has_storage, "lora: an output needs storage of its own");
+    static_assert(is_column || is_row || bool(Input::IsRowMajor), "lora: an output matrix is row-major");
+    const auto view = oriented(view_of(output));
+    if (view.col_stride != 1 && view.cols > 1) {
+      throw ShapeError("RowsOf::rows", "output", "contiguous rows", "an inner stride of " + std::to_string(view.col_stride));
+    }
+    return view;
+  }
+
+ private:
+  template <class T>
+  [[nodiscard]] static auto oriented(const MatrixView<T>& view) noexcept {
+    return is_column ? view.transpose() : view;
+  }
+};
+
+/// Calls body with the rows of `input`, after checking that its scalars are the layer's.
+template <class LayerScalar, class Input, class Body>
+void with_rows(const Input& input, const Body& body) {
+  static_assert(std::is_same_v<std::remove_const_t<typename RowsOf<Input>::Scalar>, LayerScalar>,
+                "lora: the input's scalar type is not the layer's; cast it explicitly");
+  RowsOf<Input>::with_rows(input, body);
+}
+
+/// The rows of `output`, which must be rows x features. @throws ShapeError
+template <class LayerScalar, class Output>
+[[nodiscard]] MatrixView<LayerScalar> output_rows(std::string_view operation, std::string_view argument, Output& output,
+                                                  Index rows, Index features) {
+  static_assert(std::is_same_v<typename RowsOf<Output>::Scalar, LayerScalar>,
+                "lora: the output's scalar type is not the layer's");
+  const MatrixView<LayerScalar> view = RowsOf<Output>::rows(output);
+  check_shape(operation, argument, view, rows, features);
+  return view;
+}
+
+}  // namespace lora

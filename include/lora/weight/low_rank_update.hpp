@@ -1,0 +1,80 @@
+// The update s*B*A of a frozen weight, computed piece by piece.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "lora/core/types.hpp"
+#include "lora/core/view.hpp"
+#include "lora/kernels/delta.hpp"
+
+namespace lora {
+
+/// The factors of a low-rank update: delta(i, j) = sum over p, in order, of round(scale * B(i, p)) * A(p, j).
+template <class Scalar>
+struct LowRankUpdate {
+  MatrixView<const Scalar> a;  ///< rank x in_features
+  MatrixView<const Scalar> b;  ///< out_features x rank
+  Scalar scale = 1;
+};
+
+/// A low-rank update of a given weight, computed piece by piece, never held whole. Owns scaled copies of the factors in
+/// the layout the weight's tiles ask for: rank * (in_features + out_features) scalars.
+template <RealScalar Scalar>
+class DeltaSource {
+ public:
+  DeltaSource() = default;
+
+  /// `lines_are_outputs` as in the weight's tiles. @throws std::bad_alloc
+  DeltaSource(const LowRankUpdate<Scalar>& update, bool lines_are_outputs)
+      : kernel_(kernels::delta_kernel<Scalar>()),
+        rank_(update.a.rows),
+        positions_(lines_are_outputs ? update.a.cols : update.b.rows) {
+    const auto at = lines_are_outputs ? update.b : update.a.transpose();     // indexed by line, p
+    const auto along = lines_are_outputs ? update.a : update.b.transpose();  // indexed by p, position
+    const Scalar line_scale = lines_are_outputs ? update.scale : Scalar(1);
+    const Scalar position_scale = lines_are_outputs ? Scalar(1) : update.scale;
+    coefficients_.resize(static_cast<std::size_t>(at.rows * rank_));
+    factor_.resize(static_cast<std::size_t>(rank_ * along.cols));
+    for (Index l = 0; l < at.rows; ++l)
+      for (Index p = 0; p < rank_; ++p) coefficients_[static_cast<std::size_t>(l * rank_ + p)] = line_scale * at(l, p);
+    for (Index p = 0; p < rank_; ++p)
+      for (Index j = 0; j < along.cols; ++j)
+        factor_[static_cast<std::size_t>(p * positions_ + j)] = position_scale * along(p, j);
+  }
+
+  /// The update of `lines` lines from `first_line` and `length` positions from `first_position`, contiguous in `out`.
+  void evaluate(Index first_line, Index lines, Index first_position, Index length, Scalar* out) const noexcept {
+    kernel_(coefficients_.data() + first_line * rank_, lines, factor_.data() + first_position, positions_, rank_, length,
+            out);
+  }
+
+  [[nodiscard]] bool empty() const noexcept { return rank_ == 0; }
+
+  /// Bytes of the copies of the factors.
+  [[nodiscard]] std::size_t bytes() const noexcept {
+    return (coefficients_.size() + factor_.size()) * sizeof(Scalar);
+  }
+
+ private:
+  // Merge and unmerge may be compiled with different options; the kernel that merged is the one that unmerges.
+  kernels::DeltaKernel<Scalar> kernel_ = nullptr;
+  Index rank_ = 0;
+  Index positions_ = 0;
+  std::vector<Scalar> coefficients_;
+  std::vector<Scalar> factor_;
+};
+
+/// The whole update as a matrix, into `out` (out_features x in_features, any strides): what merging adds, bit for bit.
+/// @throws std::bad_alloc
+template <RealScalar Scalar>
+void write_delta(const LowRankUpdate<Scalar>& update, const MatrixView<Scalar>& out) {
+  const DeltaSource<Scalar> delta(update, true);
+  std::vector<Scalar> line(static_cast<std::size_t>(out.cols));
+  for (Index i = 0; i < out.rows; ++i) {
+    delta.evaluate(i, 1, 0, out.cols, line.data());
+    for (Index j = 0; j < out.cols; ++j) out(i, j) = line[static_cast<std::size_t>(j)];
+  }
+}
+
+}  // namespace lora

@@ -1,0 +1,117 @@
+// A frozen weight laid out once for the product kernels: the default kind.
+#pragma once
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "lora/core/error.hpp"
+#include "lora/core/view.hpp"
+#include "lora/core/workspace.hpp"
+#include "lora/kernels/isa.hpp"
+#include "lora/kernels/panel.hpp"
+#include "lora/kernels/packed_product.hpp"
+#include "lora/kernels/transposed_product.hpp"
+#include "lora/weight/frozen_weight.hpp"
+
+namespace lora {
+
+/// Models FrozenWeight with one copy of W (out_features x in_features), packed in panels (kernels/panel.hpp) that serve
+/// both products. The copy takes as many bytes as W, plus at most 63 bytes per input where out_features is not a
+/// multiple of 64 bytes.
+///
+/// Each element of a product is one chain of fused multiply-adds: of bias, then the inputs in order, then the rank for
+/// Y; of zero, then the outputs in order, then the rank for dX. So a row's result depends neither on the other rows of
+/// the batch nor on the number of workers; between instruction sets only `Isa::portable` may round differently.
+/// (With Isa::portable multiplies and adds are fused only where the compiler does so.)
+///
+/// Copying copies the memory; a moved-from weight is empty (0 x 0). The const functions are safe to call from many
+/// threads at once, each with its own workspace.
+template <RealScalar Scalar_>
+class PackedWeight {
+ public:
+  using Scalar = Scalar_;
+
+  PackedWeight() = default;
+
+  /// Lays out `weight` (out_features x in_features, any strides), which is not kept.
+  /// @throws std::bad_alloc; ConfigError if this machine does not run `isa`.
+  explicit PackedWeight(const MatrixView<const Scalar>& weight, Isa isa = active_isa())
+      : layout_{weight.rows, weight.cols}, isa_(isa) {
+    if (!isa_supported(isa)) {
+      throw ConfigError("PackedWeight", "isa", "an instruction set this machine runs", std::string(isa_name(isa)));
+    }
+    Scalar* const panels = reserve();
+    for (Index b = 0; b < layout_.panels(); ++b) kernels::pack_panel(isa_, weight, b, panels + layout_.offset(b));
+  }
+
+  PackedWeight(const PackedWeight& other) : layout_(other.layout_), isa_(other.isa_) {
+    std::copy(other.panels_, other.panels_ + layout_.size(), reserve());
+  }
+  PackedWeight(PackedWeight&& other) noexcept
+      : layout_(std::exchange(other.layout_, {})),
+        isa_(other.isa_),
+        storage_(std::move(other.storage_)),
+        panels_(std::exchange(other.panels_, nullptr)) {}
+  PackedWeight& operator=(PackedWeight other) noexcept {
+    std::swap(layout_, other.layout_);
+    std::swap(isa_, other.isa_);
+    std::swap(storage_, other.storage_);
+    std::swap(panels_, other.panels_);
+    return *this;
+  }
+  ~PackedWeight() = default;
+
+  [[nodiscard]] Index out_features() const noexcept { return layout_.outputs; }
+  [[nodiscard]] Index in_features() const noexcept { return layout_.inputs; }
+  [[nodiscard]] Isa isa() const noexcept { return isa_; }
+  /// Memory of the packed copy.
+  [[nodiscard]] std::size_t bytes() const noexcept { return storage_.bytes(); }
+
+  /// Y (N x out_features) = X (N x in_features) W^T + bias + U F. X of any strides is read where it is.
+  void product(const MatrixView<const Scalar>& x, const Scalar* bias, const LowRankTerm<Scalar>& term,
+               const MatrixView<Scalar>& y, Workspace& workspace) const {
+    kernels::packed_product<Scalar>(
+        {layout_, x, bias, term.down, term.up, y, kernels::multiply_kernel<Scalar>(isa_)}, panels_, workspace);
+  }
+
+  /// dX (N x in_features) = dY (N x out_features) W + V F.
+  void product_transposed(const MatrixView<const Scalar>& dy, const LowRankTerm<Scalar>& term,
+                          const MatrixView<Scalar>& dx, Workspace& workspace) const {
+    kernels::transposed_product<Scalar>({layout_, panels_, dy, term.down, term.up, dx, isa_}, workspace);
+  }
+
+  [[nodiscard]] Index tile_count() const noexcept { return layout_.panels() * tiles_per_panel(); }
+  [[nodiscard]] WeightTile<Scalar> tile(Index t) noexcept { return make_tile(panels_, t); }
+  [[nodiscard]] WeightTile<const Scalar> tile(Index t) const noexcept {
+    return make_tile(static_cast<const Scalar*>(panels_), t);
+  }
+
+ private:
+  static constexpr Index lines_per_tile = max_tile_size / kernels::panel_width<Scalar>;
+
+  [[nodiscard]] Index tiles_per_panel() const noexcept { return kernels::ceil_div(layout_.inputs, lines_per_tile); }
+
+  template <class Element>
+  [[nodiscard]] WeightTile<Element> make_tile(Element* panels, Index t) const noexcept {
+    const Index b = t / tiles_per_panel();
+    const Index q = t % tiles_per_panel() * lines_per_tile;
+    const Index width = layout_.width(b);
+    return {.data = panels + layout_.offset(b) + q * width,
+            .lines = std::min(lines_per_tile, layout_.inputs - q),
+            .length = layout_.columns(b),
+            .line_stride = width,
+            .first_line = q,
+            .first_position = layout_.first_output(b),
+            .lines_are_outputs = false};
+  }
+
+  Scalar* reserve() { return panels_ = storage_.template reserve<Scalar>(static_cast<std::size_t>(layout_.size())); }
+
+  kernels::PanelLayout<Scalar> layout_;
+  Isa isa_ = Isa::portable;
+  AlignedBuffer storage_;
+  Scalar* panels_ = nullptr;
+};
+
+}  // namespace lora
