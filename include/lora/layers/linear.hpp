@@ -73,7 +73,7 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
   }
 
   LoraLinear(Weight weight, const LoraConfig& config, std::uint64_t seed)
-      : weight_(std::move(weight)),
+      : weight_(nonempty(std::move(weight))),
         adapter_("LoraLinear", weight_.in_features(), weight_.out_features(), config, seed) {}
 
   [[nodiscard]] Index in_features() const noexcept { return weight_.in_features(); }
@@ -282,6 +282,13 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
 
  private:
   friend class MergeState<LoraLinear>;
+
+  static Weight nonempty(Weight weight) {
+    if (weight.out_features() < 1 || weight.in_features() < 1) {
+      throw ShapeError("LoraLinear", "weight", "at least 1 x 1", shape_text(weight.out_features(), weight.in_features()));
+    }
+    return weight;
+  }
 
   template <class W>
   static Weight weight_from(const Eigen::DenseBase<W>& w0, const LoraConfig& config) {

@@ -8,13 +8,15 @@
 
 #include "lora/core/error.hpp"
 #include "lora/core/shape.hpp"
+#include "lora/kernels/dense_product.hpp"
 #include "lora/weight/frozen_weight.hpp"
 
 namespace lora {
 
 /// A view of a weight in memory that the caller owns and keeps alive: an Eigen matrix, map or block, a raw buffer, a
 /// mapped file. Nothing is copied; merging writes into that memory, unless it is const, in which case merging is
-/// refused. Moves, and does not copy, since two layers must not merge into one memory.
+/// refused. A weight that is still merged when this object goes stays merged. Moves, and does not copy, since two layers
+/// must not merge into one memory.
 template <RealScalar ScalarType>
 class DenseWeight {
  public:
@@ -41,21 +43,16 @@ class DenseWeight {
   /// The viewed memory, out_features x in_features.
   [[nodiscard]] MatrixView<const Scalar> view() const noexcept { return w_; }
 
-  /// Y = X W^T + bias + U F; see FrozenWeight.
+  /// Y = X W^T + bias + U F; see FrozenWeight. Packs W panel by panel into the workspace.
   void product(const MatrixView<const Scalar>& x, const Scalar* bias, const LowRankTerm<Scalar>& term,
-               const MatrixView<Scalar>& y, Workspace& /*workspace*/) const {
-    for (Index i = 0; i < y.rows; ++i)
-      for (Index j = 0; j < y.cols; ++j) y(i, j) = bias == nullptr ? Scalar(0) : bias[j];
-    add(x, MatrixView<const Scalar>(w_).transpose(), y);
-    if (term.rank() > 0) add(term.down, term.up, y);
+               const MatrixView<Scalar>& y, Workspace& workspace) const {
+    kernels::dense_product(view(), x, bias, term.down, term.up, y, workspace);
   }
 
   /// dX = dY W + V F; see FrozenWeight.
   void product_transposed(const MatrixView<const Scalar>& dy, const LowRankTerm<Scalar>& term,
-                          const MatrixView<Scalar>& dx, Workspace& /*workspace*/) const {
-    for (Index i = 0; i < dx.rows; ++i) std::fill(&dx(i, 0), &dx(i, 0) + dx.cols, Scalar(0));
-    add(dy, MatrixView<const Scalar>(w_), dx);
-    if (term.rank() > 0) add(term.down, term.up, dx);
+                          const MatrixView<Scalar>& dx, Workspace& workspace) const {
+    kernels::dense_product_transposed(view(), dy, term.down, term.up, dx, workspace);
   }
 
   [[nodiscard]] Index tile_count() const noexcept {
@@ -85,10 +82,6 @@ class DenseWeight {
       throw ShapeError("DenseWeight", "weight", "contiguous rows or columns",
                        "strides " + std::to_string(w.row_stride) + " and " + std::to_string(w.col_stride));
     }
-  }
-
-  static void add(const MatrixView<const Scalar>& a, const MatrixView<const Scalar>& b, const MatrixView<Scalar>& c) {
-    c.map().noalias() += a.map() * b.map();
   }
 
   [[nodiscard]] bool by_output() const noexcept { return w_.row_major(); }

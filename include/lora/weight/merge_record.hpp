@@ -71,6 +71,7 @@ class MergeRecord {
   /// Undoes merge(): W is again what it was, bit for bit. The weight is the one merge() was given, or one moved from it.
   template <FrozenWeight Weight>
   void unmerge(Weight& weight) const noexcept {
+    if (delta_.empty()) return;
     if (copy_.empty()) {
       restore(weight, code_count_);
     } else {

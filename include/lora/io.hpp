@@ -1,0 +1,9 @@
+// Umbrella of io/: files. Needs nlohmann-json and POSIX beyond what lora.hpp needs.
+#pragma once
+
+#include "lora/io/atomic_file.hpp"
+#include "lora/io/dtype.hpp"
+#include "lora/io/dtype_conversion.hpp"
+#include "lora/io/half.hpp"
+#include "lora/io/mapped_file.hpp"
+#include "lora/io/safetensors.hpp"

@@ -1,0 +1,113 @@
+// Writing a file so that others see all of it or nothing.
+#pragma once
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstddef>
+#include <cstdio>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <sys/stat.h>
+#include <utility>
+
+#include "lora/io/file_descriptor.hpp"
+
+namespace lora {
+
+/// Collects a new file's bytes under a temporary name in the target's folder; commit() flushes them to the disk and
+/// renames. Until then, and after any error, the target is what it was. Destruction without commit() removes the
+/// temporary file. One thread at a time per object; any number of objects may aim at one path, the last commit stays.
+class AtomicFile {
+ public:
+  /// Creates the temporary file. It takes an existing target's permissions, else those the umask gives a new file.
+  /// A symbolic link at `path` is replaced by the file, not followed.
+  /// @throws IoError when the folder does not let us, or `path` is a folder, device, socket or pipe.
+  explicit AtomicFile(std::filesystem::path path) : path_(std::move(path)) {
+    struct stat status {};
+    const bool exists = ::stat(path_.c_str(), &status) == 0;
+    if (path_.filename().empty() || (exists && !S_ISREG(status.st_mode))) {
+      throw IoError(operation, in_quotes(path_.native()), "the path of a regular file",
+                    "a folder, device, socket or pipe");
+    }
+    create_temporary();
+    // The destructor does not run when this constructor throws.
+    if (exists && ::fchmod(file_.get(), status.st_mode & 0777U) != 0) {
+      const int error_number = errno;
+      discard();
+      throw_io_error(operation, path_, "to give the new file the old one's permissions", error_number);
+    }
+  }
+
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+  ~AtomicFile() { discard(); }
+
+  /// Appends. @throws IoError, as when the disk is full.
+  void write(std::span<const std::byte> bytes) {
+    // Linux moves at most 0x7ffff000 bytes in one call.
+    constexpr std::size_t largest_write = std::size_t{1} << 30;
+    while (!bytes.empty()) {
+      const auto written = ::write(file_.get(), bytes.data(), std::min(bytes.size(), largest_write));
+      if (written < 0 && errno == EINTR) continue;
+      if (written < 0) throw_io_error(operation, path_, "to write the file", errno);
+      bytes = bytes.subspan(static_cast<std::size_t>(written));
+    }
+  }
+
+  /// Puts the file in the target's place. Nothing may follow. @throws IoError, and then the target is unchanged.
+  void commit() {
+    if (::fsync(file_.get()) != 0) throw_io_error(operation, path_, "to flush the file to the disk", errno);
+    if (::close(file_.release()) != 0) throw_io_error(operation, path_, "to close the file", errno);
+    if (std::rename(temporary_.c_str(), path_.c_str()) != 0) {
+      throw_io_error(operation, path_, "to rename the temporary file", errno);
+    }
+    temporary_.clear();
+    sync_folder();
+  }
+
+ private:
+  static constexpr std::string_view operation = "AtomicFile";
+
+  [[nodiscard]] std::filesystem::path folder() const { return path_.has_parent_path() ? path_.parent_path() : "."; }
+
+  void create_temporary() {
+    // O_EXCL makes the name ours alone; a name left by a killed process or taken by a thread of ours costs one turn.
+    constexpr int turns = 10000;
+    const std::string prefix = ".lora-" + std::to_string(::getpid()) + "-";
+    for (int turn = 0; turn < turns; ++turn) {
+      temporary_ = folder() / (prefix + std::to_string(turn) + ".tmp");
+      file_ = FileDescriptor(::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
+      if (file_.open()) return;
+      if (errno != EEXIST) break;
+    }
+    const int error_number = errno;
+    temporary_.clear();
+    throw_io_error(operation, path_, "to create a temporary file in the same folder", error_number);
+  }
+
+  // The new file is whole and in place by now. That the rename itself survives a power cut is asked for, but a
+  // filesystem that cannot sync folders, or a folder we may write and not read, is no failure to save.
+  void sync_folder() const noexcept {
+    try {
+      const FileDescriptor directory(::open(folder().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+      if (directory.open()) static_cast<void>(::fsync(directory.get()));
+    } catch (const std::bad_alloc&) {
+      return;
+    }
+  }
+
+  void discard() noexcept {
+    if (!temporary_.empty()) ::unlink(temporary_.c_str());
+    temporary_.clear();
+  }
+
+  std::filesystem::path path_;
+  std::filesystem::path temporary_;  // empty when there is none to remove
+  FileDescriptor file_;
+};
+
+}  // namespace lora

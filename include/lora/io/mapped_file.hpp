@@ -1,0 +1,68 @@
+// A file's bytes in memory without reading them: mapped, read-only.
+#pragma once
+
+#include <fcntl.h>
+
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <limits>
+#include <span>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <utility>
+
+#include "lora/io/file_descriptor.hpp"
+
+namespace lora {
+
+/// The bytes of a regular file, mapped read-only; an empty file maps nothing. Movable; the bytes stay where they are.
+/// A file that is replaced by rename (as AtomicFile does) or removed stays readable through the map. A file that
+/// another process shortens in place does not: touching pages past its new end raises SIGBUS.
+/// Thread safety: any number of threads may read.
+class MappedFile {
+ public:
+  MappedFile() = default;
+
+  /// @throws IoError when the file cannot be opened or mapped, or is no regular file.
+  explicit MappedFile(const std::filesystem::path& path) {
+    // Without O_NONBLOCK, opening a named pipe would wait for its writer for ever.
+    const FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+    if (!file.open()) throw_io_error(operation, path, "a readable file", errno);
+    struct stat status {};
+    if (::fstat(file.get(), &status) != 0) throw_io_error(operation, path, "a readable file", errno);
+    if (!S_ISREG(status.st_mode)) {
+      throw IoError(operation, in_quotes(path.native()), "a regular file", "a folder, device, socket or pipe");
+    }
+    if (static_cast<std::uintmax_t>(status.st_size) > std::numeric_limits<std::size_t>::max()) {
+      throw_io_error(operation, path, "a file that fits the address space", EFBIG);
+    }
+    const auto size = static_cast<std::size_t>(status.st_size);
+    if (size == 0) return;
+    void* const address = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.get(), 0);
+    if (address == MAP_FAILED) throw_io_error(operation, path, "to map the file", errno);
+    bytes_ = {static_cast<const std::byte*>(address), size};
+  }
+
+  MappedFile(MappedFile&& other) noexcept : bytes_(std::exchange(other.bytes_, {})) {}
+  MappedFile& operator=(MappedFile&& other) noexcept {
+    std::swap(bytes_, other.bytes_);
+    return *this;
+  }
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+  ~MappedFile() {
+    if (!bytes_.empty()) ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
+  }
+
+  /// Valid while this object, or one it is moved to, lives.
+  [[nodiscard]] std::span<const std::byte> bytes() const noexcept { return bytes_; }
+
+ private:
+  static constexpr std::string_view operation = "MappedFile";
+
+  std::span<const std::byte> bytes_;
+};
+
+}  // namespace lora

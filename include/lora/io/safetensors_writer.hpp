@@ -1,0 +1,249 @@
+// Writing safetensors files, byte for byte as the reference implementation lays them out.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "lora/core/types.hpp"
+#include "lora/io/atomic_file.hpp"
+#include "lora/io/dtype.hpp"
+#include "lora/io/dtype_conversion.hpp"
+#include "lora/io/safetensors_error.hpp"
+#include "lora/io/safetensors_header.hpp"
+#include "lora/io/text.hpp"
+
+namespace lora {
+
+/// An Eigen type of float or double that has its elements in memory, row after row.
+template <class Derived>
+concept StoredByRows = RealScalar<typename Derived::Scalar> &&(Derived::Flags& Eigen::DirectAccessBit) != 0 &&
+                       static_cast<bool>(Derived::IsRowMajor || Derived::IsVectorAtCompileTime);
+
+/// Collects tensors and writes them as one file. Tensors are laid out by descending alignment of their dtype, then by
+/// name, and the header is padded with spaces to a multiple of 8 bytes, so that in a mapped file all data is aligned.
+/// Every add either succeeds or throws and changes nothing. One thread at a time.
+class SafetensorsWriter {
+ public:
+  /// Adds a copy of `bytes`, the row-major values of a tensor of that dtype and shape.
+  /// @throws SafetensorsError invalid_tensor_view unless bytes and shape fit, validation_overflow, misaligned_slice,
+  /// duplicate_name, reserved_name, invalid_header for a name that is not UTF-8.
+  void add(std::string name, Dtype dtype, std::vector<Index> shape, std::span<const std::byte> bytes) {
+    check_bytes(name, dtype, shape, bytes.size());
+    insert(std::move(name), Tensor{dtype, std::move(shape), {bytes.begin(), bytes.end()}, {}});
+  }
+
+  /// As add, but without a copy: `bytes` must stay until the last write() or to_bytes().
+  void add_view(std::string name, Dtype dtype, std::vector<Index> shape, std::span<const std::byte> bytes) {
+    check_bytes(name, dtype, shape, bytes.size());
+    insert(std::move(name), Tensor{dtype, std::move(shape), {}, bytes});
+  }
+
+  /// Adds the values of an Eigen matrix or vector expression, rounded once to `dtype` (F64, F32, F16 or BF16).
+  /// The shape is [rows, cols], or [size] for a type that is a vector at compile time.
+  /// @throws SafetensorsError as above; unexpected_dtype for a dtype that real numbers do not convert to.
+  template <class Derived>
+  void add(std::string name, const Eigen::MatrixBase<Derived>& values,
+           Dtype dtype = dtype_of<typename Derived::Scalar>) {
+    add(std::move(name), values, shape_of(values), dtype);
+  }
+
+  /// As above with a shape of any rank, whose elements in row-major order are those of `values`.
+  template <class Derived>
+    requires RealScalar<typename Derived::Scalar>
+  void add(std::string name, const Eigen::MatrixBase<Derived>& values, std::vector<Index> shape,
+           Dtype dtype = dtype_of<typename Derived::Scalar>) {
+    if (!converts_to_real(dtype)) {
+      throw SafetensorsError(SafetensorsErrorKind::unexpected_dtype, argument(name), "F64, F32, F16 or BF16",
+                             name_of(dtype));
+    }
+    const std::size_t element_bytes = bits_of(dtype) / 8;
+    check_bytes(name, dtype, shape, static_cast<std::size_t>(values.size()) * element_bytes);
+    insert(std::move(name), Tensor{dtype, std::move(shape), encoded(values, dtype, element_bytes), {}});
+  }
+
+  /// As add of a matrix in its own dtype, but without a copy: `values` must stay, unchanged in place, until the last
+  /// write() or to_bytes(). Takes an object that has its elements in memory, row-major and without gaps.
+  /// @throws SafetensorsError as above; unexpected_shape when there are gaps between the rows.
+  template <StoredByRows Derived>
+  void add_view(std::string name, const Eigen::MatrixBase<Derived>& values) {
+    const Derived& object = values.derived();
+    if (object.innerStride() != 1 || (object.outerSize() > 1 && object.outerStride() != object.innerSize())) {
+      throw SafetensorsError(SafetensorsErrorKind::unexpected_shape, argument(name), "rows without gaps",
+                             "a strided object (take add, which copies)");
+    }
+    add_view(std::move(name), dtype_of<typename Derived::Scalar>, shape_of(values),
+             std::as_bytes(std::span(object.data(), static_cast<std::size_t>(object.size()))));
+  }
+
+  /// Adds an entry to __metadata__. @throws SafetensorsError duplicate_name; invalid_header unless both are UTF-8.
+  void add_metadata(std::string key, std::string value) {
+    check_utf8(key);
+    check_utf8(value);
+    if (!metadata_.try_emplace(key, std::move(value)).second) {
+      throw SafetensorsError(SafetensorsErrorKind::duplicate_name, "metadata key " + in_quotes(key), "a new key",
+                             "one that exists");
+    }
+  }
+
+  /// Writes the file atomically: whatever goes wrong, `path` is what it was and no other file is left. Streams; the
+  /// data is not in memory a second time. `path` may be a file that tensors are mapped from.
+  /// @throws IoError; SafetensorsError header_too_large for a header over 100,000,000 bytes.
+  void write(const std::filesystem::path& path) const {
+    const Layout layout = lay_out();
+    AtomicFile file(path);
+    file.write(std::as_bytes(std::span(layout.head)));
+    for (const Tensor* tensor : layout.order) file.write(tensor->bytes());
+    file.commit();
+  }
+
+  /// The whole file in memory. @throws SafetensorsError header_too_large, std::bad_alloc.
+  [[nodiscard]] std::vector<std::byte> to_bytes() const {
+    const Layout layout = lay_out();
+    std::size_t total = layout.head.size();
+    for (const Tensor* tensor : layout.order) total += tensor->bytes().size();
+    std::vector<std::byte> file;
+    file.reserve(total);
+    const auto append = [&](std::span<const std::byte> bytes) { file.insert(file.end(), bytes.begin(), bytes.end()); };
+    append(std::as_bytes(std::span(layout.head)));
+    for (const Tensor* tensor : layout.order) append(tensor->bytes());
+    return file;
+  }
+
+ private:
+  struct Tensor {
+    Dtype dtype;
+    std::vector<Index> shape;
+    std::vector<std::byte> owned;
+    std::span<const std::byte> viewed;
+
+    [[nodiscard]] std::span<const std::byte> bytes() const noexcept { return owned.empty() ? viewed : owned; }
+  };
+
+  struct Layout {
+    std::string head;                  // length and padded header
+    std::vector<const Tensor*> order;  // of the data
+  };
+
+  [[nodiscard]] static std::string argument(std::string_view name) { return "tensor " + in_quotes(name); }
+
+  static void check_utf8(std::string_view text) {
+    const std::size_t valid = utf8_prefix(text);
+    if (valid != text.size()) {
+      throw SafetensorsError(SafetensorsErrorKind::invalid_header, in_quotes(text), "UTF-8",
+                             "an invalid sequence at byte " + std::to_string(valid));
+    }
+  }
+
+  static void check_bytes(std::string_view name, Dtype dtype, std::span<const Index> shape, std::size_t bytes) {
+    const bool negative = std::any_of(shape.begin(), shape.end(), [](Index extent) { return extent < 0; });
+    const std::vector<std::uint64_t> extents(shape.begin(), shape.end());
+    if (negative || tensor_bytes(dtype, extents, argument(name)) != bytes) {
+      throw SafetensorsError(SafetensorsErrorKind::invalid_tensor_view, argument(name),
+                             std::string(name_of(dtype)) + " values of shape " + shape_text(shape),
+                             std::to_string(bytes) + " bytes");
+    }
+  }
+
+  void insert(std::string name, Tensor tensor) {
+    check_utf8(name);
+    if (name == detail::metadata_key) {
+      throw SafetensorsError(SafetensorsErrorKind::reserved_name, argument(name), "another name",
+                             "the one the format keeps for its metadata");
+    }
+    const auto [position, inserted] = tensors_.try_emplace(std::move(name), std::move(tensor));
+    if (!inserted) {
+      throw SafetensorsError(SafetensorsErrorKind::duplicate_name, argument(position->first), "a new name",
+                             "one that exists");
+    }
+  }
+
+  template <class Derived>
+  [[nodiscard]] static std::vector<Index> shape_of(const Eigen::MatrixBase<Derived>& values) {
+    if constexpr (Derived::IsVectorAtCompileTime) return {values.size()};
+    return {values.rows(), values.cols()};
+  }
+
+  template <class Derived>
+  [[nodiscard]] static std::vector<std::byte> encoded(const Eigen::MatrixBase<Derived>& values, Dtype dtype,
+                                                      std::size_t element_bytes) {
+    using Scalar = typename Derived::Scalar;
+    // Binds to row-major storage as it is; evaluates anything else once.
+    const Eigen::Ref<const Matrix<Scalar>, 0, Eigen::OuterStride<>> rows(values.derived());
+    const auto cols = static_cast<std::size_t>(rows.cols());
+    std::vector<std::byte> bytes(static_cast<std::size_t>(rows.size()) * element_bytes);
+    for (Index i = 0; i < rows.rows() && cols > 0; ++i) {
+      encode(dtype, std::span<const Scalar>(&rows.coeffRef(i, 0), cols),
+             bytes.data() + static_cast<std::size_t>(i) * cols * element_bytes);
+    }
+    return bytes;
+  }
+
+  [[nodiscard]] Layout lay_out() const {
+    using Named = std::pair<const std::string, Tensor>;
+    std::vector<const Named*> order;
+    order.reserve(tensors_.size());
+    for (const Named& named : tensors_) order.push_back(&named);
+    std::stable_sort(order.begin(), order.end(),
+                     [](const Named* a, const Named* b) { return a->second.dtype > b->second.dtype; });
+
+    check_header_size(text_bytes());
+    std::string header = "{";
+    if (!metadata_.empty()) {
+      header.append("\"__metadata__\":").append(nlohmann::json(metadata_).dump());
+    }
+    Layout layout;
+    std::uint64_t offset = 0;
+    for (const Named* named : order) {
+      const auto& [name, tensor] = *named;
+      if (header.size() > 1) header.push_back(',');
+      append_entry(header, name, tensor, offset);
+      offset += tensor.bytes().size();
+      layout.order.push_back(&tensor);
+    }
+    header.push_back('}');
+    header.append((safetensors_length_bytes - header.size() % safetensors_length_bytes) % safetensors_length_bytes,
+                  ' ');
+    check_header_size(header.size());
+    layout.head.resize(safetensors_length_bytes);
+    const std::uint64_t length = header.size();
+    std::memcpy(layout.head.data(), &length, safetensors_length_bytes);
+    layout.head.append(header);
+    return layout;
+  }
+
+  /// What names and metadata take in the header at least: escaping only lengthens them.
+  [[nodiscard]] std::size_t text_bytes() const noexcept {
+    std::size_t bytes = 0;
+    for (const auto& [name, tensor] : tensors_) bytes += name.size();
+    for (const auto& [key, value] : metadata_) bytes += key.size() + value.size();
+    return bytes;
+  }
+
+  static void check_header_size(std::size_t bytes) {
+    if (bytes <= safetensors_header_cap) return;
+    throw SafetensorsError(SafetensorsErrorKind::header_too_large, "SafetensorsWriter",
+                           "a header of at most 100000000 bytes", "at least " + std::to_string(bytes) + " bytes");
+  }
+
+  static void append_entry(std::string& header, const std::string& name, const Tensor& tensor, std::uint64_t begin) {
+    header.append(nlohmann::json(name).dump()).append(":{\"dtype\":\"").append(name_of(tensor.dtype));
+    header.append("\",\"shape\":").append(nlohmann::json(tensor.shape).dump()).append(",\"data_offsets\":[");
+    header.append(std::to_string(begin)).append(",").append(std::to_string(begin + tensor.bytes().size()));
+    header.append("]}");
+  }
+
+  std::map<std::string, Tensor> tensors_;
+  std::map<std::string, std::string> metadata_;
+};
+
+}  // namespace lora

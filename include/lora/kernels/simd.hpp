@@ -1,0 +1,236 @@
+// The vector operations kernels are written in, once per instruction set. Each function carries its instruction set in
+// an attribute, so that kernels run at full speed whatever flags the user compiles with.
+//
+// Simd<Scalar> of each namespace has: Vector, lanes, zero, set, load, store, load_first, store_first, load_kept, fma,
+// add, mul, sum, interleave. Pointers need no alignment. `first` variants touch only the first `count` lanes in memory
+// (0 <= count <= lanes) and read the others as zero; `load_kept` reads as zero the lanes whose bit in `bits` is 0.
+// `interleave` gives the first and the second half of a0 b0 a1 b1 ...
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "lora/core/types.hpp"
+#include "lora/kernels/isa.hpp"
+
+#if LORA_X86_KERNELS
+#include <immintrin.h>
+#endif
+
+#define LORA_TARGET_PORTABLE
+#define LORA_TARGET_AVX2 __attribute__((target("avx2,fma")))
+#define LORA_TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
+#define LORA_INLINE __attribute__((always_inline)) inline
+#define LORA_UNROLL _Pragma("GCC unroll 16")
+
+namespace lora::kernels::portable {
+
+/// Vectors of 16 bytes by the compiler's own extension. Multiplies and adds may or may not be fused.
+template <class Scalar>
+struct Simd {
+  static constexpr Index lanes = static_cast<Index>(16 / sizeof(Scalar));
+  using Vector __attribute__((vector_size(16))) = Scalar;
+
+  LORA_INLINE static Vector zero() { return Vector{}; }
+  LORA_INLINE static Vector set(Scalar x) { return Vector{} + x; }
+  LORA_INLINE static Vector load(const Scalar* p) {
+    Vector v;
+    std::memcpy(&v, p, sizeof(v));
+    return v;
+  }
+  LORA_INLINE static void store(Scalar* p, Vector v) { std::memcpy(p, &v, sizeof(v)); }
+  LORA_INLINE static Vector load_first(const Scalar* p, Index count) {
+    Vector v{};
+    for (Index i = 0; i < count; ++i) v[i] = p[i];
+    return v;
+  }
+  LORA_INLINE static void store_first(Scalar* p, Vector v, Index count) {
+    for (Index i = 0; i < count; ++i) p[i] = v[i];
+  }
+  LORA_INLINE static Vector keep(Vector v, unsigned bits) {
+    for (Index i = 0; i < lanes; ++i) v[i] = ((bits >> static_cast<unsigned>(i)) & 1U) != 0 ? v[i] : Scalar(0);
+    return v;
+  }
+  LORA_INLINE static Vector load_kept(const Scalar* p, unsigned bits) { return keep(load(p), bits); }
+  LORA_INLINE static Vector fma(Vector a, Vector b, Vector c) { return a * b + c; }
+  LORA_INLINE static Vector add(Vector a, Vector b) { return a + b; }
+  LORA_INLINE static Vector mul(Vector a, Vector b) { return a * b; }
+  LORA_INLINE static void interleave(Vector a, Vector b, Vector& low, Vector& high) {
+    if constexpr (lanes == 4) {
+      low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+      high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    } else {
+      low = __builtin_shufflevector(a, b, 0, 2);
+      high = __builtin_shufflevector(a, b, 1, 3);
+    }
+  }
+  LORA_INLINE static Scalar sum(Vector v) {
+    Scalar total = v[0];
+    for (Index i = 1; i < lanes; ++i) total += v[i];
+    return total;
+  }
+};
+
+}  // namespace lora::kernels::portable
+
+#if LORA_X86_KERNELS
+namespace lora::kernels::avx2 {
+
+template <class Scalar>
+struct Simd;
+
+/// Word i of eight words from `first_lanes - count` on has its sign bit set for i < count.
+inline constexpr std::int32_t first_lanes_words[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+
+template <>
+struct Simd<float> {
+  static constexpr Index lanes = 8;
+  using Vector = __m256;
+
+  LORA_TARGET_AVX2 LORA_INLINE static Vector zero() { return _mm256_setzero_ps(); }
+  LORA_TARGET_AVX2 LORA_INLINE static Vector set(float x) { return _mm256_set1_ps(x); }
+  LORA_TARGET_AVX2 LORA_INLINE static Vector load(const float* p) { return _mm256_loadu_ps(p); }
+  LORA_TARGET_AVX2 LORA_INLINE static void store(float* p, Vector v) { _mm256_storeu_ps(p, v); }
+  LORA_TARGET_AVX2 LORA_INLINE static __m256i first(Index count) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(first_lanes_words + 8 - count));
+  }
+  LORA_TARGET_AVX2 LORA_INLINE static Vector load_first(const float* p, Index count) {
+    return _mm256_maskload_ps(p, first(count));
+  }
+  LORA_TARGET_AVX2 LORA_INLINE static void store_first(float* p, Vector v, Index count) {
+    _mm256_maskstore_ps(p, first(count), v);
+  }
+  LORA_TARGET_AVX2 LORA_INLINE static Vector keep(Vector v, unsigned bits) {
+    const __m256i lane_bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i present = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), lane_bit);
+    return _mm256_and_ps(v, _mm256_castsi256_ps(_mm256_cmpeq_epi32(present, lane_bit)));
+  }
+  LORA_TARGET_AVX2 LORA_INLINE static Vector load_kept(const float* p, unsigned bits) { return keep(load(p), bits); }
+  LORA_TARGET_AVX2 LORA_INLINE static Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
+  LORA_TARGET_AVX2 LORA_INLINE static Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
+  LORA_TARGET_AVX2 LORA_INLINE static Vector mul(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
+  LORA_TARGET_AVX2 LORA_INLINE static void interleave(Vector a, Vector b, Vector& low, Vector& high) {
+    low = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+    high = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+  }
+  LORA_TARGET_AVX2 LORA_INLINE static float sum(Vector v) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+  }
+};
+
+template <>
+struct Simd<double> {
+  static constexpr Index lanes = 4;
+  using Vector = __m256d;
+
+  LORA_TARGET_AVX2 LORA_INLINE static Vector zero() { return _mm256_setzero_pd(); }
+  LORA_TARGET_AVX2 LORA_INLINE static Vector set(double x) { return _mm256_set1_pd(x); }
+  LORA_TARGET_AVX2 LORA_INLINE static Vector load(const double* p) { return _mm256_loadu_pd(p); }
+  LORA_TARGET_AVX2 LORA_INLINE static void store(double* p, Vector v) { _mm256_storeu_pd(p, v); }
+  LORA_TARGET_AVX2 LORA_INLINE static __m256i first(Index count) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(first_lanes_words + 8 - 2 * count));
+  }
+  LORA_TARGET_AVX2 LORA_INLINE static Vector load_first(const double* p, Index count) {
+    return _mm256_maskload_pd(p, first(count));
+  }
+  LORA_TARGET_AVX2 LORA_INLINE static void store_first(double* p, Vector v, Index count) {
+    _mm256_maskstore_pd(p, first(count), v);
+  }
+  LORA_TARGET_AVX2 LORA_INLINE static Vector keep(Vector v, unsigned bits) {
+    const __m256i lane_bit = _mm256_setr_epi64x(1, 2, 4, 8);
+    const __m256i present = _mm256_and_si256(_mm256_set1_epi64x(static_cast<int>(bits)), lane_bit);
+    return _mm256_and_pd(v, _mm256_castsi256_pd(_mm256_cmpeq_epi64(present, lane_bit)));
+  }
+  LORA_TARGET_AVX2 LORA_INLINE static Vector load_kept(const double* p, unsigned bits) { return keep(load(p), bits); }
+  LORA_TARGET_AVX2 LORA_INLINE static Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_pd(a, b, c); }
+  LORA_TARGET_AVX2 LORA_INLINE static Vector add(Vector a, Vector b) { return _mm256_add_pd(a, b); }
+  LORA_TARGET_AVX2 LORA_INLINE static Vector mul(Vector a, Vector b) { return _mm256_mul_pd(a, b); }
+  LORA_TARGET_AVX2 LORA_INLINE static void interleave(Vector a, Vector b, Vector& low, Vector& high) {
+    low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+    high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  }
+  LORA_TARGET_AVX2 LORA_INLINE static double sum(Vector v) {
+    const __m128d half = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(half, _mm_unpackhi_pd(half, half)));
+  }
+};
+
+}  // namespace lora::kernels::avx2
+
+namespace lora::kernels::avx512 {
+
+template <class Scalar>
+struct Simd;
+
+template <>
+struct Simd<float> {
+  static constexpr Index lanes = 16;
+  using Vector = __m512;
+
+  LORA_TARGET_AVX512 LORA_INLINE static Vector zero() { return _mm512_setzero_ps(); }
+  LORA_TARGET_AVX512 LORA_INLINE static Vector set(float x) { return _mm512_set1_ps(x); }
+  LORA_TARGET_AVX512 LORA_INLINE static Vector load(const float* p) { return _mm512_loadu_ps(p); }
+  LORA_TARGET_AVX512 LORA_INLINE static void store(float* p, Vector v) { _mm512_storeu_ps(p, v); }
+  LORA_TARGET_AVX512 LORA_INLINE static __mmask16 first(Index count) {
+    return static_cast<__mmask16>((1U << static_cast<unsigned>(count)) - 1U);
+  }
+  LORA_TARGET_AVX512 LORA_INLINE static Vector load_first(const float* p, Index count) {
+    return _mm512_maskz_loadu_ps(first(count), p);
+  }
+  LORA_TARGET_AVX512 LORA_INLINE static void store_first(float* p, Vector v, Index count) {
+    _mm512_mask_storeu_ps(p, first(count), v);
+  }
+  LORA_TARGET_AVX512 LORA_INLINE static Vector keep(Vector v, unsigned bits) {
+    return _mm512_maskz_mov_ps(static_cast<__mmask16>(bits), v);
+  }
+  LORA_TARGET_AVX512 LORA_INLINE static Vector load_kept(const float* p, unsigned bits) {
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>(bits), p);
+  }
+  LORA_TARGET_AVX512 LORA_INLINE static Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
+  LORA_TARGET_AVX512 LORA_INLINE static Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
+  LORA_TARGET_AVX512 LORA_INLINE static Vector mul(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
+  LORA_TARGET_AVX512 LORA_INLINE static void interleave(Vector a, Vector b, Vector& low, Vector& high) {
+    low = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    high = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  }
+  LORA_TARGET_AVX512 LORA_INLINE static float sum(Vector v) { return _mm512_reduce_add_ps(v); }
+};
+
+template <>
+struct Simd<double> {
+  static constexpr Index lanes = 8;
+  using Vector = __m512d;
+
+  LORA_TARGET_AVX512 LORA_INLINE static Vector zero() { return _mm512_setzero_pd(); }
+  LORA_TARGET_AVX512 LORA_INLINE static Vector set(double x) { return _mm512_set1_pd(x); }
+  LORA_TARGET_AVX512 LORA_INLINE static Vector load(const double* p) { return _mm512_loadu_pd(p); }
+  LORA_TARGET_AVX512 LORA_INLINE static void store(double* p, Vector v) { _mm512_storeu_pd(p, v); }
+  LORA_TARGET_AVX512 LORA_INLINE static __mmask8 first(Index count) {
+    return static_cast<__mmask8>((1U << static_cast<unsigned>(count)) - 1U);
+  }
+  LORA_TARGET_AVX512 LORA_INLINE static Vector load_first(const double* p, Index count) {
+    return _mm512_maskz_loadu_pd(first(count), p);
+  }
+  LORA_TARGET_AVX512 LORA_INLINE static void store_first(double* p, Vector v, Index count) {
+    _mm512_mask_storeu_pd(p, first(count), v);
+  }
+  LORA_TARGET_AVX512 LORA_INLINE static Vector keep(Vector v, unsigned bits) {
+    return _mm512_maskz_mov_pd(static_cast<__mmask8>(bits), v);
+  }
+  LORA_TARGET_AVX512 LORA_INLINE static Vector load_kept(const double* p, unsigned bits) {
+    return _mm512_maskz_loadu_pd(static_cast<__mmask8>(bits), p);
+  }
+  LORA_TARGET_AVX512 LORA_INLINE static Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_pd(a, b, c); }
+  LORA_TARGET_AVX512 LORA_INLINE static Vector add(Vector a, Vector b) { return _mm512_add_pd(a, b); }
+  LORA_TARGET_AVX512 LORA_INLINE static Vector mul(Vector a, Vector b) { return _mm512_mul_pd(a, b); }
+  LORA_TARGET_AVX512 LORA_INLINE static void interleave(Vector a, Vector b, Vector& low, Vector& high) {
+    low = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+    high = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+  }
+  LORA_TARGET_AVX512 LORA_INLINE static double sum(Vector v) { return _mm512_reduce_add_pd(v); }
+};
+
+}  // namespace lora::kernels::avx512
+#endif

@@ -1,0 +1,82 @@
+// The product that everything rests on: rows of scalars against a packed panel, sums held in registers.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "lora/kernels/simd.hpp"
+
+namespace lora::kernels {
+
+/// Width of a panel: three AVX-512 registers, six of AVX2, twelve of 16 bytes.
+template <class Scalar>
+inline constexpr Index panel_width = static_cast<Index>(3 * 64 / sizeof(Scalar));
+
+/// Widths of narrower panels are multiples of this: one AVX-512 register.
+template <class Scalar>
+inline constexpr Index width_unit = static_cast<Index>(64 / sizeof(Scalar));
+
+/// Rows of the tallest tile of any instruction set.
+inline constexpr Index tallest_tile = 8;
+
+/// Terms of an inner product: row i's t-th factor, t = block * depth + p, is
+/// left[i * left_row + block * left_block + p * left_step], and it multiplies row t of `right`.
+template <class Scalar>
+struct ProductTerms {
+  const Scalar* left = nullptr;
+  Index left_row = 0;
+  Index left_step = 0;
+  Index left_block = 0;
+  const Scalar* right = nullptr;  ///< blocks * depth rows of `width` scalars, contiguous
+  Index depth = 0;
+  Index blocks = 1;
+};
+
+/// What a later product reads. The tile whose first row is i and whose next term is term p of a block hints at
+/// address + i * row + block * this->block + p * step. A hint beyond the end of an array is harmless, so these are
+/// numbers rather than pointers.
+struct Prefetch {
+  std::uintptr_t address = 0;
+  std::uintptr_t row = 0;    ///< bytes
+  std::uintptr_t block = 0;  ///< bytes
+  std::uintptr_t step = 0;   ///< bytes
+};
+
+/// out (rows x columns) = start + terms + extra, where start is `out` itself (`accumulate`), or `initial`, or zero.
+/// Every element is one chain of fused multiply-adds in the order of the terms, so it depends neither on its row's
+/// place nor on how many rows, columns or calls the product is split into.
+template <class Scalar>
+struct PanelProduct {
+  Index rows = 0;
+  Index width = 0;                  ///< of `right` and `initial`; a multiple of width_unit
+  Index columns = 0;                ///< columns of `out`, at most `width`
+  ProductTerms<Scalar> terms;
+  ProductTerms<Scalar> extra;       ///< depth 0 for none
+  const Scalar* initial = nullptr;  ///< `width` scalars, or null for zero
+  bool accumulate = false;
+  Scalar* out = nullptr;
+  Index out_stride = 0;
+  Prefetch prefetch;
+};
+
+}  // namespace lora::kernels
+
+#define LORA_KERNEL_SOURCE "lora/kernels/tile.inc"
+#include "lora/kernels/for_each_isa.inc"
+
+namespace lora::kernels {
+
+template <class Scalar>
+using MultiplyKernel = void (*)(const PanelProduct<Scalar>&);
+
+/// The kernel for `isa`, which this machine supports.
+template <class Scalar>
+[[nodiscard]] MultiplyKernel<Scalar> multiply_kernel(Isa isa) noexcept {
+#if LORA_X86_KERNELS
+  if (isa == Isa::avx512) return &avx512::multiply<Scalar>;
+  if (isa == Isa::avx2) return &avx2::multiply<Scalar>;
+#endif
+  return &portable::multiply<Scalar>;
+}
+
+}  // namespace lora::kernels

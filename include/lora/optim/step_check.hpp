@@ -1,0 +1,93 @@
+// The checks of a whole optimiser step, made before any value changes.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <functional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "lora/core/error.hpp"
+#include "lora/core/parameter.hpp"
+#include "lora/core/types.hpp"
+#include "lora/optim/hyperparameter.hpp"
+
+namespace lora::detail {
+
+/// Checks all parameters of a step. Holds scratch that only grows, so that later steps allocate nothing.
+template <class Scalar>
+class StepCheck {
+ public:
+  /// @throws StateError for a parameter that is locked, has no memory, shares memory with another one (or is listed
+  /// twice), or whose state another optimiser filled. @throws ConfigError for an unusable learning_rate_scale.
+  void operator()(std::string_view operation, std::string_view owner, double learning_rate,
+                  std::span<const Parameter<Scalar>> parameters) {
+    extents_.clear();
+    for (const auto& parameter : parameters) {
+      parameter.require_unlocked(operation);
+      if (parameter.size() == 0) continue;
+      require_memory(operation, parameter);
+      require_not_negative<Scalar>(operation, "learning_rate_scale", parameter.learning_rate_scale);
+      require_not_negative<Scalar>(operation, "learning_rate * learning_rate_scale",
+                                   learning_rate * parameter.learning_rate_scale);
+      require_owner(operation, owner, parameter);
+      const Scalar* value = parameter.value().data();
+      extents_.push_back({value, value + parameter.size(), &parameter});
+      extents_.push_back({&parameter.state(), &parameter.state() + 1, &parameter});
+    }
+    require_distinct(operation);
+  }
+
+ private:
+  /// Memory that a step writes to.
+  struct Extent {
+    const void* begin;
+    const void* end;
+    const Parameter<Scalar>* parameter;
+  };
+
+  static void require_memory(std::string_view operation, const Parameter<Scalar>& parameter) {
+    if (parameter.value().data() == nullptr || parameter.gradient().data() == nullptr) {
+      throw StateError(operation, parameter.name(), "memory for value and gradient", "a null pointer");
+    }
+  }
+
+  static void require_owner(std::string_view operation, std::string_view owner, const Parameter<Scalar>& parameter) {
+    const auto& state = parameter.state();
+    const bool untouched = state.steps == 0 && state.first.empty() && state.second.empty();
+    if (state.owner.empty() ? untouched : state.owner == owner && state.steps > 0) return;
+    throw StateError(operation, parameter.name(),
+                     "no state, or that of " + std::string(owner) + " after some steps (reset_state starts afresh)",
+                     "state of '" + std::string(state.owner) + "' after " + std::to_string(state.steps) + " steps");
+  }
+
+  void require_distinct(std::string_view operation) {
+    std::ranges::sort(extents_, std::less<>(), &Extent::begin);
+    const auto shared = std::ranges::adjacent_find(
+        extents_, [](const Extent& low, const Extent& high) { return std::less<>()(high.begin, low.end); });
+    if (shared == extents_.end()) return;
+    throw StateError(operation, "parameters", "each parameter once, with memory of its own",
+                     "'" + shared[0].parameter->name() + "' and '" + shared[1].parameter->name() + "', which share it");
+  }
+
+  std::vector<Extent> extents_;
+};
+
+/// @throws StateError unless `moment` holds one scalar for each of the parameter's.
+template <class Scalar>
+void require_moment_size(std::string_view operation, const Parameter<Scalar>& parameter,
+                         const std::vector<Scalar>& moment) {
+  if (moment.size() == static_cast<std::size_t>(parameter.size())) return;
+  throw StateError(operation, parameter.name(), "a moment of " + std::to_string(parameter.size()) + " scalars",
+                   std::to_string(moment.size()));
+}
+
+/// `count` contiguous scalars as an Eigen array, so that expressions become packet loops at any level of optimisation.
+template <class Scalar>
+[[nodiscard]] auto array_map(Scalar* data, Index count) noexcept {
+  return Eigen::Map<Eigen::Array<Scalar, Eigen::Dynamic, 1>>(data, count);
+}
+
+}  // namespace lora::detail

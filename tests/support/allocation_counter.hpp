@@ -1,0 +1,105 @@
+// Counts every allocation of the process, and lets one fail: operator new, malloc and its relatives, in any library.
+// Include it in exactly one source of a test program, for it defines malloc.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+
+namespace lora::testing {
+
+inline std::atomic<long>& allocation_counter() noexcept {
+  static constinit std::atomic<long> count{0};
+  return count;
+}
+
+/// Allocations that calling `body` makes, in all threads.
+template <class Body>
+long allocations_of(const Body& body) {
+  const long before = allocation_counter().load();
+  body();
+  return allocation_counter().load() - before;
+}
+
+/// Allocations that still succeed before one fails; negative: none fails.
+inline std::atomic<long>& allocations_left() noexcept {
+  static constinit std::atomic<long> left{-1};
+  return left;
+}
+
+/// While it lives, the allocation after the next `successes` fails, once.
+class FailingAllocation {
+ public:
+  explicit FailingAllocation(long successes) noexcept { allocations_left() = successes; }
+  FailingAllocation(const FailingAllocation&) = delete;
+  FailingAllocation& operator=(const FailingAllocation&) = delete;
+  ~FailingAllocation() { allocations_left() = -1; }
+};
+
+/// Counts an allocation and says whether it may succeed.
+inline bool count_allocation() noexcept {
+  ++allocation_counter();
+  return allocations_left() < 0 || allocations_left()-- != 0;
+}
+
+}  // namespace lora::testing
+
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
+#define LORA_TEST_SANITIZED_MALLOC 1
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define LORA_TEST_SANITIZED_MALLOC 1
+#endif
+
+#if defined(LORA_TEST_SANITIZED_MALLOC)
+
+// A sanitizer owns malloc and offers a hook instead, which cannot refuse.
+namespace lora::testing {
+inline constexpr bool allocations_can_fail = false;
+}
+
+extern "C" int __sanitizer_install_malloc_and_free_hooks(void (*malloc_hook)(const volatile void*, std::size_t),
+                                                         void (*free_hook)(const volatile void*));
+
+namespace {
+[[maybe_unused]] const int sanitizer_hook = __sanitizer_install_malloc_and_free_hooks(
+    [](const volatile void*, std::size_t) { ++lora::testing::allocation_counter(); }, [](const volatile void*) {});
+}  // namespace
+
+#else
+
+#include <cerrno>
+
+namespace lora::testing {
+inline constexpr bool allocations_can_fail = true;
+}
+
+// glibc lets a program replace these and keeps its own under other names; operator new ends in one of them.
+extern "C" {
+void* __libc_malloc(std::size_t size) noexcept;
+void* __libc_calloc(std::size_t count, std::size_t size) noexcept;
+void* __libc_realloc(void* block, std::size_t size) noexcept;
+void* __libc_memalign(std::size_t alignment, std::size_t size) noexcept;
+
+void* malloc(std::size_t size) noexcept { return lora::testing::count_allocation() ? __libc_malloc(size) : nullptr; }
+
+void* calloc(std::size_t count, std::size_t size) noexcept {
+  return lora::testing::count_allocation() ? __libc_calloc(count, size) : nullptr;
+}
+
+void* realloc(void* block, std::size_t size) noexcept {
+  return lora::testing::count_allocation() ? __libc_realloc(block, size) : nullptr;
+}
+
+void* aligned_alloc(std::size_t alignment, std::size_t size) noexcept {
+  return lora::testing::count_allocation() ? __libc_memalign(alignment, size) : nullptr;
+}
+
+int posix_memalign(void** block, std::size_t alignment, std::size_t size) noexcept {
+  *block = lora::testing::count_allocation() ? __libc_memalign(alignment, size) : nullptr;
+  return *block == nullptr ? ENOMEM : 0;
+}
+}  // extern "C"
+
+#endif
