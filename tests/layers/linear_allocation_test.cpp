@@ -1,11 +1,10 @@
 // Exact counts: allocations of a steady step, bytes remembered, bytes resident.
 #include <gtest/gtest.h>
 
+#include "lora/optim/adamw.hpp"
 #include "support/allocation_counter.hpp"
 #include "support/layer_kinds.hpp"
 #include "support/random_matrix.hpp"
-
-#include "lora/optim/adamw.hpp"
 
 namespace lora {
 namespace {

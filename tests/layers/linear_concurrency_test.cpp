@@ -1,14 +1,12 @@
 // One layer, many threads. Run under ThreadSanitizer.
 #include <gtest/gtest.h>
-
 #include <thread>
 #include <vector>
 
+#include "lora/layers/linear.hpp"
 #include "support/bits.hpp"
 #include "support/random_matrix.hpp"
 #include "support/thread_executor.hpp"
-
-#include "lora/layers/linear.hpp"
 
 namespace lora {
 namespace {
@@ -83,10 +81,9 @@ TEST(LinearConcurrent, ManyThreadsTrainOnPartsOfOneBatch) {
 TEST(LinearConcurrent, ResultsHaveTheSameBitsForAnyNumberOfWorkers) {
   const auto x = random_matrix<float>(n, k, 3);
   const auto dy = random_matrix<float>(n, d, 4);
-  const LoraLinear<float> layer(random_matrix<float>(d, k, 1), random_vector<float>(d, 2),
-                                {.rank = 4, .dropout = 0.3, .bias = BiasMode::all,
-                                 .init_lora_weights = InitLoraWeights::random},
-                                1);
+  const LoraLinear<float> layer(
+      random_matrix<float>(d, k, 1), random_vector<float>(d, 2),
+      {.rank = 4, .dropout = 0.3, .bias = BiasMode::all, .init_lora_weights = InitLoraWeights::random}, 1);
   struct Answer {
     Matrix<float> y, dx, inferred;
     LoraGradients<float> gradients;

@@ -1,17 +1,15 @@
 // LoraLinear against the numbers PEFT computed, through the public interface.
-#include <gtest/gtest.h>
-
 #include <algorithm>
 #include <filesystem>
+#include <gtest/gtest.h>
 #include <string>
 #include <vector>
-
-#include "support/golden.hpp"
 
 #include "lora/layers/linear.hpp"
 #include "lora/optim/adamw.hpp"
 #include "lora/optim/lora_plus.hpp"
 #include "lora/optim/sgd.hpp"
+#include "support/golden.hpp"
 
 namespace lora {
 namespace {
@@ -22,7 +20,8 @@ std::vector<std::string> cases_named(const std::string& prefix) {
   std::vector<std::string> names;
   for (const auto& entry : std::filesystem::directory_iterator(LORA_GOLDEN_DIR)) {
     const std::string name = entry.path().stem().string();
-    if (name.starts_with(prefix) && entry.path().extension() == ".safetensors" && name.find("dora") == std::string::npos) {
+    if (name.starts_with(prefix) && entry.path().extension() == ".safetensors" &&
+        name.find("dora") == std::string::npos) {
       names.push_back(name);
     }
   }
@@ -52,16 +51,16 @@ void expect_close(const Matrix<Scalar>& ours, const Matrix<Scalar>& theirs, cons
   ASSERT_EQ(ours.rows(), theirs.rows()) << what;
   ASSERT_EQ(ours.cols(), theirs.cols()) << what;
   const Scalar tolerance = std::is_same_v<Scalar, double> ? Scalar(1e-12) : Scalar(1e-5);
-  EXPECT_LE((ours - theirs).cwiseAbs().maxCoeff(), tolerance * std::max(Scalar(1), theirs.cwiseAbs().maxCoeff())) << what;
+  EXPECT_LE((ours - theirs).cwiseAbs().maxCoeff(), tolerance * std::max(Scalar(1), theirs.cwiseAbs().maxCoeff()))
+      << what;
 }
 
 template <class Scalar>
 LoraLinear<Scalar> layer_of(const Golden& golden, const LoraConfig& config, const std::string& factors) {
   const auto weight = golden.matrix<Scalar>("base.weight");
   const bool with_bias = golden.contains("base.bias");
-  auto layer = with_bias
-                   ? LoraLinear<Scalar>(weight, RowVector<Scalar>(golden.matrix<Scalar>("base.bias")), config, 1)
-                   : LoraLinear<Scalar>(weight, config, 1);
+  auto layer = with_bias ? LoraLinear<Scalar>(weight, RowVector<Scalar>(golden.matrix<Scalar>("base.bias")), config, 1)
+                         : LoraLinear<Scalar>(weight, config, 1);
   layer.set_factors(golden.matrix<Scalar>(factors + "lora_A.weight"), golden.matrix<Scalar>(factors + "lora_B.weight"));
   if (config.lora_bias) layer.set_lora_bias(golden.matrix<Scalar>(factors + "lora_B.bias"));
   return layer;

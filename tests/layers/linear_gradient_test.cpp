@@ -1,11 +1,9 @@
 // Hand-written gradients against central differences of a scalar loss, in double.
+#include <cmath>
 #include <gtest/gtest.h>
 
-#include <cmath>
-
-#include "support/random_matrix.hpp"
-
 #include "lora/layers/linear.hpp"
+#include "support/random_matrix.hpp"
 
 namespace lora {
 namespace {
@@ -94,11 +92,20 @@ TEST_P(LinearGradient, AgreesWithCentralDifferences) {
   for (const auto& parameter : layer.parameters()) {
     SCOPED_TRACE(parameter.name());
     switch (parameter.role()) {
-      case ParameterRole::lora_A: expect_central_differences(parameter.value(), gradients.A); break;
-      case ParameterRole::lora_B: expect_central_differences(parameter.value(), gradients.B); break;
-      case ParameterRole::lora_bias: expect_central_differences(parameter.value(), gradients.lora_bias); break;
-      case ParameterRole::bias: expect_central_differences(parameter.value(), gradients.bias); break;
-      default: FAIL() << "unexpected parameter";
+      case ParameterRole::lora_A:
+        expect_central_differences(parameter.value(), gradients.A);
+        break;
+      case ParameterRole::lora_B:
+        expect_central_differences(parameter.value(), gradients.B);
+        break;
+      case ParameterRole::lora_bias:
+        expect_central_differences(parameter.value(), gradients.lora_bias);
+        break;
+      case ParameterRole::bias:
+        expect_central_differences(parameter.value(), gradients.bias);
+        break;
+      default:
+        FAIL() << "unexpected parameter";
     }
   }
   SCOPED_TRACE("x");

@@ -1,14 +1,13 @@
-// train, eval, merge and unmerge on a real layer: every short sequence, many cycles, and what is forbidden while merged.
+// train, eval, merge and unmerge on a real layer: every short sequence, many cycles, and what is forbidden while
+// merged.
 #include <gtest/gtest.h>
-
 #include <limits>
 #include <vector>
 
+#include "lora/optim/adamw.hpp"
 #include "support/bits.hpp"
 #include "support/layer_kinds.hpp"
 #include "support/random_matrix.hpp"
-
-#include "lora/optim/adamw.hpp"
 
 namespace lora {
 namespace {
@@ -26,10 +25,18 @@ enum class Call { train, eval, merge, unmerge };
 template <class Layer>
 void make(Layer& layer, Call call) {
   switch (call) {
-    case Call::train: layer.train(); break;
-    case Call::eval: layer.eval(); break;
-    case Call::merge: layer.merge(); break;
-    case Call::unmerge: layer.unmerge(); break;
+    case Call::train:
+      layer.train();
+      break;
+    case Call::eval:
+      layer.eval();
+      break;
+    case Call::merge:
+      layer.merge();
+      break;
+    case Call::unmerge:
+      layer.unmerge();
+      break;
   }
 }
 
@@ -39,8 +46,8 @@ TYPED_TEST(LinearState, EverySequenceOfUpToFiveCallsEndsInTheStateItNames) {
   for (const bool merge_weights : {true, false}) {
     for (int length = 1; length <= 5; ++length) {
       for (int code = 0; code < 1 << (2 * length); ++code) {
-        auto made = TypeParam::make(w, {}, {.rank = 2, .merge_weights = merge_weights,
-                                            .init_lora_weights = InitLoraWeights::random});
+        auto made = TypeParam::make(
+            w, {}, {.rank = 2, .merge_weights = merge_weights, .init_lora_weights = InitLoraWeights::random});
         auto& layer = *made.layer;
         const Matrix<Scalar> merged_weight = w + layer.delta_weight();
         bool training = true;
@@ -116,9 +123,9 @@ TYPED_TEST(LinearState, WhileMergedNothingThatWouldBreakUnmergingIsAllowed) {
 
 TYPED_TEST(LinearState, EvaluationDropsNothingAndRemembersNothing) {
   using Scalar = typename TypeParam::Scalar;
-  auto made = TypeParam::make(random_matrix<Scalar>(9, 17, 1), {},
-                              {.rank = 2, .dropout = 0.5, .merge_weights = false,
-                               .init_lora_weights = InitLoraWeights::random});
+  auto made = TypeParam::make(
+      random_matrix<Scalar>(9, 17, 1), {},
+      {.rank = 2, .dropout = 0.5, .merge_weights = false, .init_lora_weights = InitLoraWeights::random});
   auto& layer = *made.layer;
   const auto x = random_matrix<Scalar>(3, 17, 3);
   layer.eval();

@@ -2,7 +2,6 @@
 #include "lora/layers/linear.hpp"
 
 #include <gtest/gtest.h>
-
 #include <string>
 #include <vector>
 
@@ -27,8 +26,8 @@ struct Shape {
 };
 
 // Odd sizes, tails of every vector width and panel, nothing and one of everything, rank above both dimensions.
-const std::vector<Shape> shapes = {{0, 5, 7, 2},    {1, 1, 1, 1},    {1, 9, 13, 3},   {2, 3, 2, 8},   {3, 48, 16, 4},
-                                   {5, 49, 17, 1},  {7, 47, 15, 0},  {8, 96, 64, 16}, {9, 50, 31, 2}, {13, 97, 33, 5},
+const std::vector<Shape> shapes = {{0, 5, 7, 2},     {1, 1, 1, 1},    {1, 9, 13, 3},   {2, 3, 2, 8},   {3, 48, 16, 4},
+                                   {5, 49, 17, 1},   {7, 47, 15, 0},  {8, 96, 64, 16}, {9, 50, 31, 2}, {13, 97, 33, 5},
                                    {17, 31, 100, 7}, {33, 24, 65, 3}, {50, 130, 70, 9}};
 
 struct Options {
@@ -37,8 +36,10 @@ struct Options {
   bool fan_in_fan_out;
 };
 
-const std::vector<Options> all_options = {{true, false, false, 0.0, false},  {false, false, false, 0.0, true},
-                                          {true, true, true, 0.0, true},     {false, false, true, 0.25, false},
+const std::vector<Options> all_options = {{true, false, false, 0.0, false},
+                                          {false, false, false, 0.0, true},
+                                          {true, true, true, 0.0, true},
+                                          {false, false, true, 0.25, false},
                                           {true, true, false, 0.5, true}};
 
 LoraConfig config_of(const Shape& shape, const Options& options) {
@@ -177,11 +178,12 @@ TYPED_TEST(LinearLaws, MergingAddsExactlyTheDeltaWeight) {
     made.layer->merge();
     EXPECT_TRUE(same_bits(made.layer->weight(), Matrix<Scalar>(w0 + delta)));
     EXPECT_TRUE(same_bits(made.layer->base_weight(), w0));
-    EXPECT_TRUE(within_rounding(delta, Matrix<testing::Wide>(static_cast<testing::Wide>(c.scaling) *
-                                                             (transposed ? Matrix<Scalar>((c.b * c.a).transpose())
-                                                                         : Matrix<Scalar>(c.b * c.a))
-                                                                 .template cast<testing::Wide>()),
-                                Matrix<testing::Wide>::Constant(delta.rows(), delta.cols(), 4.0L * 0.75L), 2 * 4 + 8));
+    EXPECT_TRUE(within_rounding(
+        delta,
+        Matrix<testing::Wide>(static_cast<testing::Wide>(c.scaling) *
+                              (transposed ? Matrix<Scalar>((c.b * c.a).transpose()) : Matrix<Scalar>(c.b * c.a))
+                                  .template cast<testing::Wide>()),
+        Matrix<testing::Wide>::Constant(delta.rows(), delta.cols(), 4.0L * 0.75L), 2 * 4 + 8));
   }
 }
 
@@ -286,7 +288,8 @@ TEST(LoraLinearInput, TheWeightComesFromAnyEigenObject) {
   framed.block(2, 5, 9, 13) = w;
   EXPECT_TRUE(same_bits(LoraLinear<float>(columns, {.rank = 0}, 1).infer(x), expected));
   EXPECT_TRUE(same_bits(LoraLinear<float>(framed.block(2, 5, 9, 13), {.rank = 0}, 1).infer(x), expected));
-  EXPECT_TRUE(same_bits(LoraLinear<float>(Eigen::Map<const Matrix<float>>(w.data(), 9, 13), {.rank = 0}, 1).infer(x), expected));
+  EXPECT_TRUE(same_bits(LoraLinear<float>(Eigen::Map<const Matrix<float>>(w.data(), 9, 13), {.rank = 0}, 1).infer(x),
+                        expected));
   EXPECT_TRUE(same_bits(LoraLinear<float>(w + Matrix<float>::Zero(9, 13), {.rank = 0}, 1).infer(x), expected));
   const Matrix<float> stored = w.transpose();
   EXPECT_TRUE(same_bits(LoraLinear<float>(stored, {.rank = 0, .fan_in_fan_out = true}, 1).infer(x), expected));
@@ -319,7 +322,8 @@ TEST(LoraLinear, RankZeroIsAPlainFrozenLayer) {
 }
 
 TEST(LoraLinear, RankZeroStillTrainsItsBiasWhenAllBiasesTrain) {
-  LoraLinear<float> layer(random_matrix<float>(9, 13, 1), random_vector<float>(9, 2), {.rank = 0, .bias = BiasMode::all}, 1);
+  LoraLinear<float> layer(random_matrix<float>(9, 13, 1), random_vector<float>(9, 2),
+                          {.rank = 0, .bias = BiasMode::all}, 1);
   ASSERT_EQ(layer.parameters().size(), 1U);
   EXPECT_EQ(layer.parameters()[0].name(), "bias");
 }
@@ -344,7 +348,8 @@ TEST(LoraLinear, ParametersCarryNamesRolesAndShapes) {
 }
 
 TEST(LoraLinear, CopiesAreIndependentAndMovesKeepEverything) {
-  LoraLinear<double> layer(random_matrix<double>(9, 13, 1), {.rank = 3, .init_lora_weights = InitLoraWeights::random}, 1);
+  LoraLinear<double> layer(random_matrix<double>(9, 13, 1), {.rank = 3, .init_lora_weights = InitLoraWeights::random},
+                           1);
   const auto x = random_matrix<double>(4, 13, 2);
   const Matrix<double> w0 = layer.weight();
   layer.eval();

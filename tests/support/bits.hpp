@@ -1,10 +1,9 @@
 // Comparison of arrays bit for bit: signed zeros and NaNs count.
 #pragma once
 
-#include <gtest/gtest.h>
-
 #include <bit>
 #include <cstdint>
+#include <gtest/gtest.h>
 #include <type_traits>
 
 #include "lora/core/types.hpp"
@@ -20,7 +19,8 @@ template <class Scalar>
 template <class A, class B>
 [[nodiscard]] ::testing::AssertionResult same_bits(const A& a, const B& b) {
   if (a.rows() != b.rows() || a.cols() != b.cols()) {
-    return ::testing::AssertionFailure() << a.rows() << " x " << a.cols() << " against " << b.rows() << " x " << b.cols();
+    return ::testing::AssertionFailure() << a.rows() << " x " << a.cols() << " against " << b.rows() << " x "
+                                         << b.cols();
   }
   for (Index i = 0; i < a.rows(); ++i) {
     for (Index j = 0; j < a.cols(); ++j) {

@@ -1,10 +1,9 @@
 // What product kernels are compared with: the naive product in double, with the error bound of a dot product.
 #pragma once
 
-#include <gtest/gtest.h>
-
 #include <cmath>
 #include <cstdint>
+#include <gtest/gtest.h>
 #include <limits>
 #include <memory>
 #include <string>
@@ -41,7 +40,8 @@ class ExactArray {
     memory_ = std::make_unique<Scalar[]>(static_cast<std::size_t>(size_));
     for (Index i = 0; i < size_; ++i) {
       seed = seed * 1664525U + 1013904223U;
-      memory_[static_cast<std::size_t>(i)] = static_cast<Scalar>(static_cast<std::int32_t>(seed)) / Scalar(2147483648.0);
+      memory_[static_cast<std::size_t>(i)] =
+          static_cast<Scalar>(static_cast<std::int32_t>(seed)) / Scalar(2147483648.0);
     }
     view_.data = memory_.get();
   }
@@ -91,12 +91,19 @@ class Oracle {
   /// Accuracy and Stability of Numerical Algorithms, 2nd ed., eq. 3.5), each term rounding at most twice.
   template <class Scalar>
   void expect_near(const MatrixView<Scalar>& got, const std::string& what) const {
+    expect_near(got, what, [](Index, Index) { return true; });
+  }
+
+  /// The same for the elements that `compared` selects.
+  template <class Scalar, class Compared>
+  void expect_near(const MatrixView<Scalar>& got, const std::string& what, const Compared& compared) const {
     const double n_u = static_cast<double>(2 * terms_ + 2) * std::numeric_limits<Scalar>::epsilon() / 2;
     const double factor = n_u / (1 - n_u);
     ASSERT_EQ(got.rows, value_.rows()) << what;
     ASSERT_EQ(got.cols, value_.cols()) << what;
     for (Index i = 0; i < got.rows; ++i) {
       for (Index j = 0; j < got.cols; ++j) {
+        if (!compared(i, j)) continue;
         const double error = std::abs(static_cast<double>(got(i, j)) - value_(i, j));
         ASSERT_LE(error, factor * magnitude_(i, j)) << what << " at (" << i << ", " << j << ")";
       }

@@ -1,9 +1,8 @@
 // One way to make a layer for each scalar and each kind and storage of its weight, so that laws are written once.
 #pragma once
 
-#include <gtest/gtest.h>
-
 #include <cstdint>
+#include <gtest/gtest.h>
 #include <memory>
 #include <utility>
 
@@ -27,8 +26,8 @@ struct LayerKind {
   using Storage = StorageType;
 
   /// `w` is out_features x in_features; it is stored transposed with config.fan_in_fan_out.
-  static LayerUnderTest<LayerKind> make(const Matrix<Scalar>& w, const RowVector<Scalar>& bias, const LoraConfig& config,
-                                        std::uint64_t seed = 1) {
+  static LayerUnderTest<LayerKind> make(const Matrix<Scalar>& w, const RowVector<Scalar>& bias,
+                                        const LoraConfig& config, std::uint64_t seed = 1) {
     LayerUnderTest<LayerKind> result;
     result.storage = config.fan_in_fan_out ? Matrix<Scalar>(w.transpose()) : w;
     const auto weight = [&] {

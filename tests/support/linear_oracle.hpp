@@ -1,9 +1,8 @@
 // What a LoRA linear layer must answer, in long double by the naive kernels, and how far rounding may carry it.
 #pragma once
 
-#include <gtest/gtest.h>
-
 #include <cmath>
+#include <gtest/gtest.h>
 #include <limits>
 
 #include "lora/core/types.hpp"
@@ -43,7 +42,8 @@ template <class Derived>
 
 }  // namespace detail
 
-/// The exact answer; with `magnitudes`, the same formulas over absolute values: the sums that rounding errors scale with.
+/// The exact answer; with `magnitudes`, the same formulas over absolute values: the sums that rounding errors scale
+/// with.
 template <class Scalar>
 [[nodiscard]] LinearAnswer linear_answer(const LinearCase<Scalar>& c, bool magnitudes = false) {
   using detail::product;
@@ -69,8 +69,9 @@ template <class Scalar>
 /// |got - exact| <= terms * epsilon * magnitude, element by element: the standard bound of a sum of `terms` products
 /// (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
 template <class Derived>
-[[nodiscard]] ::testing::AssertionResult within_rounding(const Eigen::MatrixBase<Derived>& got, const Matrix<Wide>& exact,
-                                                         const Matrix<Wide>& magnitude, Index terms) {
+[[nodiscard]] ::testing::AssertionResult within_rounding(const Eigen::MatrixBase<Derived>& got,
+                                                         const Matrix<Wide>& exact, const Matrix<Wide>& magnitude,
+                                                         Index terms) {
   using Scalar = typename Derived::Scalar;
   if (got.rows() != exact.rows() || got.cols() != exact.cols()) {
     return ::testing::AssertionFailure() << "shape " << got.rows() << " x " << got.cols();

@@ -1,7 +1,6 @@
 #include "lora/weight/dense.hpp"
 
 #include <gtest/gtest.h>
-
 #include <type_traits>
 
 #include "support/bits.hpp"
@@ -38,11 +37,13 @@ TEST(DenseWeight, BlocksOfEitherStorageOrderMultiplyAsTheirCopies) {
   Matrix<double> expected(7, 9), from_rows(7, 9), from_columns(7, 9);
   DenseWeight<double>(view_of(w)).product(view_of(x), nullptr, {}, view_of(expected), workspace);
   DenseWeight<double>(view_of(rows.block(3, 5, 9, 11))).product(view_of(x), nullptr, {}, view_of(from_rows), workspace);
-  DenseWeight<double>(view_of(columns.block(3, 5, 9, 11))).product(view_of(x), nullptr, {}, view_of(from_columns), workspace);
+  DenseWeight<double>(view_of(columns.block(3, 5, 9, 11)))
+      .product(view_of(x), nullptr, {}, view_of(from_columns), workspace);
   EXPECT_TRUE(same_bits(from_rows, expected));
   EXPECT_TRUE(same_bits(from_columns, expected));
   const Matrix<testing::Wide> exact = x.cast<testing::Wide>() * w.cast<testing::Wide>().transpose();
-  const Matrix<testing::Wide> size = x.cwiseAbs().cast<testing::Wide>() * w.cwiseAbs().cast<testing::Wide>().transpose();
+  const Matrix<testing::Wide> size =
+      x.cwiseAbs().cast<testing::Wide>() * w.cwiseAbs().cast<testing::Wide>().transpose();
   EXPECT_TRUE(testing::within_rounding(expected, exact, size, 11 + 2));
 }
 

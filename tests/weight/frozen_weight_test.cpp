@@ -2,14 +2,12 @@
 #include "lora/weight/frozen_weight.hpp"
 
 #include <gtest/gtest.h>
-
 #include <vector>
-
-#include "support/bits.hpp"
-#include "support/random_matrix.hpp"
 
 #include "lora/weight/dense.hpp"
 #include "lora/weight/packed.hpp"
+#include "support/bits.hpp"
+#include "support/random_matrix.hpp"
 
 namespace lora {
 namespace {
@@ -32,7 +30,8 @@ TYPED_TEST_SUITE(FrozenWeightLaws, Kinds);
 struct Extents {
   Index d, k;
 };
-const std::vector<Extents> extents = {{1, 1}, {1, 40}, {40, 1}, {5, 7}, {47, 3}, {48, 48}, {49, 130}, {200, 97}, {20000, 2}, {2, 20000}};
+const std::vector<Extents> extents = {{1, 1},   {1, 40},   {40, 1},   {5, 7},     {47, 3},
+                                      {48, 48}, {49, 130}, {200, 97}, {20000, 2}, {2, 20000}};
 
 TYPED_TEST(FrozenWeightLaws, TilesVisitEveryElementOnceAndReadBackGivesTheWeight) {
   using Scalar = typename TypeParam::Scalar;

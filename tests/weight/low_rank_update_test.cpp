@@ -1,7 +1,6 @@
 #include "lora/weight/low_rank_update.hpp"
 
 #include <gtest/gtest.h>
-
 #include <vector>
 
 #include "support/bits.hpp"

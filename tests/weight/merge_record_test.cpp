@@ -1,18 +1,16 @@
 // Merging is in place, exact, atomic, and small.
 #include "lora/weight/merge_record.hpp"
 
-#include <gtest/gtest.h>
-
 #include <cmath>
+#include <gtest/gtest.h>
 #include <limits>
 #include <vector>
 
+#include "lora/weight/dense.hpp"
+#include "lora/weight/packed.hpp"
 #include "support/allocation_counter.hpp"
 #include "support/bits.hpp"
 #include "support/random_matrix.hpp"
-
-#include "lora/weight/dense.hpp"
-#include "lora/weight/packed.hpp"
 
 namespace lora {
 namespace {
@@ -65,9 +63,9 @@ TYPED_TEST(ExactMerge, RestoresDenormalsZerosOfBothSignsAndInfinitiesOfTheWeight
   using Number = typename TypeParam::Scalar;
   using Limits = std::numeric_limits<Number>;
   auto w = random_matrix<Number>(20, 30, 1);
-  const std::vector<Number> odd = {Number(0), Number(-0.0), Limits::denorm_min(), -Limits::denorm_min(), Limits::min(),
-                                   Limits::min() / 3, Limits::infinity(), -Limits::infinity(), Limits::quiet_NaN(),
-                                   Limits::max() / 4, Limits::epsilon()};
+  const std::vector<Number> odd = {Number(0),           Number(-0.0),      Limits::denorm_min(), -Limits::denorm_min(),
+                                   Limits::min(),       Limits::min() / 3, Limits::infinity(),   -Limits::infinity(),
+                                   Limits::quiet_NaN(), Limits::max() / 4, Limits::epsilon()};
   for (Index i = 0; i < w.size(); i += 3) w.data()[i] = odd[static_cast<std::size_t>(i) % odd.size()];
   const auto a = random_matrix<Number>(3, 30, 2);
   const auto b = random_matrix<Number>(20, 3, 3);
@@ -103,7 +101,8 @@ TYPED_TEST(ExactMerge, AnInfinityOrNaNIsRefusedAndNothingIsWritten) {
       auto b = random_matrix<Number>(70, 4, 3);
       b(row, 2) = bad;
       Target<TypeParam> target(w);
-      EXPECT_THROW((void)MergeRecord<Number>::merge("test", target.weight, {view_of(a), view_of(b), Number(1)}), StateError);
+      EXPECT_THROW((void)MergeRecord<Number>::merge("test", target.weight, {view_of(a), view_of(b), Number(1)}),
+                   StateError);
       EXPECT_TRUE(same_bits(target.values(), w));
     }
   }
@@ -117,7 +116,8 @@ TYPED_TEST(ExactMerge, AnOverflowingSumIsRefusedAndNothingIsWritten) {
   const Matrix<Number> a = Matrix<Number>::Constant(1, 30, std::numeric_limits<Number>::max() / 2);
   const Matrix<Number> b = Matrix<Number>::Ones(20, 1);
   Target<TypeParam> target(w);
-  EXPECT_THROW((void)MergeRecord<Number>::merge("test", target.weight, {view_of(a), view_of(b), Number(1)}), StateError);
+  EXPECT_THROW((void)MergeRecord<Number>::merge("test", target.weight, {view_of(a), view_of(b), Number(1)}),
+               StateError);
   EXPECT_TRUE(same_bits(target.values(), w));
 }
 

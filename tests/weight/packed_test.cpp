@@ -1,8 +1,7 @@
 #include "lora/weight/packed.hpp"
 
-#include <gtest/gtest.h>
-
 #include <cstring>
+#include <gtest/gtest.h>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -206,8 +205,8 @@ TYPED_TEST(PackedWeightTest, ARowDoesNotDependOnItsBatch) {
     const Matrix<TypeParam> dx = a.dx.view().map();
     for (const auto& [first, count] : std::vector<std::pair<Index, Index>>{{0, 1}, {5, 2}, {17, 31}, {300, 31}}) {
       packed.product(a.x.input().middle_rows(first, count), a.bias_or_null,
-                     {a.down.input().middle_rows(first, count), a.forward_up.input()},
-                     a.y.view().middle_rows(0, count), workspace);
+                     {a.down.input().middle_rows(first, count), a.forward_up.input()}, a.y.view().middle_rows(0, count),
+                     workspace);
       packed.product_transposed(a.dy.input().middle_rows(first, count),
                                 {a.down.input().middle_rows(first, count), a.backward_up.input()},
                                 a.dx.view().middle_rows(0, count), workspace);

@@ -1,6 +1,7 @@
 // The trainable factors A and B of one layer, and what they contribute to its passes.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
@@ -25,7 +26,7 @@ class LoraAdapter {
   /// Starts A and B as the configuration says. @throws ConfigError, std::bad_alloc
   LoraAdapter(std::string_view operation, Index in_features, Index out_features, const LoraConfig& config,
               std::uint64_t seed)
-      : config_((check_config(operation, config), config)),
+      : config_(checked(operation, config)),
         seed_(seed),
         a_(config.rank, in_features),
         b_(out_features, config.rank),
@@ -44,12 +45,11 @@ class LoraAdapter {
   [[nodiscard]] Matrix<Scalar>& B() noexcept { return b_; }
   [[nodiscard]] RowVector<Scalar>& lora_bias() noexcept { return lora_bias_; }
 
-  /// @throws ConfigError when alpha is not finite.
+  /// @throws ConfigError when alpha, or the scaling it gives, is not finite.
   void set_alpha(std::string_view operation, double alpha) {
     LoraConfig changed = config_;
     changed.alpha = alpha;
-    check_config(operation, changed);
-    config_ = changed;
+    config_ = checked(operation, changed);
   }
 
   /// The update of the weight: s*B*A.
@@ -67,11 +67,12 @@ class LoraAdapter {
   /// In training: draws the dropout bits and U = drop(X) A^T into the record, and returns the term for the product.
   [[nodiscard]] LowRankTerm<Scalar> forward(const MatrixView<const Scalar>& x, LoraRecord<Scalar>& record,
                                             Workspace& workspace) const {
-    const auto u = record.prepare(x.rows, rank());
-    if (rank() == 0) return {};
-    if (config_.dropout > 0) {
+    record.clear();
+    if (rank() > 0 && config_.dropout > 0) {
       record.dropout_bits().draw(config_.dropout, seed_, record.position, x.rows, x.cols, workspace.executor());
     }
+    const auto u = record.prepare(x.rows, rank());
+    if (rank() == 0) return {};
     kernels::project_down(x, mask(record), view_of(a_), Scalar(1), u, workspace.executor());
     return {u, scaled_b_transposed(workspace)};
   }
@@ -100,6 +101,12 @@ class LoraAdapter {
     return config_.dropout > 0 ? record.dropout_bits().template mask<Scalar>(config_.dropout) : DropoutMask<Scalar>{};
   }
 
+  /// Whether `record` holds a mask exactly if this adapter drops, of a size that fits `rows` rows.
+  [[nodiscard]] bool fits(const LoraRecord<Scalar>& record, Index rows) const noexcept {
+    const Index row_bytes = rank() > 0 && config_.dropout > 0 ? (a_.cols() + 7) / 8 : 0;
+    return record.dropout_bits().bytes() == static_cast<std::size_t>(rows * row_bytes);
+  }
+
   /// target += scale * (sum over the rows of dY, in order).
   static void add_column_sums(const MatrixView<const Scalar>& dy, Scalar scale, RowVector<Scalar>& target) noexcept {
     for (Index i = 0; i < dy.rows; ++i)
@@ -107,6 +114,15 @@ class LoraAdapter {
   }
 
  private:
+  static const LoraConfig& checked(std::string_view operation, const LoraConfig& config) {
+    check_config(operation, config);
+    if (!std::isfinite(static_cast<Scalar>(config.scaling()))) {
+      throw ConfigError(operation, "alpha", "a scaling that is finite in the layer's scalar type",
+                        detail::number_text(config.alpha));
+    }
+    return config;
+  }
+
   [[nodiscard]] MatrixView<const Scalar> scaled_b_transposed(Workspace& workspace) const {
     auto* memory = workspace.reserve<Scalar>(Workspace::Slot::up_factor, b_.size());
     const MatrixView<Scalar> transposed{memory, b_.cols(), b_.rows(), b_.rows(), 1};

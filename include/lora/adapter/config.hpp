@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "lora/core/error.hpp"
+#include "lora/core/number_text.hpp"
 #include "lora/core/types.hpp"
 
 namespace lora {
@@ -50,12 +51,13 @@ struct LoraConfig {
 inline void check_config(std::string_view operation, const LoraConfig& config) {
   if (config.rank < 0) throw ConfigError(operation, "rank", "0 or more", std::to_string(config.rank));
   if (!std::isfinite(config.alpha)) {
-    throw ConfigError(operation, "alpha", "a finite number", std::to_string(config.alpha));
+    throw ConfigError(operation, "alpha", "a finite number", detail::number_text(config.alpha));
   }
   if (!(config.dropout >= 0.0 && config.dropout < 1.0)) {
-    throw ConfigError(operation, "dropout", "a probability in [0, 1)", std::to_string(config.dropout));
+    throw ConfigError(operation, "dropout", "a probability in [0, 1)", detail::number_text(config.dropout));
   }
-  if (config.lora_bias && config.rank == 0) throw ConfigError(operation, "lora_bias", "rank 1 or more with it", "rank 0");
+  if (config.lora_bias && config.rank == 0)
+    throw ConfigError(operation, "lora_bias", "rank 1 or more with it", "rank 0");
 }
 
 }  // namespace lora

@@ -1,6 +1,7 @@
 // What one forward pass leaves for its backward pass.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <vector>
 
@@ -29,7 +30,13 @@ class LoraRecord {
 
   /// Bytes the last forward pass needs to have kept: 4 N r + N ceil(k / 8) in float.
   [[nodiscard]] std::size_t bytes() const noexcept {
-    return static_cast<std::size_t>(rows_ * rank_) * sizeof(Scalar) + bits_.bytes();
+    return static_cast<std::size_t>(std::max<Index>(rows_, 0) * rank_) * sizeof(Scalar) + bits_.bytes();
+  }
+
+  /// Forgets the last pass and keeps its memory. Backward refuses the record until the next forward pass is complete.
+  void clear() noexcept {
+    rows_ = -1;
+    bits_.clear();
   }
 
   /// Makes room for a pass and returns U, to be filled. For the forward pass of a layer.

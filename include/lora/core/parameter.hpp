@@ -21,10 +21,10 @@ enum class ParameterRole : std::uint8_t { lora_A, lora_B, lora_bias, magnitude, 
 /// copied or moved, and exists for nothing that does not train.
 template <class Scalar>
 struct OptimizerState {
-  std::string_view owner;       ///< name of the optimiser that filled it; empty before the first step
-  std::int64_t steps = 0;       ///< updates applied to this parameter
-  std::vector<Scalar> first;    ///< momentum, or first moment
-  std::vector<Scalar> second;   ///< second moment
+  std::string_view owner;      ///< name of the optimiser that filled it; empty before the first step
+  std::int64_t steps = 0;      ///< updates applied to this parameter
+  std::vector<Scalar> first;   ///< momentum, or first moment
+  std::vector<Scalar> second;  ///< second moment
 
   /// Bytes of state held for this parameter.
   [[nodiscard]] std::size_t bytes() const noexcept { return (first.size() + second.size()) * sizeof(Scalar); }

@@ -20,7 +20,8 @@ namespace lora {
     const std::uint64_t product1 = multiplier1 * counter[2];
     const auto high = [](std::uint64_t product) { return static_cast<std::uint32_t>(product >> 32U); };
     const auto low = [](std::uint64_t product) { return static_cast<std::uint32_t>(product); };
-    counter = {high(product1) ^ counter[1] ^ key[0], low(product1), high(product0) ^ counter[3] ^ key[1], low(product0)};
+    counter = {high(product1) ^ counter[1] ^ key[0], low(product1), high(product0) ^ counter[3] ^ key[1],
+               low(product0)};
     key[0] += weyl0;
     key[1] += weyl1;
   }

@@ -49,6 +49,7 @@ template <std::size_t n>
 /// Quantile of the standard normal distribution for p in (0, 1), relative error about 1e-16.
 /// Source: Wichura, "Algorithm AS 241", Applied Statistics 37 (1988), routine PPND16.
 [[nodiscard]] inline double normal_quantile(double p) noexcept {
+  // clang-format off
   static constexpr std::array<double, 8> central_top = {
       3.3871328727963666080e0, 1.3314166789178437745e+2, 1.9715909503065514427e+3, 1.3731693765509461125e+4,
       4.5921953931549871457e+4, 6.7265770927008700853e+4, 3.3430575583588128105e+4, 2.5090809287301226727e+3};
@@ -67,6 +68,7 @@ template <std::size_t n>
   static constexpr std::array<double, 8> far_bottom = {
       1.0, 5.99832206555887937690e-1, 1.36929880922735805310e-1, 1.48753612908506148525e-2,
       7.86869131145613259100e-4, 1.84631831751005468180e-5, 1.42151175831644588870e-7, 2.04426310338993978564e-15};
+  // clang-format on
   const double q = p - 0.5;
   if (std::abs(q) <= 0.425) {
     const double r = std::fma(-q, q, 0.180625);

@@ -43,9 +43,7 @@ struct MatrixView {
   }
 
   // NOLINTNEXTLINE(google-explicit-constructor): a mutable view is a const one, as with std::span.
-  operator MatrixView<const Scalar>() const noexcept
-    requires(!std::is_const_v<Scalar>)
-  {
+  operator MatrixView<const Scalar>() const noexcept requires(!std::is_const_v<Scalar>) {
     return {data, rows, cols, row_stride, col_stride};
   }
 };

@@ -36,7 +36,7 @@ class AlignedBuffer {
     if (count > std::numeric_limits<std::size_t>::max() / sizeof(T)) throw std::bad_alloc();
     const std::size_t wanted = count * sizeof(T);
     if (wanted > bytes_) {
-      void* fresh = ::operator new(wanted, std::align_val_t{alignment});
+      void* fresh = ::operator new (wanted, std::align_val_t{alignment});
       release();
       data_ = fresh;
       bytes_ = wanted;
@@ -47,7 +47,7 @@ class AlignedBuffer {
   [[nodiscard]] std::size_t bytes() const noexcept { return bytes_; }
 
  private:
-  void release() noexcept { ::operator delete(data_, std::align_val_t{alignment}); }
+  void release() noexcept { ::operator delete (data_, std::align_val_t{alignment}); }
 
   void* data_ = nullptr;
   std::size_t bytes_ = 0;

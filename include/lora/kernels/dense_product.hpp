@@ -1,30 +1,51 @@
-// Products with a weight that stays in the caller's memory: each panel is laid out in scratch just before its use.
+// Products with a weight that stays in the caller's memory: each part of a panel is laid out just before its use.
 #pragma once
 
+#include <algorithm>
+
 #include "lora/core/executor.hpp"
-#include "lora/kernels/panel.hpp"
+#include "lora/core/workspace.hpp"
+#include "lora/kernels/packed_product.hpp"
 
 namespace lora::kernels {
 
+/// A panel of a weight of any strides, laid out part by part.
+template <class Scalar>
+struct DensePanel {
+  MatrixView<const Scalar> outputs;  ///< the panel's rows of W
+  Index width = 0;
+  Isa isa = Isa::portable;
+  Scalar* scratch = nullptr;
+
+  [[nodiscard]] static constexpr Index block(Index inputs) noexcept { return even_block(inputs, inner_block<Scalar>); }
+
+  const Scalar* rows(Index q, Index depth) const {
+    pack_transposed(isa, outputs.middle_cols(q, depth), width, scratch);
+    return scratch;
+  }
+
+  /// W is read where it lies, in an order that the hardware foresees.
+  [[nodiscard]] static Prefetch next(Index /*q*/, Index /*depth*/, Index /*samples*/) noexcept { return {}; }
+};
+
 /// Y = X W^T + bias + U F with W (out_features x in_features) of any strides; shapes and aliasing as
-/// FrozenWeight::product. Costs one pass of packing over W per call. Allocates only to grow the workspace
-/// (slot weight_panel: one panel of W per worker). The result does not depend on the number of workers.
+/// FrozenWeight::product. Costs a pass of packing over W for every rows_per_packing_pass rows of X. Allocates only to
+/// grow the workspace (slot weight_panel: a part of a panel, and 1 + r lines, per worker). The result of a row depends
+/// neither on the other rows nor on the number of workers.
 template <class Scalar>
 void dense_product(const MatrixView<const Scalar>& weight, const MatrixView<const Scalar>& x, const Scalar* bias,
                    const MatrixView<const Scalar>& down, const MatrixView<const Scalar>& up,
                    const MatrixView<Scalar>& y, Workspace& workspace, Isa isa = active_isa()) {
   const PanelCall<Scalar> call{{weight.rows, weight.cols}, x, bias, down, up, y, multiply_kernel<Scalar>(isa)};
-  if (x.rows == 0) return;
   Executor& executor = workspace.executor();
-  const Index panel_size = panel_width<Scalar> * weight.cols;
-  const Index per_worker = round_up(panel_size + call.scratch(), width_unit<Scalar>);
+  const Index part = panel_width<Scalar> * DensePanel<Scalar>::block(weight.cols);
+  const Index per_worker = separate_lines<Scalar>(part + call.scratch());
   Scalar* const scratch = workspace.reserve<Scalar>(Workspace::Slot::weight_panel, per_worker * executor.workers());
-  parallel_ranges(executor, call.layout.panels(), 1, [&](Index begin, Index end, int worker) {
-    Scalar* const panel = scratch + worker * per_worker;
-    for (Index b = begin; b < end; ++b) {
-      pack_panel(isa, weight, b, panel);
-      multiply_panel(call, b, panel, 0, x.rows, panel + panel_size);
-    }
+  for_each_panel(call, rows_per_packing_pass, executor, [&](Index b, Index begin, Index end, int worker) {
+    Scalar* const own = scratch + worker * per_worker;
+    const DensePanel<Scalar> panel{weight.middle_rows(call.layout.first_output(b), call.layout.columns(b)),
+                                   call.layout.width(b), isa, own};
+    multiply_panel(call, b, panel, begin, end, own + part);
   });
 }
 

@@ -1,46 +1,96 @@
-// Y = X W^T + bias + U F over panels that lie in memory one after the other.
+// Products with panels that lie in memory one after the other: one packed copy of W serves both.
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 
 #include "lora/core/executor.hpp"
+#include "lora/core/workspace.hpp"
 #include "lora/kernels/panel.hpp"
 
 namespace lora::kernels {
 
-/// Rows of X that go through a panel before the next one: their outputs and a block of the panel share the second-level
-/// cache, and X stays in the third.
+/// Rows of X that go through a panel before the next one: their part of Y and a part of the panel share the
+/// second-level cache, and X stays in the third.
 inline constexpr Index rows_per_pass = 320;
 
-/// Panels [first, last) of rows [begin, end).
-template <class Scalar>
-void multiply_panels(const PanelCall<Scalar>& call, const Scalar* panels, Index first, Index last, Index begin,
-                     Index end, Scalar* scratch) {
-  const Index pass = round_up(even_block(end - begin, rows_per_pass), tallest_tile);
-  for (Index i = begin; i < end; i += pass) {
-    for (Index b = first; b < last; ++b) {
-      multiply_panel(call, b, panels + call.layout.offset(b), i, std::min(end, i + pass), scratch);
-    }
-  }
-}
+/// The same where a panel is laid out anew for each pass, which more rows pay for.
+inline constexpr Index rows_per_packing_pass = 1024;
 
-/// Allocates only to grow the workspace (slot weight_panel: 1 + r lines of a panel per worker). The result of a row
-/// depends neither on the other rows nor on the number of workers.
+/// Y = X W^T + bias + U F, W packed at `panels`. Allocates only to grow the workspace (slot weight_panel: 1 + r lines
+/// of a panel per worker). The result of a row depends neither on the other rows nor on the number of workers.
 template <class Scalar>
 void packed_product(const PanelCall<Scalar>& call, const Scalar* panels, Workspace& workspace) {
   Executor& executor = workspace.executor();
-  const Index count = call.layout.panels();
-  Scalar* const scratch =
-      workspace.reserve<Scalar>(Workspace::Slot::weight_panel, call.scratch() * executor.workers());
-  if (count >= 2 * executor.workers()) {
-    parallel_ranges(executor, count, 1, [&](Index first, Index last, int worker) {
-      multiply_panels(call, panels, first, last, 0, call.x.rows, scratch + worker * call.scratch());
-    });
-  } else {
-    parallel_ranges(executor, call.x.rows, tallest_tile, [&](Index begin, Index end, int worker) {
-      multiply_panels(call, panels, 0, count, begin, end, scratch + worker * call.scratch());
-    });
+  const Index per_worker = separate_lines<Scalar>(call.scratch());
+  Scalar* const scratch = workspace.reserve<Scalar>(Workspace::Slot::weight_panel, per_worker * executor.workers());
+  for_each_panel(call, rows_per_pass, executor, [&](Index b, Index begin, Index end, int worker) {
+    const PackedPanel<Scalar> panel{panels + call.layout.offset(b), call.layout.width(b)};
+    multiply_panel(call, b, panel, begin, end, scratch + worker * per_worker);
+  });
+}
+
+/// A panel of W^T, laid out from the panels of W by transposing one square after the other.
+template <class Scalar>
+struct TransposedPanel {
+  PanelLayout<Scalar> layout;  ///< of W
+  const Scalar* panels = nullptr;
+  Index first_input = 0;
+  Index inputs = 0;
+  Index width = 0;
+  Isa isa = Isa::portable;
+  Scalar* scratch = nullptr;
+
+  /// Whole panels of W, so that each is read in one run.
+  [[nodiscard]] static constexpr Index block(Index outputs) noexcept {
+    return round_up(even_block(outputs, inner_block<Scalar>), panel_width<Scalar>);
   }
+
+  [[nodiscard]] const Scalar* run(Index j) const noexcept {
+    const Index b = j / panel_width<Scalar>;
+    return panels + layout.offset(b) + first_input * layout.width(b);
+  }
+
+  const Scalar* rows(Index j, Index depth) const {
+    Scalar* target = scratch;
+    for (Index done = 0; done < depth; done += panel_width<Scalar>, target += panel_width<Scalar> * width) {
+      const Index b = (j + done) / panel_width<Scalar>;
+      transpose_kernel<Scalar>(isa)(run(j + done), layout.width(b), inputs, layout.columns(b), target, width, width);
+    }
+    return scratch;
+  }
+
+  /// The runs of the next part of this panel or of the next panel's first.
+  [[nodiscard]] Prefetch next(Index j, Index depth, Index samples) const noexcept {
+    constexpr auto row_bytes = static_cast<std::uintptr_t>(panel_width<Scalar>) * sizeof(Scalar);
+    Prefetch prefetch;
+    prefetch.address = j + depth < layout.outputs
+                           ? reinterpret_cast<std::uintptr_t>(run(j + depth))
+                           : reinterpret_cast<std::uintptr_t>(panels) +
+                                 static_cast<std::uintptr_t>(first_input + inputs) * row_bytes;
+    prefetch.run_stride = row_bytes * static_cast<std::uintptr_t>(layout.inputs);
+    prefetch.run_terms = panel_width<Scalar>;
+    prefetch.spread(row_bytes * static_cast<std::uintptr_t>(inputs), panel_width<Scalar>, samples);
+    return prefetch;
+  }
+};
+
+/// dX = dY W + V F, W packed at `panels` by `layout`; `call` is that of the product of dY with W^T. Allocates only to
+/// grow the workspace (slot weight_panel: a part of a panel, and 1 + r lines, per worker). The result of a row depends
+/// neither on the other rows nor on the number of workers.
+template <class Scalar>
+void packed_product_transposed(const PanelCall<Scalar>& call, const PanelLayout<Scalar>& layout, const Scalar* panels,
+                               Isa isa, Workspace& workspace) {
+  Executor& executor = workspace.executor();
+  const Index part = panel_width<Scalar> * TransposedPanel<Scalar>::block(layout.outputs);
+  const Index per_worker = separate_lines<Scalar>(part + call.scratch());
+  Scalar* const scratch = workspace.reserve<Scalar>(Workspace::Slot::weight_panel, per_worker * executor.workers());
+  for_each_panel(call, rows_per_packing_pass, executor, [&](Index b, Index begin, Index end, int worker) {
+    Scalar* const own = scratch + worker * per_worker;
+    const TransposedPanel<Scalar> panel{
+        layout, panels, call.layout.first_output(b), call.layout.columns(b), call.layout.width(b), isa, own};
+    multiply_panel(call, b, panel, begin, end, own + part);
+  });
 }
 
 }  // namespace lora::kernels

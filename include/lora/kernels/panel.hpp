@@ -23,6 +23,11 @@ inline constexpr Index cache_line_bytes = 64;
   return total > 0 ? ceil_div(total, ceil_div(total, limit)) : 1;
 }
 
+/// Terms summed between two visits of the output: 8 rows of X of this depth fit the first-level cache beside a stream
+/// of the panel, and the panel's part fits the second-level cache.
+template <class Scalar>
+inline constexpr Index inner_block = static_cast<Index>(4096 / sizeof(Scalar));
+
 /// How many outputs panel `b` holds and how wide its rows are.
 template <class Scalar>
 struct PanelLayout {
@@ -47,6 +52,27 @@ void pack_panel(Isa isa, const MatrixView<const Scalar>& weight, Index b, Scalar
   pack_transposed(isa, weight.middle_rows(layout.first_output(b), layout.columns(b)), layout.width(b), panel);
 }
 
+/// A panel in memory, as `multiply_panel` reads it: a part of its rows at a time.
+template <class Scalar>
+struct PackedPanel {
+  const Scalar* data = nullptr;
+  Index width = 0;
+
+  [[nodiscard]] static constexpr Index block(Index inputs) noexcept { return even_block(inputs, inner_block<Scalar>); }
+
+  [[nodiscard]] const Scalar* rows(Index q, Index /*depth*/) const noexcept { return data + q * width; }
+
+  /// The next part, which is the next panel's first after this panel's last.
+  [[nodiscard]] Prefetch next(Index q, Index depth, Index samples) const noexcept {
+    const auto row_bytes = static_cast<std::uintptr_t>(width) * sizeof(Scalar);
+    const auto end = static_cast<std::uintptr_t>(q + depth);
+    Prefetch prefetch;
+    prefetch.address = reinterpret_cast<std::uintptr_t>(data) + end * row_bytes;
+    prefetch.spread(row_bytes * static_cast<std::uintptr_t>(depth), depth, samples);
+    return prefetch;
+  }
+};
+
 /// What every panel of one product Y = X W^T + bias + U F shares.
 template <class Scalar>
 struct PanelCall {
@@ -61,11 +87,6 @@ struct PanelCall {
   /// Scalars of scratch per worker: the bias and F cut to one panel.
   [[nodiscard]] Index scratch() const noexcept { return (1 + up.rows) * panel_width<Scalar>; }
 };
-
-/// Terms summed between two visits of the output: 8 rows of X of this depth fit the first-level cache beside a stream of
-/// the panel, and the panel's part fits the second-level cache.
-template <class Scalar>
-inline constexpr Index inner_block = static_cast<Index>(4096 / sizeof(Scalar));
 
 /// Copies bias and F for panel `b` to `scratch`, padded to the panel's width. Returns where F starts.
 template <class Scalar>
@@ -83,52 +104,64 @@ const Scalar* gather_panel_terms(const PanelCall<Scalar>& call, Index b, Scalar*
   return up;
 }
 
-/// Rows [begin, end) of Y, columns of panel `b`, which lies at `panel`. `scratch` has call.scratch() scalars.
+/// Rows [begin, end) of Y, columns of panel `b`, which `panel` hands out: block(inputs) rows at a time, rows(q, depth)
+/// for the part from row q on, and next(q, depth, samples) for what to prefetch. `scratch` has call.scratch() scalars.
 /// No allocation. Rows and panels may be split in any way without a change in the result.
-template <class Scalar>
-void multiply_panel(const PanelCall<Scalar>& call, Index b, const Scalar* panel, Index begin, Index end,
+template <class Scalar, class Panel>
+void multiply_panel(const PanelCall<Scalar>& call, Index b, const Panel& panel, Index begin, Index end,
                     Scalar* scratch) {
   if (begin == end) return;
   const Index inputs = call.layout.inputs;
-  const Index width = call.layout.width(b);
-  const Index block = even_block(inputs, inner_block<Scalar>);
+  const Index block = panel.block(inputs);
   PanelProduct<Scalar> product;
   product.rows = end - begin;
-  product.width = width;
+  product.width = call.layout.width(b);
   product.columns = call.layout.columns(b);
   const Scalar* const up = gather_panel_terms(call, b, scratch);
   product.initial = call.bias != nullptr ? scratch : nullptr;
   product.out = &call.y(begin, call.layout.first_output(b));
   product.out_stride = call.y.row_stride;
-  const Index term_bytes = width * static_cast<Index>(sizeof(Scalar));
-  product.prefetch.row = static_cast<std::uintptr_t>(ceil_div(term_bytes * block, product.rows));
-  product.prefetch.step = static_cast<std::uintptr_t>(
-      std::min(cache_line_bytes, ceil_div(term_bytes * tallest_tile, product.rows)));
+  const auto left = [&](const MatrixView<const Scalar>& rows, Index p) {
+    return rows.data + begin * rows.row_stride + p * rows.col_stride;
+  };
   Index q = 0;
   do {  // once even without inputs: bias and U F remain
     const Index depth = std::min(block, inputs - q);
-    const bool last = q + depth == inputs;
-    product.terms = {call.x.data + begin * call.x.row_stride + q * call.x.col_stride,
-                     call.x.row_stride,
-                     call.x.col_stride,
-                     0,
-                     panel + q * width,
-                     depth,
-                     1};
-    if (last && call.up.rows > 0) {
-      product.extra = {call.down.data + begin * call.down.row_stride,
-                       call.down.row_stride,
-                       call.down.col_stride,
-                       0,
-                       up,
-                       call.up.rows,
-                       1};
+    product.terms = {left(call.x, q), call.x.row_stride, call.x.col_stride, panel.rows(q, depth), depth};
+    product.prefetch = panel.next(q, depth, product.rows);
+    if (q + depth == inputs && call.up.rows > 0) {
+      product.extra = {left(call.down, 0), call.down.row_stride, call.down.col_stride, up, call.up.rows};
     }
-    product.prefetch.address = reinterpret_cast<std::uintptr_t>(panel + (q + depth) * width);
     call.multiply(product);
     product.accumulate = true;
     q += depth;
   } while (q < inputs);
+}
+
+/// Scratch of one worker, a multiple of a cache line apart from the next worker's.
+template <class Scalar>
+[[nodiscard]] constexpr Index separate_lines(Index scalars) noexcept {
+  return round_up(scalars, width_unit<Scalar>);
+}
+
+/// Runs multiply(b, begin, end, worker) over all panels b and rows [begin, end) of `call`, `pass` rows at a time, split
+/// over panels where there are enough of them and over rows elsewhere.
+template <class Scalar, class Multiply>
+void for_each_panel(const PanelCall<Scalar>& call, Index pass, Executor& executor, const Multiply& multiply) {
+  const Index panels = call.layout.panels();
+  const auto part = [&](Index first, Index last, Index begin, Index end, int worker) {
+    const Index step = round_up(even_block(end - begin, pass), tallest_tile);
+    for (Index i = begin; i < end; i += step) {
+      for (Index b = first; b < last; ++b) multiply(b, i, std::min(end, i + step), worker);
+    }
+  };
+  if (panels >= 2 * executor.workers()) {
+    parallel_ranges(executor, panels, 1,
+                    [&](Index first, Index last, int worker) { part(first, last, 0, call.x.rows, worker); });
+  } else {
+    parallel_ranges(executor, call.x.rows, tallest_tile,
+                    [&](Index begin, Index end, int worker) { part(0, panels, begin, end, worker); });
+  }
 }
 
 }  // namespace lora::kernels

@@ -1,10 +1,11 @@
 // The vector operations kernels are written in, once per instruction set. Each function carries its instruction set in
 // an attribute, so that kernels run at full speed whatever flags the user compiles with.
 //
-// Simd<Scalar> of each namespace has: Vector, lanes, zero, set, load, store, load_first, store_first, load_kept, fma,
-// add, mul, sum, interleave. Pointers need no alignment. `first` variants touch only the first `count` lanes in memory
-// (0 <= count <= lanes) and read the others as zero; `load_kept` reads as zero the lanes whose bit in `bits` is 0.
-// `interleave` gives the first and the second half of a0 b0 a1 b1 ...
+// Simd<Scalar> of each namespace has: Vector, lanes, piece, zero, set, load, store, load_first, store_first, keep,
+// load_kept, load_pieces, transpose_pieces, fma, add, mul, sum. Pointers need no alignment. `first` variants touch only
+// the first `count` lanes in memory (0 <= count <= lanes) and read the others as zero; `keep` makes zero of the lanes
+// whose bit is 0. A piece is 16 bytes, `piece` scalars: `load_pieces` fills a vector with pieces that lie `stride`
+// scalars apart, and `transpose_pieces` transposes, piece by piece, the square that `piece` vectors hold.
 #pragma once
 
 #include <cstdint>
@@ -22,12 +23,14 @@
 #define LORA_TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
 #define LORA_INLINE __attribute__((always_inline)) inline
 #define LORA_UNROLL _Pragma("GCC unroll 16")
+#define LORA_OPAQUE(value) __asm__("" : "+r"(value))
 
 namespace lora::kernels::portable {
 
 /// Vectors of 16 bytes by the compiler's own extension. Multiplies and adds may or may not be fused.
 template <class Scalar>
 struct Simd {
+  static constexpr Index piece = static_cast<Index>(16 / sizeof(Scalar));
   static constexpr Index lanes = static_cast<Index>(16 / sizeof(Scalar));
   using Vector __attribute__((vector_size(16))) = Scalar;
 
@@ -55,13 +58,14 @@ struct Simd {
   LORA_INLINE static Vector fma(Vector a, Vector b, Vector c) { return a * b + c; }
   LORA_INLINE static Vector add(Vector a, Vector b) { return a + b; }
   LORA_INLINE static Vector mul(Vector a, Vector b) { return a * b; }
-  LORA_INLINE static void interleave(Vector a, Vector b, Vector& low, Vector& high) {
-    if constexpr (lanes == 4) {
-      low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
-      high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-    } else {
-      low = __builtin_shufflevector(a, b, 0, 2);
-      high = __builtin_shufflevector(a, b, 1, 3);
+  LORA_INLINE static Vector load_pieces(const Scalar* p, Index /*stride*/) { return load(p); }
+  LORA_INLINE static void transpose_pieces(Vector (&v)[piece]) {
+    for (Index i = 0; i < piece; ++i) {
+      for (Index j = 0; j < i; ++j) {
+        const Scalar other = v[i][j];
+        v[i][j] = v[j][i];
+        v[j][i] = other;
+      }
     }
   }
   LORA_INLINE static Scalar sum(Vector v) {
@@ -84,6 +88,7 @@ inline constexpr std::int32_t first_lanes_words[16] = {-1, -1, -1, -1, -1, -1, -
 
 template <>
 struct Simd<float> {
+  static constexpr Index piece = 4;
   static constexpr Index lanes = 8;
   using Vector = __m256;
 
@@ -109,9 +114,18 @@ struct Simd<float> {
   LORA_TARGET_AVX2 LORA_INLINE static Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
   LORA_TARGET_AVX2 LORA_INLINE static Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
   LORA_TARGET_AVX2 LORA_INLINE static Vector mul(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
-  LORA_TARGET_AVX2 LORA_INLINE static void interleave(Vector a, Vector b, Vector& low, Vector& high) {
-    low = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-    high = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+  LORA_TARGET_AVX2 LORA_INLINE static Vector load_pieces(const float* p, Index stride) {
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + stride), 1);
+  }
+  LORA_TARGET_AVX2 LORA_INLINE static void transpose_pieces(Vector (&v)[piece]) {
+    const Vector a = __builtin_shufflevector(v[0], v[1], 0, 8, 1, 9, 4, 12, 5, 13);
+    const Vector b = __builtin_shufflevector(v[0], v[1], 2, 10, 3, 11, 6, 14, 7, 15);
+    const Vector c = __builtin_shufflevector(v[2], v[3], 0, 8, 1, 9, 4, 12, 5, 13);
+    const Vector d = __builtin_shufflevector(v[2], v[3], 2, 10, 3, 11, 6, 14, 7, 15);
+    v[0] = __builtin_shufflevector(a, c, 0, 1, 8, 9, 4, 5, 12, 13);
+    v[1] = __builtin_shufflevector(a, c, 2, 3, 10, 11, 6, 7, 14, 15);
+    v[2] = __builtin_shufflevector(b, d, 0, 1, 8, 9, 4, 5, 12, 13);
+    v[3] = __builtin_shufflevector(b, d, 2, 3, 10, 11, 6, 7, 14, 15);
   }
   LORA_TARGET_AVX2 LORA_INLINE static float sum(Vector v) {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -122,6 +136,7 @@ struct Simd<float> {
 
 template <>
 struct Simd<double> {
+  static constexpr Index piece = 2;
   static constexpr Index lanes = 4;
   using Vector = __m256d;
 
@@ -147,9 +162,13 @@ struct Simd<double> {
   LORA_TARGET_AVX2 LORA_INLINE static Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_pd(a, b, c); }
   LORA_TARGET_AVX2 LORA_INLINE static Vector add(Vector a, Vector b) { return _mm256_add_pd(a, b); }
   LORA_TARGET_AVX2 LORA_INLINE static Vector mul(Vector a, Vector b) { return _mm256_mul_pd(a, b); }
-  LORA_TARGET_AVX2 LORA_INLINE static void interleave(Vector a, Vector b, Vector& low, Vector& high) {
-    low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
-    high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  LORA_TARGET_AVX2 LORA_INLINE static Vector load_pieces(const double* p, Index stride) {
+    return _mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(p)), _mm_loadu_pd(p + stride), 1);
+  }
+  LORA_TARGET_AVX2 LORA_INLINE static void transpose_pieces(Vector (&v)[piece]) {
+    const Vector a = v[0];
+    v[0] = __builtin_shufflevector(a, v[1], 0, 4, 2, 6);
+    v[1] = __builtin_shufflevector(a, v[1], 1, 5, 3, 7);
   }
   LORA_TARGET_AVX2 LORA_INLINE static double sum(Vector v) {
     const __m128d half = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
@@ -166,6 +185,7 @@ struct Simd;
 
 template <>
 struct Simd<float> {
+  static constexpr Index piece = 4;
   static constexpr Index lanes = 16;
   using Vector = __m512;
 
@@ -191,15 +211,32 @@ struct Simd<float> {
   LORA_TARGET_AVX512 LORA_INLINE static Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
   LORA_TARGET_AVX512 LORA_INLINE static Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
   LORA_TARGET_AVX512 LORA_INLINE static Vector mul(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
-  LORA_TARGET_AVX512 LORA_INLINE static void interleave(Vector a, Vector b, Vector& low, Vector& high) {
-    low = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    high = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  LORA_TARGET_AVX512 LORA_INLINE static Vector load_pieces(const float* p, Index stride) {
+    Vector v = _mm512_castps128_ps512(_mm_loadu_ps(p));
+    v = _mm512_insertf32x4(v, _mm_loadu_ps(p + stride), 1);
+    v = _mm512_insertf32x4(v, _mm_loadu_ps(p + 2 * stride), 2);
+    return _mm512_insertf32x4(v, _mm_loadu_ps(p + 3 * stride), 3);
   }
-  LORA_TARGET_AVX512 LORA_INLINE static float sum(Vector v) { return _mm512_reduce_add_ps(v); }
+  LORA_TARGET_AVX512 LORA_INLINE static void transpose_pieces(Vector (&v)[piece]) {
+    const Vector a = __builtin_shufflevector(v[0], v[1], 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+    const Vector b = __builtin_shufflevector(v[0], v[1], 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+    const Vector c = __builtin_shufflevector(v[2], v[3], 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+    const Vector d = __builtin_shufflevector(v[2], v[3], 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+    v[0] = __builtin_shufflevector(a, c, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+    v[1] = __builtin_shufflevector(a, c, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    v[2] = __builtin_shufflevector(b, d, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+    v[3] = __builtin_shufflevector(b, d, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+  }
+  LORA_TARGET_AVX512 LORA_INLINE static float sum(Vector v) {
+    const __m256 low = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256 high = __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+    return avx2::Simd<float>::sum(_mm256_add_ps(low, high));
+  }
 };
 
 template <>
 struct Simd<double> {
+  static constexpr Index piece = 2;
   static constexpr Index lanes = 8;
   using Vector = __m512d;
 
@@ -225,11 +262,22 @@ struct Simd<double> {
   LORA_TARGET_AVX512 LORA_INLINE static Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_pd(a, b, c); }
   LORA_TARGET_AVX512 LORA_INLINE static Vector add(Vector a, Vector b) { return _mm512_add_pd(a, b); }
   LORA_TARGET_AVX512 LORA_INLINE static Vector mul(Vector a, Vector b) { return _mm512_mul_pd(a, b); }
-  LORA_TARGET_AVX512 LORA_INLINE static void interleave(Vector a, Vector b, Vector& low, Vector& high) {
-    low = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-    high = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+  LORA_TARGET_AVX512 LORA_INLINE static Vector load_pieces(const double* p, Index stride) {
+    Vector v = _mm512_castpd128_pd512(_mm_loadu_pd(p));
+    v = _mm512_insertf64x2(v, _mm_loadu_pd(p + stride), 1);
+    v = _mm512_insertf64x2(v, _mm_loadu_pd(p + 2 * stride), 2);
+    return _mm512_insertf64x2(v, _mm_loadu_pd(p + 3 * stride), 3);
   }
-  LORA_TARGET_AVX512 LORA_INLINE static double sum(Vector v) { return _mm512_reduce_add_pd(v); }
+  LORA_TARGET_AVX512 LORA_INLINE static void transpose_pieces(Vector (&v)[piece]) {
+    const Vector a = v[0];
+    v[0] = __builtin_shufflevector(a, v[1], 0, 8, 2, 10, 4, 12, 6, 14);
+    v[1] = __builtin_shufflevector(a, v[1], 1, 9, 3, 11, 5, 13, 7, 15);
+  }
+  LORA_TARGET_AVX512 LORA_INLINE static double sum(Vector v) {
+    const __m256d low = __builtin_shufflevector(v, v, 0, 1, 2, 3);
+    const __m256d high = __builtin_shufflevector(v, v, 4, 5, 6, 7);
+    return avx2::Simd<double>::sum(_mm256_add_pd(low, high));
+  }
 };
 
 }  // namespace lora::kernels::avx512

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 
 #include "lora/kernels/simd.hpp"
 
@@ -19,27 +20,35 @@ inline constexpr Index width_unit = static_cast<Index>(64 / sizeof(Scalar));
 /// Rows of the tallest tile of any instruction set.
 inline constexpr Index tallest_tile = 8;
 
-/// Terms of an inner product: row i's t-th factor, t = block * depth + p, is
-/// left[i * left_row + block * left_block + p * left_step], and it multiplies row t of `right`.
+/// Terms of an inner product: row i's factor p is left[i * left_row + p * left_step]; it multiplies row p of `right`.
 template <class Scalar>
 struct ProductTerms {
   const Scalar* left = nullptr;
   Index left_row = 0;
   Index left_step = 0;
-  Index left_block = 0;
-  const Scalar* right = nullptr;  ///< blocks * depth rows of `width` scalars, contiguous
+  const Scalar* right = nullptr;  ///< depth rows of `width` scalars, contiguous
   Index depth = 0;
-  Index blocks = 1;
 };
 
-/// What a later product reads. The tile whose first row is i and whose next term is term p of a block hints at
-/// address + i * row + block * this->block + p * step. A hint beyond the end of an array is harmless, so these are
-/// numbers rather than pointers.
+/// What the next product reads: runs of memory, run_stride bytes apart, one for every `run_terms` terms of this one. The
+/// tiles ask for the runs in slices: the tile whose first row is i hints, with term p of a run, at
+/// address + run * run_stride + i * row + p * step. A hint beyond the end of an array is harmless, so these are numbers
+/// and not pointers.
 struct Prefetch {
   std::uintptr_t address = 0;
-  std::uintptr_t row = 0;    ///< bytes
-  std::uintptr_t block = 0;  ///< bytes
-  std::uintptr_t step = 0;   ///< bytes
+  std::uintptr_t run_stride = 0;
+  std::uintptr_t run_terms = std::numeric_limits<std::uintptr_t>::max();
+  std::uintptr_t row = 0;
+  std::uintptr_t step = 0;
+
+  /// Spreads runs of `bytes`, one for every `terms` terms, over the tiles of `samples` rows, hints at most one cache
+  /// line apart.
+  void spread(std::uintptr_t bytes, Index terms, Index samples) noexcept {
+    const auto rows = static_cast<std::uintptr_t>(samples);
+    const auto hints = rows * static_cast<std::uintptr_t>(std::max<Index>(terms, 1));
+    row = (bytes + rows - 1) / rows;
+    step = std::min<std::uintptr_t>(64, (bytes * tallest_tile + hints - 1) / hints);
+  }
 };
 
 /// out (rows x columns) = start + terms + extra, where start is `out` itself (`accumulate`), or `initial`, or zero.

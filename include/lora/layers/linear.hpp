@@ -95,7 +95,8 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
   [[nodiscard]] Matrix<Scalar> weight() const {
     return oriented([&](const MatrixView<Scalar>& out) { read_back(weight_, out); });
   }
-  /// W0, whether or not the layer is merged, oriented as the caller stores it. A copy, equal bit for bit to what was given.
+  /// W0, whether or not the layer is merged, oriented as the caller stores it. A copy, equal bit for bit to what was
+  /// given.
   [[nodiscard]] Matrix<Scalar> base_weight() const {
     if (!this->merged()) return weight();
     return oriented([&](const MatrixView<Scalar>& out) { merge_record_.read_unmerged(weight_, out); });
@@ -285,7 +286,8 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
 
   static Weight nonempty(Weight weight) {
     if (weight.out_features() < 1 || weight.in_features() < 1) {
-      throw ShapeError("LoraLinear", "weight", "at least 1 x 1", shape_text(weight.out_features(), weight.in_features()));
+      throw ShapeError("LoraLinear", "weight", "at least 1 x 1",
+                       shape_text(weight.out_features(), weight.in_features()));
     }
     return weight;
   }
@@ -305,9 +307,7 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
   }
 
   [[nodiscard]] bool merges_weights() const noexcept { return config().merge_weights; }
-  void apply_merge() {
-    merge_record_ = MergeRecord<Scalar>::merge("LoraLinear::merge", weight_, adapter_.update());
-  }
+  void apply_merge() { merge_record_ = MergeRecord<Scalar>::merge("LoraLinear::merge", weight_, adapter_.update()); }
   void apply_unmerge() noexcept {
     merge_record_.unmerge(weight_);
     merge_record_ = {};
@@ -340,7 +340,8 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
   [[nodiscard]] const Scalar* effective_bias(Workspace& workspace) const {
     if (!config().lora_bias) return has_bias() ? bias_.data() : nullptr;
     auto* sum = workspace.reserve<Scalar>(Workspace::Slot::bias, out_features());
-    for (Index j = 0; j < out_features(); ++j) sum[j] = (has_bias() ? bias_[j] : Scalar(0)) + scaling() * lora_bias()[j];
+    for (Index j = 0; j < out_features(); ++j)
+      sum[j] = (has_bias() ? bias_[j] : Scalar(0)) + scaling() * lora_bias()[j];
     return sum;
   }
 
@@ -368,6 +369,9 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
     require_unmerged(operation);
     if (record.rows() < 0) throw StateError(operation, "record", "one that forward has filled", "a new one");
     check_shape(operation, "record", record.down_projection(), -1, rank());
+    if (!adapter_.fits(record, record.rows())) {
+      throw ShapeError(operation, "record", "one that this layer's forward has filled", "another layer's dropout mask");
+    }
     check_shape(operation, "x", x, record.rows(), in_features());
     check_shape(operation, "dy", dy, record.rows(), out_features());
     check_shape(operation, "gradients.A", gradients.A, rank(), in_features());

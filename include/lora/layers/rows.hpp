@@ -1,6 +1,7 @@
 // How the types a layer accepts are read as a matrix of rows, one sample a row.
 #pragma once
 
+#include <string>
 #include <string_view>
 #include <type_traits>
 
@@ -16,15 +17,22 @@ namespace lora {
 /// - `Output`: the type that answers such an input;
 /// - `with_rows(input, body)`: calls body with the input as MatrixView<const Scalar>, features along columns;
 /// - `make_output(input, features)`: an Output with as many samples and `features` features;
-/// - `rows(output)`: MatrixView<Scalar> of an output, with contiguous rows.
+/// - `rows(output)`: MatrixView<Scalar> of an output.
 template <class Input>
 struct RowsOf {
   static_assert(sizeof(Input) == 0,
                 "lora: this type is no input of a layer; pass an Eigen matrix or vector, or a row-major Eigen::Tensor");
 };
 
+namespace detail {
+template <class Derived>
+void accepts_dense(const Eigen::DenseBase<Derived>& object);
+}
+
 template <class Input>
-concept EigenDense = std::is_base_of_v<Eigen::DenseBase<Input>, Input>;
+concept EigenDense = requires(const Input& input) {
+  detail::accepts_dense(input);
+};
 
 /// Eigen matrices, vectors, maps, blocks and expressions. A vector known at compile time is one sample; any other
 /// object is a matrix of rows. What has storage is read in place, whatever its storage order; an expression is
@@ -36,9 +44,8 @@ struct RowsOf<Input> {
   static constexpr bool is_row = Input::RowsAtCompileTime == 1;
   static constexpr bool has_storage = (Input::Flags & Eigen::DirectAccessBit) != 0;
 
-  using Output =
-      std::conditional_t<is_column, Eigen::Matrix<Scalar, Eigen::Dynamic, 1>,
-                         std::conditional_t<is_row, RowVector<Scalar>, Matrix<Scalar>>>;
+  using Output = std::conditional_t<is_column, Eigen::Matrix<Scalar, Eigen::Dynamic, 1>,
+                                    std::conditional_t<is_row, RowVector<Scalar>, Matrix<Scalar>>>;
 
   template <class Body>
   static void with_rows(const Input& input, const Body& body) {
@@ -61,11 +68,7 @@ struct RowsOf<Input> {
   [[nodiscard]] static MatrixView<Scalar> rows(Input& output) {
     static_assert(has_storage, "lora: an output needs storage of its own");
     static_assert(is_column || is_row || bool(Input::IsRowMajor), "lora: an output matrix is row-major");
-    const auto view = oriented(view_of(output));
-    if (view.col_stride != 1 && view.cols > 1) {
-      throw ShapeError("RowsOf::rows", "output", "contiguous rows", "an inner stride of " + std::to_string(view.col_stride));
-    }
-    return view;
+    return oriented(view_of(output));
   }
 
  private:
@@ -91,6 +94,9 @@ template <class LayerScalar, class Output>
                 "lora: the output's scalar type is not the layer's");
   const MatrixView<LayerScalar> view = RowsOf<Output>::rows(output);
   check_shape(operation, argument, view, rows, features);
+  if (view.col_stride != 1 && view.cols > 1) {
+    throw ShapeError(operation, argument, "contiguous rows", "an inner stride of " + std::to_string(view.col_stride));
+  }
   return view;
 }
 

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <type_traits>
-
 #include <unsupported/Eigen/CXX11/Tensor>
 
 #include "lora/layers/rows.hpp"
@@ -26,7 +25,8 @@ struct RowsOfTensor {
 
   [[nodiscard]] static Output make_output(const Input& input, Index features) {
     Eigen::array<Index, rank> extents;
-    for (int i = 0; i + 1 < rank; ++i) extents[static_cast<std::size_t>(i)] = input.dimension(static_cast<std::size_t>(i));
+    for (int i = 0; i + 1 < rank; ++i)
+      extents[static_cast<std::size_t>(i)] = input.dimensions()[static_cast<std::size_t>(i)];
     extents[rank - 1] = features;
     return Output(extents);
   }
@@ -37,8 +37,8 @@ struct RowsOfTensor {
   template <class T, class Tensor>
   [[nodiscard]] static MatrixView<T> view(T* data, const Tensor& tensor) {
     Index rows = 1;
-    for (int i = 0; i + 1 < rank; ++i) rows *= tensor.dimension(static_cast<std::size_t>(i));
-    const Index features = tensor.dimension(rank - 1);
+    for (int i = 0; i + 1 < rank; ++i) rows *= tensor.dimensions()[static_cast<std::size_t>(i)];
+    const Index features = tensor.dimensions()[rank - 1];
     return {data, rows, features, features, 1};
   }
 };
@@ -57,7 +57,8 @@ struct RowsOf<Eigen::TensorMap<Eigen::Tensor<Scalar, rank, options, IndexType>, 
 
 template <class Scalar, int rank, int options, class IndexType, int map_options, template <class> class Pointer>
 struct RowsOf<Eigen::TensorMap<const Eigen::Tensor<Scalar, rank, options, IndexType>, map_options, Pointer>>
-    : detail::RowsOfTensor<Eigen::TensorMap<const Eigen::Tensor<Scalar, rank, options, IndexType>, map_options, Pointer>,
-                           Scalar, rank, options> {};
+    : detail::RowsOfTensor<
+          Eigen::TensorMap<const Eigen::Tensor<Scalar, rank, options, IndexType>, map_options, Pointer>, Scalar, rank,
+          options> {};
 
 }  // namespace lora

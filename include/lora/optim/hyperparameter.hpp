@@ -1,20 +1,14 @@
 // Range checks of options, always on.
 #pragma once
 
-#include <cstdio>
 #include <limits>
 #include <string>
 #include <string_view>
 
 #include "lora/core/error.hpp"
+#include "lora/core/number_text.hpp"
 
 namespace lora::detail {
-
-[[nodiscard]] inline std::string number_text(double number) {
-  char text[32];  // "%.9g" of a double takes at most 16 characters
-  std::snprintf(text, sizeof(text), "%.9g", number);
-  return text;
-}
 
 /// @throws ConfigError unless 0 <= value < limit; a NaN is refused too.
 inline void require_below(std::string_view operation, std::string_view argument, double value, double limit) {

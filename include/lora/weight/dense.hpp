@@ -15,8 +15,8 @@ namespace lora {
 
 /// A view of a weight in memory that the caller owns and keeps alive: an Eigen matrix, map or block, a raw buffer, a
 /// mapped file. Nothing is copied; merging writes into that memory, unless it is const, in which case merging is
-/// refused. A weight that is still merged when this object goes stays merged. Moves, and does not copy, since two layers
-/// must not merge into one memory.
+/// refused. A weight that is still merged when this object goes stays merged. Moves, and does not copy, since two
+/// layers must not merge into one memory.
 template <RealScalar ScalarType>
 class DenseWeight {
  public:
@@ -28,8 +28,8 @@ class DenseWeight {
 
   /// A read-only view. LoraLinear::merge on it throws StateError.
   explicit DenseWeight(const MatrixView<const Scalar>& w)
-      : DenseWeight(MatrixView<Scalar>{const_cast<Scalar*>(w.data), w.rows, w.cols, w.row_stride, w.col_stride}, false) {
-  }
+      : DenseWeight(MatrixView<Scalar>{const_cast<Scalar*>(w.data), w.rows, w.cols, w.row_stride, w.col_stride},
+                    false) {}
 
   DenseWeight(const DenseWeight&) = delete;
   DenseWeight& operator=(const DenseWeight&) = delete;
@@ -66,8 +66,8 @@ class DenseWeight {
   }
   [[nodiscard]] WeightTile<const Scalar> tile(Index t) const noexcept {
     const auto tile = tile_of(t);
-    return {tile.data, tile.lines, tile.length, tile.line_stride, tile.first_line, tile.first_position,
-            tile.lines_are_outputs};
+    return {tile.data,       tile.lines,          tile.length,           tile.line_stride,
+            tile.first_line, tile.first_position, tile.lines_are_outputs};
   }
 
   /// 0: the memory is the caller's.

@@ -47,19 +47,18 @@ inline constexpr Index max_tile_size = 16384;
 /// they write to the output and the workspace only, and allocate only to grow the workspace. Results do not depend on
 /// the number of workers.
 template <class W>
-concept FrozenWeight =
-    RealScalar<typename W::Scalar> && std::movable<W> &&
+concept FrozenWeight = RealScalar<typename W::Scalar> && std::movable<W> &&
     requires(W& target, const W& source, MatrixView<const typename W::Scalar> in, const typename W::Scalar* bias,
              LowRankTerm<typename W::Scalar> term, MatrixView<typename W::Scalar> out, Workspace& workspace, Index t) {
-      { source.out_features() } -> std::same_as<Index>;
-      { source.in_features() } -> std::same_as<Index>;
-      { source.product(in, bias, term, out, workspace) } -> std::same_as<void>;
-      { source.product_transposed(in, term, out, workspace) } -> std::same_as<void>;
-      { source.tile_count() } -> std::same_as<Index>;
-      { target.tile(t) } -> std::same_as<WeightTile<typename W::Scalar>>;
-      { source.tile(t) } -> std::same_as<WeightTile<const typename W::Scalar>>;
-      { source.bytes() } -> std::same_as<std::size_t>;
-    };
+  { source.out_features() } -> std::same_as<Index>;
+  { source.in_features() } -> std::same_as<Index>;
+  { source.product(in, bias, term, out, workspace) } -> std::same_as<void>;
+  { source.product_transposed(in, term, out, workspace) } -> std::same_as<void>;
+  { source.tile_count() } -> std::same_as<Index>;
+  { target.tile(t) } -> std::same_as<WeightTile<typename W::Scalar>>;
+  { source.tile(t) } -> std::same_as<WeightTile<const typename W::Scalar>>;
+  { source.bytes() } -> std::same_as<std::size_t>;
+};
 
 /// Copies W into `out` (out_features x in_features, any strides). No allocation.
 template <FrozenWeight W>

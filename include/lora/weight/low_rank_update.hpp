@@ -34,29 +34,27 @@ class DeltaSource {
     const auto along = lines_are_outputs ? update.a : update.b.transpose();  // indexed by p, position
     const Scalar line_scale = lines_are_outputs ? update.scale : Scalar(1);
     const Scalar position_scale = lines_are_outputs ? Scalar(1) : update.scale;
-    coefficients_.resize(static_cast<std::size_t>(at.rows * rank_));
-    factor_.resize(static_cast<std::size_t>(rank_ * along.cols));
-    for (Index l = 0; l < at.rows; ++l)
-      for (Index p = 0; p < rank_; ++p) coefficients_[static_cast<std::size_t>(l * rank_ + p)] = line_scale * at(l, p);
-    for (Index p = 0; p < rank_; ++p)
-      for (Index j = 0; j < along.cols; ++j)
-        factor_[static_cast<std::size_t>(p * positions_ + j)] = position_scale * along(p, j);
+    fill(coefficients_, line_scale, at);
+    fill(factor_, position_scale, along);
   }
 
   /// The update of `lines` lines from `first_line` and `length` positions from `first_position`, contiguous in `out`.
   void evaluate(Index first_line, Index lines, Index first_position, Index length, Scalar* out) const noexcept {
-    kernel_(coefficients_.data() + first_line * rank_, lines, factor_.data() + first_position, positions_, rank_, length,
-            out);
+    kernel_(coefficients_.data() + first_line * rank_, lines, factor_.data() + first_position, positions_, rank_,
+            length, out);
   }
 
   [[nodiscard]] bool empty() const noexcept { return rank_ == 0; }
 
   /// Bytes of the copies of the factors.
-  [[nodiscard]] std::size_t bytes() const noexcept {
-    return (coefficients_.size() + factor_.size()) * sizeof(Scalar);
-  }
+  [[nodiscard]] std::size_t bytes() const noexcept { return (coefficients_.size() + factor_.size()) * sizeof(Scalar); }
 
  private:
+  static void fill(std::vector<Scalar>& target, Scalar scale, const MatrixView<const Scalar>& source) {
+    target.resize(static_cast<std::size_t>(source.rows * source.cols));
+    MatrixView<Scalar>{target.data(), source.rows, source.cols, source.cols, 1}.map() = scale * source.map();
+  }
+
   // Merge and unmerge may be compiled with different options; the kernel that merged is the one that unmerges.
   kernels::DeltaKernel<Scalar> kernel_ = nullptr;
   Index rank_ = 0;

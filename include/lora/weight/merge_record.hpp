@@ -68,7 +68,8 @@ class MergeRecord {
     return record;
   }
 
-  /// Undoes merge(): W is again what it was, bit for bit. The weight is the one merge() was given, or one moved from it.
+  /// Undoes merge(): W is again what it was, bit for bit. The weight is the one merge() was given, or one moved from
+  /// it.
   template <FrozenWeight Weight>
   void unmerge(Weight& weight) const noexcept {
     if (delta_.empty()) return;
@@ -158,8 +159,9 @@ class MergeRecord {
           const Index lines = std::min(together, tile.lines - l);
           delta_.evaluate(tile.first_line + l, lines, tile.first_position + p, length, delta.data());
           for (Index i = 0; i < lines; ++i) {
-            const Line<std::remove_pointer_t<decltype(tile.data)>> line{tile.data + (l + i) * tile.line_stride + p, length, tile.first_line + l + i,
-                            tile.first_position + p, tile.lines_are_outputs};
+            const Line<std::remove_pointer_t<decltype(tile.data)>> line{
+                tile.data + (l + i) * tile.line_stride + p, length, tile.first_line + l + i, tile.first_position + p,
+                tile.lines_are_outputs};
             if (!body(line, delta.data() + i * length)) return;
           }
         }
@@ -173,8 +175,7 @@ class MergeRecord {
     std::array<Scalar, piece_size> originals;
     for_each_line(weight, [&](const Line<Scalar>& line, const Scalar* delta) {
       reserve_exceptions(static_cast<std::size_t>(line.length));
-      const auto update =
-          kernels::apply_exact(line.data, delta, codes_.get() + done, line.length, originals.data());
+      const auto update = kernels::apply_exact(line.data, delta, codes_.get() + done, line.length, originals.data());
       if (!update.applied) {
         outcome = Outcome::not_finite;
         return false;

@@ -9,9 +9,8 @@
 #include "lora/core/view.hpp"
 #include "lora/core/workspace.hpp"
 #include "lora/kernels/isa.hpp"
-#include "lora/kernels/panel.hpp"
 #include "lora/kernels/packed_product.hpp"
-#include "lora/kernels/transposed_product.hpp"
+#include "lora/kernels/panel.hpp"
 #include "lora/weight/frozen_weight.hpp"
 
 namespace lora {
@@ -71,14 +70,17 @@ class PackedWeight {
   /// Y (N x out_features) = X (N x in_features) W^T + bias + U F. X of any strides is read where it is.
   void product(const MatrixView<const Scalar>& x, const Scalar* bias, const LowRankTerm<Scalar>& term,
                const MatrixView<Scalar>& y, Workspace& workspace) const {
-    kernels::packed_product<Scalar>(
-        {layout_, x, bias, term.down, term.up, y, kernels::multiply_kernel<Scalar>(isa_)}, panels_, workspace);
+    const kernels::PanelCall<Scalar> call{
+        layout_, x, bias, term.down, term.up, y, kernels::multiply_kernel<Scalar>(isa_)};
+    kernels::packed_product(call, static_cast<const Scalar*>(panels_), workspace);
   }
 
   /// dX (N x in_features) = dY (N x out_features) W + V F.
   void product_transposed(const MatrixView<const Scalar>& dy, const LowRankTerm<Scalar>& term,
                           const MatrixView<Scalar>& dx, Workspace& workspace) const {
-    kernels::transposed_product<Scalar>({layout_, panels_, dy, term.down, term.up, dx, isa_}, workspace);
+    const kernels::PanelCall<Scalar> call{{layout_.inputs, layout_.outputs},     dy, nullptr, term.down, term.up, dx,
+                                          kernels::multiply_kernel<Scalar>(isa_)};
+    kernels::packed_product_transposed(call, layout_, static_cast<const Scalar*>(panels_), isa_, workspace);
   }
 
   [[nodiscard]] Index tile_count() const noexcept { return layout_.panels() * tiles_per_panel(); }

@@ -1,0 +1,54 @@
+# How the project's own programs are built. Nothing here reaches a user of lora::lora.
+
+option(LORA_WARNINGS_AS_ERRORS "Make every warning in the project's own programs an error" OFF)
+set(LORA_SANITIZE "" CACHE STRING "Sanitizers of the project's own programs: 'address,undefined' or 'thread'")
+
+if(PROJECT_IS_TOP_LEVEL)
+  get_property(multi_config GLOBAL PROPERTY GENERATOR_IS_MULTI_CONFIG)
+  if(NOT multi_config AND NOT CMAKE_BUILD_TYPE)
+    set_property(CACHE CMAKE_BUILD_TYPE PROPERTY VALUE Release)
+    set(CMAKE_BUILD_TYPE Release)
+  endif()
+  set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+endif()
+
+add_library(lora_development INTERFACE)
+if(MSVC)
+  target_compile_options(lora_development INTERFACE /W4 $<$<BOOL:${LORA_WARNINGS_AS_ERRORS}>:/WX>)
+else()
+  target_compile_options(
+    lora_development INTERFACE -Wall -Wextra -Wpedantic -Wconversion -Wshadow
+                               $<$<BOOL:${LORA_WARNINGS_AS_ERRORS}>:-Werror>)
+endif()
+if(LORA_SANITIZE)
+  target_compile_options(lora_development INTERFACE -fsanitize=${LORA_SANITIZE} -fno-sanitize-recover=all
+                                                    -fno-omit-frame-pointer -g)
+  target_link_options(lora_development INTERFACE -fsanitize=${LORA_SANITIZE})
+endif()
+
+# find_package for what only the project's own programs need, with an error that says what to install.
+macro(lora_require package target debian_package)
+  if(NOT TARGET ${target})
+    find_package(${package} QUIET)
+    if(NOT TARGET ${target})
+      message(
+        FATAL_ERROR
+          "${package} was not found (Debian: ${debian_package}). It is needed by what the options LORA_BUILD_TESTS, "
+          "LORA_BUILD_BENCHMARKS and LORA_BUILD_EXAMPLES switch on, not by the library.")
+    endif()
+  endif()
+endmacro()
+
+# An executable of this project: C++20 without extensions, warnings, sanitizers.
+# lora_add_program(<target> <name of the file> <folder below the build directory> <sources>...)
+function(lora_add_program target name folder)
+  add_executable(${target} ${ARGN})
+  target_link_libraries(${target} PRIVATE lora_development)
+  set_target_properties(
+    ${target}
+    PROPERTIES CXX_STANDARD 20
+               CXX_STANDARD_REQUIRED ON
+               CXX_EXTENSIONS OFF
+               OUTPUT_NAME ${name}
+               RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/${folder})
+endfunction()

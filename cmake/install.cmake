@@ -1,0 +1,32 @@
+# Headers, licence and the CMake package. Everything is independent of the architecture, hence below share/.
+include(GNUInstallDirs)
+include(CMakePackageConfigHelpers)
+
+set(package_dir ${CMAKE_INSTALL_DATADIR}/cmake/lora)
+
+install(
+  DIRECTORY ${PROJECT_SOURCE_DIR}/include/
+  DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
+  FILES_MATCHING
+  PATTERN "*.hpp"
+  PATTERN "*.inc")
+install(FILES ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/lora)
+
+# Two export sets: a user without a JSON parser never loads the second.
+install(TARGETS lora EXPORT lora-targets INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+install(TARGETS lora_io EXPORT lora-io-targets)
+foreach(set IN ITEMS lora-targets lora-io-targets)
+  install(
+    EXPORT ${set}
+    NAMESPACE lora::
+    DESTINATION ${package_dir})
+endforeach()
+
+configure_package_config_file(${PROJECT_SOURCE_DIR}/cmake/lora-config.cmake.in
+                              ${PROJECT_BINARY_DIR}/package/lora-config.cmake INSTALL_DESTINATION ${package_dir})
+write_basic_package_version_file(
+  ${PROJECT_BINARY_DIR}/package/lora-config-version.cmake
+  COMPATIBILITY SameMinorVersion
+  ARCH_INDEPENDENT)
+install(FILES ${PROJECT_BINARY_DIR}/package/lora-config.cmake ${PROJECT_BINARY_DIR}/package/lora-config-version.cmake
+              ${PROJECT_SOURCE_DIR}/cmake/eigen.cmake DESTINATION ${package_dir})

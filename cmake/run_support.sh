@@ -1,0 +1,67 @@
+# What the run scripts share: installing Debian packages that are missing, configuring build/, building one part of it.
+# Sourced by bash scripts with the project's root in $root.
+
+if [ -t 2 ] && [ -z "${NO_COLOR:-}" ]; then bold=$(printf '\033[1m') plain=$(printf '\033[0m'); else bold= plain=; fi
+say() { printf '%s\n' "$bold==> $*$plain" >&2; }
+die() {
+  printf '%s: %s\n' "${0##*/}" "$*" >&2
+  exit 1
+}
+
+jobs() { nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1; }
+
+# A tool counts as present wherever it comes from, a library when its package is installed.
+has_package() {
+  case $1 in
+    g++ | cmake | clang | clang-format | clang-tidy | git) command -v "$1" >/dev/null && return ;;
+    ninja-build) command -v ninja >/dev/null && return ;;
+    gnuplot-nox) command -v gnuplot >/dev/null && return ;;
+  esac
+  [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
+}
+
+# install_packages <package>...: installs those that are missing; touches neither apt nor the network when none is.
+install_packages() {
+  local missing=() package as_root=() log
+  if ! command -v dpkg-query >/dev/null; then
+    say "Not a Debian system; these packages' counterparts must be there: $*"
+    return
+  fi
+  for package; do has_package "$package" || missing+=("$package"); done
+  [ ${#missing[@]} -eq 0 ] && return
+  if [ "$(id -u)" -ne 0 ]; then
+    command -v sudo >/dev/null || die "please install, as root: apt-get install ${missing[*]}"
+    as_root=(sudo)
+  fi
+  say "Installing ${missing[*]}"
+  log=$(mktemp)
+  as_root+=(env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300)
+  if ! { "${as_root[@]}" update && "${as_root[@]}" -y --no-install-recommends install "${missing[@]}"; } >"$log" 2>&1; then
+    cat "$log" >&2
+    rm -f "$log"
+    die "could not install ${missing[*]}"
+  fi
+  rm -f "$log"
+}
+
+# configure_part TESTS|BENCHMARKS|EXAMPLES [cmake argument...]: switches one part on in build/. A part that is on
+# already stays on, so that each script may be run after any other, and none needs the packages of the others.
+configure_part() {
+  local part=$1 other arguments=()
+  shift
+  if [ ! -f "$root/build/CMakeCache.txt" ]; then
+    for other in TESTS BENCHMARKS EXAMPLES; do arguments+=(-D "LORA_BUILD_$other=OFF"); done
+    command -v ninja >/dev/null && arguments+=(-G Ninja)
+  fi
+  cmake -S "$root" -B "$root/build" --log-level=WARNING "${arguments[@]}" -D "LORA_BUILD_$part=ON" "$@" >/dev/null
+}
+
+# build_target <target>: builds it in build/, on all cores.
+build_target() {
+  cmake --build "$root/build" --parallel "$(jobs)" --target "$1" >&2
+}
+
+packages_build=(g++ cmake ninja-build libeigen3-dev)
+packages_tests=("${packages_build[@]}" libgtest-dev librapidcheck-dev nlohmann-json3-dev zlib1g-dev)
+packages_examples=("${packages_build[@]}" nlohmann-json3-dev libcli11-dev zlib1g-dev gnuplot-nox dataset-fashion-mnist)
+packages_benchmarks=("${packages_build[@]}" libbenchmark-dev)

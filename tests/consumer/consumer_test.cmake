@@ -1,0 +1,128 @@
+# Builds a small project that uses lora the way CASE names, and checks what reaches it.
+# Arguments: CASE SOURCE_DIR BUILD_DIR WORK_DIR CXX GENERATOR EIGEN_INCLUDE
+
+function(run_or_fail what)
+  execute_process(
+    COMMAND ${ARGN}
+    RESULT_VARIABLE result
+    OUTPUT_VARIABLE output
+    ERROR_VARIABLE output)
+  if(NOT result EQUAL 0)
+    message(FATAL_ERROR "${what} failed:\n${output}")
+  endif()
+endfunction()
+
+function(configure project result_variable output_variable)
+  execute_process(
+    COMMAND ${CMAKE_COMMAND} -S ${CMAKE_CURRENT_LIST_DIR}/${project} -B ${WORK_DIR}/build -G ${GENERATOR} -D
+            CMAKE_CXX_COMPILER=${CXX} -D CMAKE_EXPORT_COMPILE_COMMANDS=ON -D CMAKE_PREFIX_PATH=${WORK_DIR}/stage ${ARGN}
+    RESULT_VARIABLE result
+    OUTPUT_VARIABLE output
+    ERROR_VARIABLE output)
+  set(${result_variable} ${result} PARENT_SCOPE)
+  # CMake breaks its messages into lines; one blank between words makes them searchable.
+  string(REGEX REPLACE "[ \n]+" " " output "${output}")
+  set(${output_variable} "${output}" PARENT_SCOPE)
+endfunction()
+
+function(configure_or_fail project)
+  configure(${project} result output ${ARGN})
+  if(NOT result EQUAL 0)
+    message(FATAL_ERROR "the consumer does not configure:\n${output}")
+  endif()
+endfunction()
+
+# Expects that configuring is refused with a message that holds `text`.
+function(configure_is_refused project text)
+  configure(${project} result output ${ARGN})
+  string(FIND "${output}" "${text}" position)
+  if(result EQUAL 0)
+    message(FATAL_ERROR "the consumer configures, and must not:\n${output}")
+  elseif(position EQUAL -1)
+    message(FATAL_ERROR "the consumer is refused without '${text}':\n${output}")
+  endif()
+endfunction()
+
+function(build_and_run)
+  run_or_fail("building the consumer" ${CMAKE_COMMAND} --build ${WORK_DIR}/build --config Release)
+  file(GLOB_RECURSE program ${WORK_DIR}/build/consumer ${WORK_DIR}/build/consumer.exe)
+  run_or_fail("running the consumer" ${program})
+  check_command_lines()
+endfunction()
+
+# No warning, instruction set, sanitizer or optimisation level reaches a user.
+function(check_command_lines)
+  if(NOT EXISTS ${WORK_DIR}/build/compile_commands.json)
+    message(FATAL_ERROR "no compile_commands.json to look at")
+  endif()
+  file(READ ${WORK_DIR}/build/compile_commands.json commands)
+  string(FIND "${commands}" "main.cpp" position)
+  if(position EQUAL -1)
+    message(FATAL_ERROR "compile_commands.json does not name the consumer's source")
+  endif()
+  if(commands MATCHES " (-W[^ ]*|-m[^ ]*|-f[^ ]*|-O[^ ]*|-g[^ ]*|-D[^ ]*)")
+    message(FATAL_ERROR "the flag '${CMAKE_MATCH_1}' reaches the user:\n${commands}")
+  endif()
+endfunction()
+
+function(stage)
+  run_or_fail("installing lora" ${CMAKE_COMMAND} --install ${BUILD_DIR} --prefix ${WORK_DIR}/stage)
+endfunction()
+
+# An Eigen package that says it is of `version` and accepts no request for another major version.
+function(write_eigen_package version)
+  string(REGEX MATCH "^[0-9]+" major ${version})
+  file(WRITE ${WORK_DIR}/eigen-${version}/Eigen3ConfigVersion.cmake
+       "set(PACKAGE_VERSION ${version})\n"
+       "if(NOT PACKAGE_FIND_VERSION OR PACKAGE_FIND_VERSION_MAJOR EQUAL ${major})\n"
+       "  set(PACKAGE_VERSION_COMPATIBLE TRUE)\nendif()\n")
+  file(WRITE ${WORK_DIR}/eigen-${version}/Eigen3Config.cmake
+       "add_library(Eigen3::Eigen INTERFACE IMPORTED)\n"
+       "target_include_directories(Eigen3::Eigen INTERFACE ${EIGEN_INCLUDE})\n")
+endfunction()
+
+file(REMOVE_RECURSE ${WORK_DIR})
+file(MAKE_DIRECTORY ${WORK_DIR})
+
+if(CASE STREQUAL "installed")
+  stage()
+  configure_or_fail(installed)
+  build_and_run()
+elseif(CASE STREQUAL "installed_without_json")
+  stage()
+  configure_or_fail(installed -D CMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=ON)
+  build_and_run()
+  configure_is_refused(installed "lora's component io needs nlohmann_json" -D COMPONENTS=io -D
+                       CMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=ON)
+elseif(CASE STREQUAL "installed_io")
+  stage()
+  configure_or_fail(installed -D COMPONENTS=io)
+  build_and_run()
+elseif(CASE STREQUAL "subdirectory")
+  configure_or_fail(subdirectory -D LORA_SOURCE_DIR=${SOURCE_DIR})
+  build_and_run()
+elseif(CASE STREQUAL "eigen_versions")
+  stage()
+  foreach(version IN ITEMS 3.4.90 5.0.1)
+    write_eigen_package(${version})
+    configure_or_fail(installed --fresh -D Eigen3_DIR=${WORK_DIR}/eigen-${version})
+    configure_or_fail(subdirectory --fresh -D LORA_SOURCE_DIR=${SOURCE_DIR} -D Eigen3_DIR=${WORK_DIR}/eigen-${version})
+  endforeach()
+  write_eigen_package(3.3.9)
+  set(message "lora needs Eigen 3.4 or newer, and ${WORK_DIR}/eigen-3.3.9 holds 3.3.9")
+  configure_is_refused(installed "${message}" --fresh -D Eigen3_DIR=${WORK_DIR}/eigen-3.3.9)
+  configure_is_refused(subdirectory "${message}" --fresh -D LORA_SOURCE_DIR=${SOURCE_DIR} -D
+                       Eigen3_DIR=${WORK_DIR}/eigen-3.3.9)
+  set(message "lora needs Eigen 3.4 or newer and found none")
+  configure_is_refused(installed "${message}" --fresh -D CMAKE_DISABLE_FIND_PACKAGE_Eigen3=ON)
+elseif(CASE STREQUAL "plain_compiler")
+  set(includes "")
+  foreach(directory IN LISTS EIGEN_INCLUDE)
+    list(APPEND includes -I${directory})
+  endforeach()
+  run_or_fail("compiling without CMake" ${CXX} -std=c++20 -I${SOURCE_DIR}/include ${includes}
+              ${CMAKE_CURRENT_LIST_DIR}/main.cpp -o ${WORK_DIR}/consumer)
+  run_or_fail("running the consumer" ${WORK_DIR}/consumer)
+else()
+  message(FATAL_ERROR "no case '${CASE}'")
+endif()

@@ -1,0 +1,161 @@
+#include "lora/core/parameter.hpp"
+
+#include <gtest/gtest.h>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace {
+
+using lora::Index;
+using lora::Matrix;
+using lora::OptimizerState;
+using lora::ParameterRole;
+using Parameter = lora::Parameter<float>;
+using Trainable = lora::Trainable<float>;
+
+Trainable two_by_three() {
+  Trainable trainable;
+  trainable.value.resize(2, 3);
+  trainable.value << 1, 2, 3, 4, 5, 6;
+  return trainable;
+}
+
+TEST(OptimizerState, IsEmptyBeforeTheFirstStepAndCountsItsBytes) {
+  OptimizerState<double> state;
+  EXPECT_TRUE(state.owner.empty());
+  EXPECT_EQ(state.steps, 0);
+  EXPECT_EQ(state.bytes(), 0U);
+  state.first.resize(6);
+  EXPECT_EQ(state.bytes(), 6 * sizeof(double));
+  state.second.resize(6);
+  EXPECT_EQ(state.bytes(), 12 * sizeof(double));
+}
+
+TEST(Parameter, IsAHandleOnValueGradientAndState) {
+  Trainable trainable = two_by_three();
+  const Parameter parameter = trainable.parameter("lora_A.weight", ParameterRole::lora_A);
+  EXPECT_EQ(parameter.name(), "lora_A.weight");
+  EXPECT_EQ(parameter.role(), ParameterRole::lora_A);
+  EXPECT_EQ(parameter.rows(), 2);
+  EXPECT_EQ(parameter.cols(), 3);
+  EXPECT_EQ(parameter.size(), 6);
+  parameter.value()(1, 2) = 60;
+  parameter.gradient()(0, 1) = 7;
+  parameter.state().steps = 4;
+  EXPECT_EQ(trainable.value(1, 2), 60);
+  EXPECT_EQ(trainable.gradient(0, 1), 7);
+  EXPECT_EQ(trainable.state.steps, 4);
+}
+
+TEST(Parameter, MapsShareTheOwnersMemory) {
+  Trainable trainable = two_by_three();
+  const Parameter parameter = trainable.parameter("p", ParameterRole::weight);
+  EXPECT_EQ(parameter.value().data(), trainable.value.data());
+  EXPECT_EQ(parameter.gradient().data(), trainable.gradient.data());
+  EXPECT_EQ(&parameter.state(), &trainable.state);
+  EXPECT_EQ(parameter.value(), trainable.value);
+}
+
+TEST(Parameter, RenamingChangesNothingElse) {
+  Trainable trainable = two_by_three();
+  Parameter parameter = trainable.parameter("p", ParameterRole::bias);
+  parameter.rename("layers.0.p");
+  EXPECT_EQ(parameter.name(), "layers.0.p");
+  EXPECT_EQ(parameter.role(), ParameterRole::bias);
+  EXPECT_EQ(parameter.value().data(), trainable.value.data());
+}
+
+TEST(Parameter, TrainsAtTheOptimizersRateUnlessToldOtherwise) {
+  Trainable trainable = two_by_three();
+  EXPECT_EQ(trainable.parameter("p", ParameterRole::lora_B).learning_rate_scale, 1.0);
+}
+
+TEST(Parameter, TheLockIsReadAtEachCallAndGuardsTheValueOnly) {
+  Trainable trainable = two_by_three();
+  bool merged = false;
+  const Parameter parameter = trainable.parameter("lora_B.weight", ParameterRole::lora_B, &merged);
+  EXPECT_NO_THROW((void)parameter.value());
+  merged = true;
+  EXPECT_THROW((void)parameter.value(), lora::StateError);
+  EXPECT_NO_THROW((void)parameter.gradient());
+  EXPECT_NO_THROW((void)parameter.state());
+  merged = false;
+  EXPECT_NO_THROW((void)parameter.value());
+}
+
+TEST(Parameter, TheLockMessageNamesOperationAndParameter) {
+  Trainable trainable = two_by_three();
+  const bool merged = true;
+  const Parameter parameter = trainable.parameter("lora_B.weight", ParameterRole::lora_B, &merged);
+  try {
+    parameter.require_unlocked("AdamW::step");
+    FAIL() << "accepted";
+  } catch (const lora::StateError& error) {
+    EXPECT_STREQ(
+        error.what(),
+        "AdamW::step: lora_B.weight: expected an unmerged layer (call train() or unmerge() first), got a merged "
+        "one");
+  }
+}
+
+TEST(Trainable, GradientMemoryComesWithItsFirstUseAndStartsAtZero) {
+  Trainable trainable = two_by_three();
+  EXPECT_EQ(trainable.gradient.size(), 0);
+  const Parameter parameter = trainable.parameter("p", ParameterRole::weight);
+  EXPECT_EQ(parameter.gradient(), (Matrix<float>::Zero(2, 3)));
+}
+
+TEST(Trainable, AGradientOfTheRightShapeIsKept) {
+  Trainable trainable = two_by_three();
+  trainable.ensure_gradient();
+  trainable.gradient.setConstant(3);
+  trainable.ensure_gradient();
+  EXPECT_EQ(trainable.gradient, (Matrix<float>::Constant(2, 3, 3)));
+}
+
+// As many elements are not the same shape.
+TEST(Trainable, AGradientOfAnotherShapeIsReplaced) {
+  Trainable trainable = two_by_three();
+  trainable.gradient = Matrix<float>::Constant(3, 2, 3);
+  trainable.ensure_gradient();
+  EXPECT_EQ(trainable.gradient, (Matrix<float>::Zero(2, 3)));
+}
+
+TEST(Trainable, StateFollowsACopy) {
+  Trainable trainable = two_by_three();
+  trainable.state.first.assign(6, 1.5F);
+  Trainable copy = trainable;
+  copy.parameter("p", ParameterRole::weight).state().first[0] = 9;
+  EXPECT_EQ(trainable.state.first[0], 1.5F);
+  EXPECT_EQ(copy.state.first[1], 1.5F);
+}
+
+TEST(ParameterList, KeepsItsElementsInOrderAndConvertsToASpan) {
+  Trainable a = two_by_three();
+  Trainable b = two_by_three();
+  lora::ParameterList<float> list;
+  EXPECT_TRUE(list.empty());
+  list.push_back(a.parameter("a", ParameterRole::lora_A));
+  list.push_back(b.parameter("b", ParameterRole::lora_B));
+  const std::span<const Parameter> span = list;
+  ASSERT_EQ(span.size(), 2U);
+  EXPECT_EQ(span[0].name(), "a");
+  EXPECT_EQ(span[1].name(), "b");
+  EXPECT_EQ(&list[1], &span[1]);
+  std::string names;
+  for (const Parameter& parameter : std::as_const(list)) names += parameter.name();
+  EXPECT_EQ(names, "ab");
+}
+
+TEST(ParameterList, DoesNotOverflow) {
+  Trainable trainable = two_by_three();
+  lora::ParameterList<float> list;
+  for (std::size_t i = 0; i < lora::ParameterList<float>::capacity; ++i) {
+    list.push_back(trainable.parameter("p", ParameterRole::weight));
+  }
+  EXPECT_THROW(list.push_back(trainable.parameter("p", ParameterRole::weight)), std::out_of_range);
+}
+
+}  // namespace

@@ -1,0 +1,115 @@
+#include "lora/core/thread_pool_executor.hpp"
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <ctime>
+#include <gtest/gtest.h>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "support/bits.hpp"
+#include "support/random_matrix.hpp"
+
+#include "lora/layers/linear.hpp"
+
+namespace {
+
+using lora::ThreadPoolExecutor;
+
+std::vector<int> calls_per_worker(lora::Executor& executor) {
+  std::vector<std::atomic<int>> calls(static_cast<std::size_t>(executor.workers()));
+  executor.run([&](int worker) { ++calls.at(static_cast<std::size_t>(worker)); });
+  return {calls.begin(), calls.end()};
+}
+
+TEST(ThreadPoolExecutorConcurrent, CallsEachWorkerOnce) {
+  for (const int threads : {1, 2, 3, 7}) {
+    Eigen::ThreadPool pool(threads, false);
+    ThreadPoolExecutor executor(pool);
+    ASSERT_EQ(executor.workers(), threads + 1);
+    for (int repetition = 0; repetition < 200; ++repetition) {
+      ASSERT_EQ(calls_per_worker(executor), std::vector<int>(static_cast<std::size_t>(threads) + 1, 1));
+    }
+  }
+}
+
+TEST(ThreadPoolExecutorConcurrent, TheCallerIsWorkerZeroAndTheRestAreThePools) {
+  Eigen::ThreadPool pool(2, false);
+  ThreadPoolExecutor executor(pool);
+  std::vector<int> pool_thread(3, -2);
+  executor.run([&](int worker) { pool_thread[static_cast<std::size_t>(worker)] = pool.CurrentThreadId(); });
+  EXPECT_EQ(pool_thread[0], -1);
+  EXPECT_GE(pool_thread[1], 0);
+  EXPECT_GE(pool_thread[2], 0);
+}
+
+TEST(ThreadPoolExecutorConcurrent, BodiesRunAtTheSameTime) {
+  Eigen::ThreadPool pool(2, false);
+  ThreadPoolExecutor executor(pool);
+  std::mutex mutex;
+  std::condition_variable all_here;
+  int here = 0;
+  // Returns only if three bodies are under way together.
+  executor.run([&](int /*worker*/) {
+    std::unique_lock lock(mutex);
+    if (++here == 3) all_here.notify_all();
+    all_here.wait(lock, [&] { return here == 3; });
+  });
+  EXPECT_EQ(here, 3);
+}
+
+TEST(ThreadPoolExecutorConcurrent, ALoopWithinALoopRunsWhereItIs) {
+  Eigen::ThreadPool pool(2, false);
+  ThreadPoolExecutor executor(pool);
+  std::atomic<int> calls{0};
+  executor.run([&](int /*worker*/) { executor.run([&](int /*inner*/) { ++calls; }); });
+  EXPECT_EQ(calls, 9);
+}
+
+TEST(ThreadPoolExecutorConcurrent, ManyCallersShareOneExecutor) {
+  Eigen::ThreadPool pool(2, false);
+  ThreadPoolExecutor executor(pool);
+  std::vector<int> sums(4, 0);
+  std::vector<std::thread> callers;
+  for (std::size_t caller = 0; caller < sums.size(); ++caller) {
+    callers.emplace_back([&, caller] {
+      for (int repetition = 0; repetition < 100; ++repetition) {
+        for (const int calls : calls_per_worker(executor)) sums[caller] += calls;
+      }
+    });
+  }
+  for (auto& caller : callers) caller.join();
+  EXPECT_EQ(sums, std::vector<int>(4, 300));
+}
+
+TEST(ThreadPoolExecutorConcurrent, ALayerAnswersWithTheSameBits) {
+  const auto w0 = lora::testing::random_matrix<float>(70, 90, 1);
+  const lora::LoraLinear<float> layer(
+      w0, {.rank = 4, .init_lora_weights = lora::InitLoraWeights::random}, 1);
+  const auto x = lora::testing::random_matrix<float>(21, 90, 2);
+  const lora::Matrix<float> expected = layer.infer(x);
+  Eigen::ThreadPool pool(3, false);
+  ThreadPoolExecutor executor(pool);
+  lora::Workspace workspace(executor);
+  lora::Matrix<float> y(21, 70);
+  layer.infer(x, y, workspace);
+  EXPECT_TRUE(lora::testing::same_bits(y, expected));
+}
+
+// Processor time is what a spinning thread takes from its neighbours. The body sleeps for 0.2 s; a caller or a pool that
+// spins for that long takes 0.2 s or more of processor time, and one that sleeps next to none.
+TEST(ThreadPoolExecutorConcurrent, NobodySpinsWhileABodyTakesLong) {
+  Eigen::ThreadPool pool(1, false);
+  ThreadPoolExecutor executor(pool);
+  (void)calls_per_worker(executor);
+  const std::clock_t before = std::clock();
+  executor.run([](int worker) {
+    if (worker == 1) std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  });
+  const double seconds = static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC;
+  EXPECT_LT(seconds, 0.1);
+}
+
+}  // namespace

@@ -1,0 +1,189 @@
+#include "lora/core/workspace.hpp"
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <gtest/gtest.h>
+#include <limits>
+#include <new>
+#include <set>
+#include <utility>
+
+#include "support/allocation_counter.hpp"
+#include "support/thread_executor.hpp"
+
+namespace {
+
+using lora::AlignedBuffer;
+using lora::Index;
+using lora::Workspace;
+using lora::testing::allocations_of;
+using lora::testing::FailingAllocation;
+using Slot = Workspace::Slot;
+
+constexpr int slots = static_cast<int>(Slot::count);
+
+TEST(AlignedBuffer, StartsEmptyWithoutAllocation) {
+  EXPECT_EQ(allocations_of([] {
+              const AlignedBuffer buffer;
+              EXPECT_EQ(buffer.bytes(), 0U);
+            }),
+            0);
+}
+
+TEST(AlignedBuffer, AlwaysReturnsAlignedRoom) {
+  for (std::size_t count = 1; count < 3000; count = count * 2 + 1) {
+    AlignedBuffer buffer;
+    float* data = buffer.reserve<float>(count);
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(data) % AlignedBuffer::alignment, 0U) << count;
+    EXPECT_GE(buffer.bytes(), count * sizeof(float));
+    std::fill(data, data + count, 1.0F);
+  }
+  EXPECT_EQ(AlignedBuffer::alignment, 64U);
+}
+
+TEST(AlignedBuffer, GrowsOnlyAndKeepsItsBlockOtherwise) {
+  AlignedBuffer buffer;
+  const double* first = buffer.reserve<double>(100);
+  EXPECT_EQ(allocations_of([&] {
+              EXPECT_EQ(buffer.reserve<double>(100), first);
+              EXPECT_EQ(buffer.reserve<double>(3), first);
+              EXPECT_EQ(static_cast<void*>(buffer.reserve<char>(800)), first);
+            }),
+            0);
+  EXPECT_EQ(buffer.bytes(), 100 * sizeof(double));
+  EXPECT_EQ(allocations_of([&] { (void)buffer.reserve<double>(101); }), 1);
+  EXPECT_EQ(buffer.bytes(), 101 * sizeof(double));
+}
+
+TEST(AlignedBuffer, ReservingNothingAllocatesNothing) {
+  AlignedBuffer buffer;
+  EXPECT_EQ(allocations_of([&] { (void)buffer.reserve<float>(0); }), 0);
+  EXPECT_EQ(buffer.bytes(), 0U);
+}
+
+TEST(AlignedBuffer, ACopyStartsEmpty) {
+  AlignedBuffer buffer;
+  (void)buffer.reserve<float>(10);
+  const AlignedBuffer copy(buffer);
+  EXPECT_EQ(copy.bytes(), 0U);
+  EXPECT_EQ(buffer.bytes(), 10 * sizeof(float));
+}
+
+TEST(AlignedBuffer, AMoveTakesTheBlockAlong) {
+  AlignedBuffer buffer;
+  float* data = buffer.reserve<float>(10);
+  AlignedBuffer moved(std::move(buffer));
+  EXPECT_EQ(moved.bytes(), 10 * sizeof(float));
+  EXPECT_EQ(moved.reserve<float>(10), data);
+  EXPECT_EQ(buffer.bytes(), 0U);  // NOLINT(bugprone-use-after-move): a moved-from buffer is empty
+  buffer = std::move(moved);
+  EXPECT_EQ(buffer.reserve<float>(10), data);
+}
+
+TEST(AlignedBuffer, ACountThatOverflowsIsRefusedAndChangesNothing) {
+  AlignedBuffer buffer;
+  const double* data = buffer.reserve<double>(4);
+  const std::size_t wraps_to_one = std::numeric_limits<std::size_t>::max() / sizeof(double) + 2;
+  EXPECT_THROW((void)buffer.reserve<double>(wraps_to_one), std::bad_alloc);
+  EXPECT_EQ(buffer.bytes(), 4 * sizeof(double));
+  EXPECT_EQ(buffer.reserve<double>(4), data);
+}
+
+TEST(AlignedBuffer, WithoutMemoryTheBlockIsUnchanged) {
+  if (!lora::testing::allocations_can_fail) GTEST_SKIP() << "a sanitizer owns malloc";
+  AlignedBuffer buffer;
+  float* data = buffer.reserve<float>(3);
+  std::copy_n("ab", 3, reinterpret_cast<char*>(data));
+  bool refused = false;
+  {
+    const FailingAllocation failing(0);
+    try {
+      (void)buffer.reserve<float>(1000);
+    } catch (const std::bad_alloc&) {
+      refused = true;
+    }
+  }
+  EXPECT_TRUE(refused);
+  EXPECT_EQ(buffer.bytes(), 3 * sizeof(float));
+  EXPECT_STREQ(reinterpret_cast<const char*>(buffer.reserve<float>(3)), "ab");
+}
+
+TEST(Workspace, SlotsAreDistinctMemory) {
+  Workspace workspace;
+  std::set<std::byte*> blocks;
+  for (int slot = 0; slot < slots; ++slot) {
+    auto* block = workspace.reserve<std::byte>(static_cast<Slot>(slot), 64);
+    std::fill(block, block + 64, static_cast<std::byte>(slot));
+    blocks.insert(block);
+  }
+  EXPECT_EQ(blocks.size(), static_cast<std::size_t>(slots));
+  for (int slot = 0; slot < slots; ++slot) {
+    const auto* block = workspace.reserve<std::byte>(static_cast<Slot>(slot), 64);
+    EXPECT_EQ(std::count(block, block + 64, static_cast<std::byte>(slot)), 64) << slot;
+  }
+}
+
+TEST(Workspace, BytesIsTheSumOverItsSlots) {
+  Workspace workspace;
+  EXPECT_EQ(workspace.bytes(), 0U);
+  (void)workspace.reserve<float>(Slot::bias, 10);
+  (void)workspace.reserve<double>(Slot::up_factor, 7);
+  EXPECT_EQ(workspace.bytes(), 10 * sizeof(float) + 7 * sizeof(double));
+}
+
+TEST(Workspace, ASteadyCallAllocatesNothing) {
+  Workspace workspace;
+  const auto call = [&workspace](Index rows) {
+    (void)workspace.reserve<float>(Slot::down_projection, rows * 8);
+    (void)workspace.reserve<float>(Slot::up_factor, rows * 3);
+  };
+  call(32);
+  const std::size_t bytes = workspace.bytes();
+  EXPECT_EQ(allocations_of([&] {
+              for (const Index rows : {32, 1, 0, 31}) call(rows);
+            }),
+            0);
+  EXPECT_EQ(workspace.bytes(), bytes);
+}
+
+TEST(Workspace, ANegativeCountIsRefused) {
+  Workspace workspace;
+  EXPECT_THROW((void)workspace.reserve<float>(Slot::bias, -1), std::bad_alloc);
+  EXPECT_EQ(workspace.bytes(), 0U);
+}
+
+TEST(Workspace, ACopyHasTheExecutorAndNoScratch) {
+  lora::testing::ThreadExecutor executor(2);
+  Workspace workspace(executor);
+  (void)workspace.reserve<float>(Slot::bias, 10);
+  Workspace copy(workspace);
+  EXPECT_EQ(copy.bytes(), 0U);
+  EXPECT_EQ(&copy.executor(), &executor);
+  EXPECT_EQ(workspace.bytes(), 10 * sizeof(float));
+}
+
+// A copy that ran on the original's own serial executor would dangle.
+TEST(Workspace, WithoutExecutorEachRunsOnItsOwnSerialOne) {
+  Workspace workspace;
+  Workspace copy(workspace);
+  Workspace assigned;
+  assigned = workspace;
+  Workspace moved(Workspace{});
+  for (Workspace* other : {&copy, &assigned, &moved}) {
+    EXPECT_EQ(other->executor().workers(), 1);
+    EXPECT_NE(&other->executor(), &workspace.executor());
+    const auto* begin = reinterpret_cast<const char*>(other);
+    const auto* executor = reinterpret_cast<const char*>(&other->executor());
+    EXPECT_TRUE(executor >= begin && executor < begin + sizeof(Workspace));
+  }
+}
+
+TEST(Workspace, AMoveTakesScratchAlong) {
+  Workspace workspace;
+  const float* data = workspace.reserve<float>(Slot::bias, 10);
+  Workspace moved(std::move(workspace));
+  EXPECT_EQ(moved.reserve<float>(Slot::bias, 10), data);
+}
+
+}  // namespace

@@ -1,0 +1,234 @@
+// The rules of the source tree that a compiler does not enforce, each as a function from a tree to its violations.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <regex>
+#include <set>
+#include <sstream>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace lora::testing {
+
+namespace fs = std::filesystem;
+
+using Violations = std::vector<std::string>;
+
+/// The folders of include/lora from the lowest to the highest. A header includes only its own folder and those before.
+inline constexpr std::array<std::string_view, 9> folder_order = {"core",  "kernels", "weight", "adapter", "layers",
+                                                                 "model", "optim",   "io",     "dist"};
+inline constexpr std::size_t max_header_lines = 500;
+
+/// A header of the library, or a piece of one that is included several times (.inc): its path below include/,
+/// "lora/core/view.hpp", and its text.
+struct Header {
+  std::string path;
+  std::string text;
+
+  /// "core", or empty for the umbrella headers.
+  [[nodiscard]] std::string folder() const {
+    const auto first = path.find('/');
+    const auto last = path.rfind('/');
+    return first == last ? std::string() : path.substr(first + 1, path.find('/', first + 1) - first - 1);
+  }
+};
+
+inline std::string read_text(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+/// All headers below root/include, in the order of their paths.
+inline std::vector<Header> headers_of(const fs::path& root) {
+  std::vector<Header> headers;
+  for (const auto& entry : fs::recursive_directory_iterator(root / "include")) {
+    if (!entry.is_regular_file()) continue;
+    headers.push_back({fs::relative(entry.path(), root / "include").generic_string(), read_text(entry.path())});
+  }
+  std::sort(headers.begin(), headers.end(), [](const Header& a, const Header& b) { return a.path < b.path; });
+  return headers;
+}
+
+/// What the header names in #include lines, without the brackets or quotes.
+inline std::vector<std::string> includes_of(const Header& header) {
+  static const std::regex line(R"(^[ \t]*#[ \t]*include[ \t]*[<"]([^>"]+)[>"])", std::regex::multiline);
+  std::vector<std::string> names;
+  for (std::sregex_iterator match(header.text.begin(), header.text.end(), line), end; match != end; ++match) {
+    names.push_back((*match)[1]);
+  }
+  return names;
+}
+
+/// Position in folder_order; its size for a folder that is not in it.
+inline std::size_t level_of(std::string_view folder) {
+  return static_cast<std::size_t>(std::find(folder_order.begin(), folder_order.end(), folder) - folder_order.begin());
+}
+
+/// Headers stand in known folders and include only downwards. Only the umbrellas may include umbrellas.
+inline Violations upward_includes(const std::vector<Header>& headers) {
+  Violations found;
+  for (const auto& header : headers) {
+    const bool umbrella = header.folder().empty();
+    const std::size_t level = umbrella ? folder_order.size() : level_of(header.folder());
+    if (!umbrella && level == folder_order.size())
+      found.push_back(header.path + ": its folder has no place in the order");
+    for (const auto& name : includes_of(header)) {
+      if (name.rfind("lora/", 0) != 0) continue;
+      const std::string folder = Header{name, {}}.folder();
+      if (!umbrella && (folder.empty() || level_of(folder) > level)) {
+        found.push_back(header.path + ": includes " + name + ", which stands above it");
+      }
+    }
+  }
+  return found;
+}
+
+/// No header includes itself by way of others.
+inline Violations include_cycles(const std::vector<Header>& headers) {
+  std::map<std::string, std::vector<std::string>> edges;
+  for (const auto& header : headers) edges[header.path] = includes_of(header);
+
+  Violations found;
+  for (const auto& header : headers) {
+    std::set<std::string> reached;
+    std::vector<std::string> open = edges[header.path];
+    while (!open.empty()) {
+      const std::string name = open.back();
+      open.pop_back();
+      if (!edges.contains(name) || !reached.insert(name).second) continue;
+      open.insert(open.end(), edges[name].begin(), edges[name].end());
+    }
+    if (reached.contains(header.path)) found.push_back(header.path + ": includes itself");
+  }
+  return found;
+}
+
+/// Every quoted include of the library names a header that exists.
+inline Violations missing_includes(const std::vector<Header>& headers) {
+  std::set<std::string> known;
+  for (const auto& header : headers) known.insert(header.path);
+  Violations found;
+  for (const auto& header : headers) {
+    for (const auto& name : includes_of(header)) {
+      if (name.rfind("lora/", 0) == 0 && !known.contains(name)) {
+        found.push_back(header.path + ": includes " + name + ", which does not exist");
+      }
+    }
+  }
+  return found;
+}
+
+/// Beside Eigen and the standard library, io/ alone includes a JSON parser and dist/ alone includes MPI.
+inline Violations foreign_includes(const std::vector<Header>& headers) {
+  static const std::regex foreign("^(nlohmann/|mpi\\.h|gtest/|benchmark/|CLI/|zlib\\.h|rapidcheck)");
+  Violations found;
+  for (const auto& header : headers) {
+    for (const auto& name : includes_of(header)) {
+      if (!std::regex_search(name, foreign)) continue;
+      const bool allowed = (name.rfind("nlohmann/", 0) == 0 && header.folder() == "io") ||
+                           (name == "mpi.h" && header.folder() == "dist");
+      if (!allowed) found.push_back(header.path + ": includes " + name);
+    }
+  }
+  return found;
+}
+
+/// No header is longer than max_header_lines.
+inline Violations long_headers(const std::vector<Header>& headers) {
+  Violations found;
+  for (const auto& header : headers) {
+    const auto lines = static_cast<std::size_t>(std::count(header.text.begin(), header.text.end(), '\n'));
+    if (lines > max_header_lines) found.push_back(header.path + ": " + std::to_string(lines) + " lines");
+  }
+  return found;
+}
+
+/// No conditional depends on NDEBUG, on a BLAS behind Eigen or on the instruction set of the command line: two
+/// translation units compiled with different flags would disagree about one inline function. SSE2 is part of x86-64.
+inline Violations flag_dependence(const std::vector<Header>& headers) {
+  static const std::regex conditional(
+      R"(^[ \t]*#[ \t]*(if|ifdef|ifndef|elif)\b.*\b(NDEBUG|EIGEN_USE_\w+|EIGEN_VECTORIZE\w*|__(AVX|SSE3|SSE4|SSSE3|FMA|F16C|BMI)\w*)\b)",
+      std::regex::multiline);
+  Violations found;
+  for (const auto& header : headers) {
+    for (std::sregex_iterator match(header.text.begin(), header.text.end(), conditional), end; match != end; ++match) {
+      found.push_back(header.path + ": a conditional on " + (*match)[2].str());
+    }
+  }
+  return found;
+}
+
+/// Every include/lora/<folder>/<name>.hpp has its tests/<folder>/<name>_test.cpp.
+inline Violations headers_without_test(const fs::path& root, const std::vector<Header>& headers) {
+  Violations found;
+  for (const auto& header : headers) {
+    if (header.folder().empty() || fs::path(header.path).extension() != ".hpp") continue;
+    const std::string below = header.path.substr(std::string_view("lora/").size());
+    const std::string test = "tests/" + below.substr(0, below.size() - std::string_view(".hpp").size()) + "_test.cpp";
+    if (!fs::exists(root / test)) found.push_back(header.path + ": no " + test);
+  }
+  return found;
+}
+
+/// Nothing but headers and their pieces below include/, all of them in the folder lora.
+inline Violations strangers_among_headers(const std::vector<Header>& headers) {
+  Violations found;
+  for (const auto& header : headers) {
+    const auto extension = fs::path(header.path).extension();
+    if (header.path.rfind("lora/", 0) != 0 || (extension != ".hpp" && extension != ".inc")) {
+      found.push_back(header.path + ": not a header of the library");
+    }
+  }
+  return found;
+}
+
+/// Names at the top of the tree: those that git tracks, or all there are where git knows none.
+inline std::set<std::string> names_at_top(const fs::path& root) {
+  std::set<std::string> names;
+  const std::string command = "git -C '" + root.string() + "' ls-files 2>/dev/null";
+  if (std::FILE* listing = popen(command.c_str(), "r"); listing != nullptr) {
+    std::string text;
+    std::array<char, 4096> piece{};
+    for (std::size_t n; (n = std::fread(piece.data(), 1, piece.size(), listing)) > 0;) text.append(piece.data(), n);
+    pclose(listing);
+    std::istringstream lines(text);
+    for (std::string line; std::getline(lines, line);) names.insert(line.substr(0, line.find('/')));
+  }
+  if (names.empty()) {
+    for (const auto& entry : fs::directory_iterator(root)) names.insert(entry.path().filename().string());
+  }
+  return names;
+}
+
+/// Names that have no place at the top of the tree. build/ is a product; what begins with a dot may stand.
+inline Violations strangers_at_top(const std::set<std::string>& names) {
+  static const std::set<std::string> known = {
+      "include", "tests",        "bench",          "examples",          "cmake",    "build",
+      "LICENSE", "CHANGELOG.md", "CMakeLists.txt", "CMakePresets.json", "README.md"};
+  Violations found;
+  for (const auto& name : names) {
+    if (name.front() != '.' && !known.contains(name)) found.push_back(name + ": no place at the top of the tree");
+  }
+  return found;
+}
+
+/// What must stand at the top of the tree and does not.
+inline Violations missing_at_top(const fs::path& root) {
+  Violations found;
+  for (const char* name : {"include", "tests", "bench", "examples", "cmake", "CMakeLists.txt", "CMakePresets.json",
+                           "README.md", "LICENSE", "CHANGELOG.md", ".gitignore", ".clang-format", ".clang-tidy"}) {
+    if (!fs::exists(root / name)) found.push_back(std::string(name) + ": missing");
+  }
+  return found;
+}
+
+}  // namespace lora::testing
