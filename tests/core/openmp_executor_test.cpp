@@ -17,7 +17,9 @@ TEST(OpenMpExecutorConcurrent, NeedsOpenMp) { GTEST_SKIP() << "compiled without 
 #elif defined(LORA_TEST_THREAD_SANITIZER)
 
 // libgomp synchronises in ways that ThreadSanitizer does not see, and would report races that are none.
-TEST(OpenMpExecutorConcurrent, NeedsARuntimeThatThreadSanitizerKnows) { GTEST_SKIP() << "compiled with -fsanitize=thread"; }
+TEST(OpenMpExecutorConcurrent, NeedsARuntimeThatThreadSanitizerKnows) {
+  GTEST_SKIP() << "compiled with -fsanitize=thread";
+}
 
 #else
 
@@ -25,10 +27,9 @@ TEST(OpenMpExecutorConcurrent, NeedsARuntimeThatThreadSanitizerKnows) { GTEST_SK
 #include <thread>
 #include <vector>
 
+#include "lora/layers/linear.hpp"
 #include "support/bits.hpp"
 #include "support/random_matrix.hpp"
-
-#include "lora/layers/linear.hpp"
 
 namespace {
 

@@ -9,10 +9,9 @@
 #include <thread>
 #include <vector>
 
+#include "lora/layers/linear.hpp"
 #include "support/bits.hpp"
 #include "support/random_matrix.hpp"
-
-#include "lora/layers/linear.hpp"
 
 namespace {
 
@@ -86,8 +85,7 @@ TEST(ThreadPoolExecutorConcurrent, ManyCallersShareOneExecutor) {
 
 TEST(ThreadPoolExecutorConcurrent, ALayerAnswersWithTheSameBits) {
   const auto w0 = lora::testing::random_matrix<float>(70, 90, 1);
-  const lora::LoraLinear<float> layer(
-      w0, {.rank = 4, .init_lora_weights = lora::InitLoraWeights::random}, 1);
+  const lora::LoraLinear<float> layer(w0, {.rank = 4, .init_lora_weights = lora::InitLoraWeights::random}, 1);
   const auto x = lora::testing::random_matrix<float>(21, 90, 2);
   const lora::Matrix<float> expected = layer.infer(x);
   Eigen::ThreadPool pool(3, false);
@@ -98,8 +96,8 @@ TEST(ThreadPoolExecutorConcurrent, ALayerAnswersWithTheSameBits) {
   EXPECT_TRUE(lora::testing::same_bits(y, expected));
 }
 
-// Processor time is what a spinning thread takes from its neighbours. The body sleeps for 0.2 s; a caller or a pool that
-// spins for that long takes 0.2 s or more of processor time, and one that sleeps next to none.
+// Processor time is what a spinning thread takes from its neighbours. The body sleeps for 0.2 s; a caller or a pool
+// that spins for that long takes 0.2 s or more of processor time, and one that sleeps next to none.
 TEST(ThreadPoolExecutorConcurrent, NobodySpinsWhileABodyTakesLong) {
   Eigen::ThreadPool pool(1, false);
   ThreadPoolExecutor executor(pool);

@@ -6,7 +6,8 @@
 #include <utility>
 #include <vector>
 
-#include "../../examples/intrinsic_dimension/projection.hpp"
+#include "intrinsic_dimension/projection.hpp"
+#include "intrinsic_dimension/subspace.hpp"
 #include "lora/core/random.hpp"
 
 namespace {
@@ -160,6 +161,39 @@ TEST(ProjectionArguments, AreChecked) {
   std::vector<float> nine(9);
   EXPECT_THROW(p.apply(three, nine), lora::ShapeError);
   EXPECT_THROW(p.apply_transposed(three, nine), lora::ShapeError);
+}
+
+// theta = theta_0 + P theta_d after every step, and theta_d moves against P^T times the gradient: the first step of
+// Adam changes each coordinate by the learning rate, in the direction opposite to its gradient.
+TEST(SubspaceTraining, KeepsTheNetworkInItsSubspaceAndDescends) {
+  const auto base = examples::random_mlp<float>({6, 5, 3}, 3);
+  examples::SubspaceTraining training(base, 7, 11);
+  examples::Batch batch{lora::Matrix<float>(4, 6), {0, 1, 2, 1}};
+  lora::fill_normal(lora::view_of(batch.x), 1.0, {7, 1});
+
+  auto reference = base;
+  examples::Pass<examples::DenseLayer<float>> pass;
+  const double loss = examples::loss_and_gradients(reference, batch, pass);
+  std::vector<float> gradient;
+  for (const auto& parameter : reference.parameters()) {
+    gradient.insert(gradient.end(), parameter.gradient().data(), parameter.gradient().data() + parameter.size());
+  }
+  SubspaceProjection p(static_cast<Index>(gradient.size()), 7, 11);
+  const auto slope = project(p, gradient);
+
+  EXPECT_EQ(training.step(batch, 1e-3), loss);
+  std::vector<float> coordinates(training.coordinates().data(), training.coordinates().data() + 7);
+  for (std::size_t i = 0; i < slope.size(); ++i) EXPECT_LT(coordinates[i] * slope[i], 0.0F) << i;
+  const auto moved = expand(p, coordinates);
+  std::size_t i = 0;
+  auto trained = training.network();
+  auto before = base;
+  const auto origin = before.parameters();
+  for (std::size_t k = 0; k < origin.size(); ++k) {
+    const auto now = trained.parameters()[k].value();
+    for (Index e = 0; e < now.size(); ++e, ++i) ASSERT_EQ(now.data()[e], origin[k].value().data()[e] + moved[i]);
+  }
+  EXPECT_EQ(i, moved.size());
 }
 
 }  // namespace

@@ -132,11 +132,12 @@ TYPED_TEST(LowRankTest, MatchesTheOracleForEveryBatchSize) {
   }
 }
 
-TYPED_TEST(LowRankTest, MatchesTheOracleForRanksAboveAStrip) {
+TYPED_TEST(LowRankTest, MatchesTheOracleBeyondEveryBlockSize) {
   SerialExecutor executor;
   for (const Isa isa : supported_isas()) {
     expect_products<TypeParam>({19, 70, 64}, isa, false, executor);
     expect_products<TypeParam>({19, 70, 131}, isa, true, executor);
+    expect_products<TypeParam>({600, 70, 13}, isa, true, executor);
   }
 }
 

@@ -2,23 +2,29 @@
 //
 // w + delta rounds, so (w + delta) - delta is w only up to a few units in the last place. Floating-point numbers taken
 // as integers in their own order make that difference a small integer: one signed byte per weight, with the weight
-// itself kept aside where a byte does not do.
+// itself kept aside where a byte does not do. Sums and differences round alike in every instruction set, so any of them
+// restores what any other applied.
 #pragma once
 
 #include <bit>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "lora/core/types.hpp"
+#include "lora/kernels/simd.hpp"
 
 namespace lora::kernels {
 
 /// The code of an element whose original is kept whole.
 inline constexpr std::int8_t exceptional_code = -128;
 
+/// Other codes lie within +-largest_code.
+inline constexpr int largest_code = 127;
+
 /// What an exact update did.
 struct ExactUpdate {
-  bool applied = false;  ///< false: some delta or sum was not finite, and nothing was written
+  bool applied = false;  ///< false: some delta or sum was not finite, and the weights are as before
   Index exceptions = 0;  ///< number of elements with `exceptional_code`
 };
 
@@ -26,6 +32,10 @@ namespace detail {
 
 template <class Scalar>
 using Bits = std::conditional_t<sizeof(Scalar) == 4, std::uint32_t, std::uint64_t>;
+
+template <class Scalar>
+inline constexpr Bits<Scalar> exponent_bits =
+    sizeof(Scalar) == 4 ? Bits<Scalar>(0x7f800000U) : static_cast<Bits<Scalar>>(0x7ff0000000000000ULL);
 
 /// Bits of a number as an integer that orders as the numbers do; its own inverse.
 template <class Scalar>
@@ -37,9 +47,7 @@ template <class Scalar>
 /// Looks at bits, so that -ffinite-math-only does not remove it.
 template <class Scalar>
 [[nodiscard]] constexpr bool finite(Scalar value) noexcept {
-  constexpr Bits<Scalar> exponent = sizeof(Scalar) == 4 ? Bits<Scalar>(0x7f800000U)
-                                                        : static_cast<Bits<Scalar>>(0x7ff0000000000000ULL);
-  return (std::bit_cast<Bits<Scalar>>(value) & exponent) != exponent;
+  return (std::bit_cast<Bits<Scalar>>(value) & exponent_bits<Scalar>) != exponent_bits<Scalar>;
 }
 
 /// Returns `value`, and keeps -ffast-math from rewriting (w + delta) - delta as w.
@@ -49,53 +57,86 @@ template <class Scalar>
   return kept;
 }
 
-}  // namespace detail
-
-/// weights[i] <- weights[i] + delta[i] for i < count, with codes[i] so that `restore_exact` gives the former bits back.
-/// Originals of elements with `exceptional_code` go to `originals`, in order; it has room for `count`.
-/// Writes nothing and says so when a delta is not finite, or a sum is not where the weight was. No allocation; the
-/// arrays do not overlap.
+/// Whether every delta, and every sum where the weight is, is finite.
 template <class Scalar>
-[[nodiscard]] ExactUpdate apply_exact(Scalar* weights, const Scalar* delta, std::int8_t* codes, Index count,
-                                      Scalar* originals) {
-  using detail::Bits;
+[[nodiscard]] bool scalars_finite(const Scalar* weights, const Scalar* delta, Index count) {
   for (Index i = 0; i < count; ++i) {
     const Scalar sum = weights[i] + delta[i];
-    if (!detail::finite(delta[i]) || (!detail::finite(sum) && detail::finite(weights[i]))) return {};
+    if (!finite(delta[i]) || (!finite(sum) && finite(weights[i]))) return false;
   }
-  ExactUpdate result{.applied = true, .exceptions = 0};
+  return true;
+}
+
+/// The update one scalar after the other: what the vector kernels are tested against, and their edges. Returns the
+/// number of exceptions.
+template <class Scalar>
+Index apply_scalars(Scalar* weights, const Scalar* delta, std::int8_t* codes, Index count, Scalar* originals) {
+  Index exceptions = 0;
   for (Index i = 0; i < count; ++i) {
     const Scalar original = weights[i];
-    const Scalar sum = detail::rounded<Scalar>(original + delta[i]);
-    const Scalar back = sum - delta[i];
-    const auto code = detail::ordered<Scalar>(std::bit_cast<Bits<Scalar>>(original)) -
-                      detail::ordered<Scalar>(std::bit_cast<Bits<Scalar>>(back));
+    const Scalar sum = rounded<Scalar>(original + delta[i]);
+    const Bits<Scalar> code = ordered<Scalar>(std::bit_cast<Bits<Scalar>>(original)) -
+                              ordered<Scalar>(std::bit_cast<Bits<Scalar>>(sum - delta[i]));
     weights[i] = sum;
-    if (code + 127U <= 254U) {
+    if (code + static_cast<Bits<Scalar>>(largest_code) <= static_cast<Bits<Scalar>>(2 * largest_code)) {
       codes[i] = static_cast<std::int8_t>(code);
     } else {
       codes[i] = exceptional_code;
-      originals[result.exceptions++] = original;
+      originals[exceptions++] = original;
     }
   }
-  return result;
+  return exceptions;
+}
+
+/// Undoes `apply_scalars`. Returns the number of exceptions.
+template <class Scalar>
+Index restore_scalars(Scalar* weights, const Scalar* delta, const std::int8_t* codes, Index count,
+                      const Scalar* originals) {
+  Index exceptions = 0;
+  for (Index i = 0; i < count; ++i) {
+    if (codes[i] == exceptional_code) {
+      weights[i] = originals[exceptions++];
+      continue;
+    }
+    const Bits<Scalar> back = ordered<Scalar>(std::bit_cast<Bits<Scalar>>(weights[i] - delta[i]));
+    const auto code = static_cast<Bits<Scalar>>(static_cast<std::int64_t>(codes[i]));
+    weights[i] = std::bit_cast<Scalar>(ordered<Scalar>(back + code));
+  }
+  return exceptions;
+}
+
+}  // namespace detail
+}  // namespace lora::kernels
+
+#define LORA_KERNEL_SOURCE "lora/kernels/exact_update.inc"
+#include "lora/kernels/for_each_isa.inc"
+
+namespace lora::kernels {
+
+/// weights[i] <- weights[i] + delta[i] for i < count, with codes[i] so that `restore_exact` gives the former bits back.
+/// Originals of elements with `exceptional_code` go to `originals`, in order; it has room for `count`.
+/// When a delta is not finite, or a sum is not where the weight was, the weights keep every bit, and codes and
+/// originals hold nothing of use. No allocation; the arrays do not overlap. One call for many lines that lie one after
+/// the other is faster than one for each.
+template <class Scalar>
+[[nodiscard]] ExactUpdate apply_exact(Scalar* weights, const Scalar* delta, std::int8_t* codes, Index count,
+                                      Scalar* originals, Isa isa = active_isa()) {
+#if LORA_X86_KERNELS
+  if (isa == Isa::avx512) return avx512::apply_exact(weights, delta, codes, count, originals);
+  if (isa == Isa::avx2) return avx2::apply_exact(weights, delta, codes, count, originals);
+#endif
+  return portable::apply_exact(weights, delta, codes, count, originals);
 }
 
 /// Undoes `apply_exact` bit for bit, given the same delta and what it wrote. No allocation.
 template <class Scalar>
 void restore_exact(Scalar* weights, const Scalar* delta, const std::int8_t* codes, Index count,
-                   const Scalar* originals) {
-  using detail::Bits;
-  for (Index i = 0; i < count; ++i) {
-    if (codes[i] == exceptional_code) {
-      weights[i] = *originals++;
-      continue;
-    }
-    const Scalar back = weights[i] - delta[i];
-    const auto code = static_cast<Bits<Scalar>>(static_cast<std::int64_t>(codes[i]));
-    weights[i] = std::bit_cast<Scalar>(
-        detail::ordered<Scalar>(detail::ordered<Scalar>(std::bit_cast<Bits<Scalar>>(back)) + code));
-  }
+                   const Scalar* originals, Isa isa = active_isa()) {
+#if LORA_X86_KERNELS
+  if (isa == Isa::avx512) return avx512::restore_exact(weights, delta, codes, count, originals);
+  if (isa == Isa::avx2) return avx2::restore_exact(weights, delta, codes, count, originals);
+#endif
+  return portable::restore_exact(weights, delta, codes, count, originals);
 }
 
 }  // namespace lora::kernels

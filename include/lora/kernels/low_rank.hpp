@@ -123,7 +123,7 @@ void add_project_up(const MatrixView<const Scalar>& u, const MatrixView<const Sc
 }
 
 /// G (r x m) += scale * V^T * drop(X), with V (N x r) and X (N x m). Rows of G are contiguous.
-/// Each element sums over N in order.
+/// Each element sums over N in order, in blocks of 256.
 template <class Scalar>
 void add_outer(const MatrixView<const Scalar>& v, const MatrixView<const Scalar>& x, const DropoutMask<Scalar>& mask,
                Scalar scale, const MatrixView<Scalar>& g, Executor& executor, Isa isa = active_isa()) {

@@ -1,15 +1,19 @@
 // The vector operations kernels are written in, once per instruction set. Each function carries its instruction set in
 // an attribute, so that kernels run at full speed whatever flags the user compiles with.
 //
-// Simd<Scalar> of each namespace has: Vector, lanes, piece, zero, set, load, store, load_first, store_first, keep,
-// load_kept, load_pieces, transpose_pieces, fma, add, mul, sum. Pointers need no alignment. `first` variants touch only
-// the first `count` lanes in memory (0 <= count <= lanes) and read the others as zero; `keep` makes zero of the lanes
-// whose bit is 0. A piece is 16 bytes, `piece` scalars: `load_pieces` fills a vector with pieces that lie `stride`
-// scalars apart, and `transpose_pieces` transposes, piece by piece, the square that `piece` vectors hold.
+// Simd<Scalar> of each namespace has: Vector, Integers (as wide), lanes, piece, zero, set, load, store, load_first,
+// store_first, keep, load_kept, load_pieces, transpose_pieces, fma, add, subtract, sum, any_negative, load_bytes,
+// store_bytes. Pointers need no alignment. `first` variants touch only the first `count` lanes in memory
+// (0 <= count <= lanes) and read the others as zero; `keep` makes zero of the lanes whose bit is 0. A piece is 16
+// bytes, `piece` scalars: `load_pieces` fills a vector with pieces that lie `stride` scalars apart, and
+// `transpose_pieces` transposes, piece by piece, the square that `piece` vectors hold. `bytes` variants hold an integer
+// per lane in a byte.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "lora/core/types.hpp"
 #include "lora/kernels/isa.hpp"
@@ -22,8 +26,21 @@
 #define LORA_TARGET_AVX2 __attribute__((target("avx2,fma")))
 #define LORA_TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
 #define LORA_INLINE __attribute__((always_inline)) inline
+
+/// Before a loop of constant length over registers: without it arrays of vectors stay in memory.
+#if defined(__clang__)
+#define LORA_UNROLL _Pragma("clang loop unroll(full)")
+#else
 #define LORA_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+/// Hides from the compiler where a value comes from.
 #define LORA_OPAQUE(value) __asm__("" : "+r"(value))
+#if LORA_X86_KERNELS
+#define LORA_OPAQUE_VECTOR(value) __asm__("" : "+x"(value))
+#else
+#define LORA_OPAQUE_VECTOR(value) __asm__("" : "+m"(value))
+#endif
 
 namespace lora::kernels::portable {
 
@@ -33,6 +50,7 @@ struct Simd {
   static constexpr Index piece = static_cast<Index>(16 / sizeof(Scalar));
   static constexpr Index lanes = static_cast<Index>(16 / sizeof(Scalar));
   using Vector __attribute__((vector_size(16))) = Scalar;
+  using Integers __attribute__((vector_size(16))) = std::conditional_t<sizeof(Scalar) == 4, std::int32_t, std::int64_t>;
 
   LORA_INLINE static Vector zero() { return Vector{}; }
   LORA_INLINE static Vector set(Scalar x) { return Vector{} + x; }
@@ -57,7 +75,20 @@ struct Simd {
   LORA_INLINE static Vector load_kept(const Scalar* p, unsigned bits) { return keep(load(p), bits); }
   LORA_INLINE static Vector fma(Vector a, Vector b, Vector c) { return a * b + c; }
   LORA_INLINE static Vector add(Vector a, Vector b) { return a + b; }
-  LORA_INLINE static Vector mul(Vector a, Vector b) { return a * b; }
+  LORA_INLINE static Vector subtract(Vector a, Vector b) { return a - b; }
+  LORA_INLINE static bool any_negative(Vector v) {
+    bool any = false;
+    for (Index i = 0; i < lanes; ++i) any |= std::signbit(v[i]);
+    return any;
+  }
+  LORA_INLINE static void store_bytes(std::int8_t* p, Integers v) {
+    for (Index i = 0; i < lanes; ++i) p[i] = static_cast<std::int8_t>(v[i]);
+  }
+  LORA_INLINE static Integers load_bytes(const std::int8_t* p) {
+    Integers v{};
+    for (Index i = 0; i < lanes; ++i) v[i] = p[i];
+    return v;
+  }
   LORA_INLINE static Vector load_pieces(const Scalar* p, Index /*stride*/) { return load(p); }
   LORA_INLINE static void transpose_pieces(Vector (&v)[piece]) {
     for (Index i = 0; i < piece; ++i) {
@@ -91,6 +122,7 @@ struct Simd<float> {
   static constexpr Index piece = 4;
   static constexpr Index lanes = 8;
   using Vector = __m256;
+  using Integers __attribute__((vector_size(32))) = std::int32_t;
 
   LORA_TARGET_AVX2 LORA_INLINE static Vector zero() { return _mm256_setzero_ps(); }
   LORA_TARGET_AVX2 LORA_INLINE static Vector set(float x) { return _mm256_set1_ps(x); }
@@ -113,7 +145,16 @@ struct Simd<float> {
   LORA_TARGET_AVX2 LORA_INLINE static Vector load_kept(const float* p, unsigned bits) { return keep(load(p), bits); }
   LORA_TARGET_AVX2 LORA_INLINE static Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
   LORA_TARGET_AVX2 LORA_INLINE static Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
-  LORA_TARGET_AVX2 LORA_INLINE static Vector mul(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
+  LORA_TARGET_AVX2 LORA_INLINE static Vector subtract(Vector a, Vector b) { return _mm256_sub_ps(a, b); }
+  LORA_TARGET_AVX2 LORA_INLINE static bool any_negative(Vector v) { return _mm256_movemask_ps(v) != 0; }
+  LORA_TARGET_AVX2 LORA_INLINE static void store_bytes(std::int8_t* p, Integers v) {
+    const auto words = reinterpret_cast<__m256i>(v);
+    const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si64(p, _mm_packs_epi16(halves, halves));
+  }
+  LORA_TARGET_AVX2 LORA_INLINE static Integers load_bytes(const std::int8_t* p) {
+    return reinterpret_cast<Integers>(_mm256_cvtepi8_epi32(_mm_loadu_si64(p)));
+  }
   LORA_TARGET_AVX2 LORA_INLINE static Vector load_pieces(const float* p, Index stride) {
     return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + stride), 1);
   }
@@ -139,6 +180,7 @@ struct Simd<double> {
   static constexpr Index piece = 2;
   static constexpr Index lanes = 4;
   using Vector = __m256d;
+  using Integers __attribute__((vector_size(32))) = std::int64_t;
 
   LORA_TARGET_AVX2 LORA_INLINE static Vector zero() { return _mm256_setzero_pd(); }
   LORA_TARGET_AVX2 LORA_INLINE static Vector set(double x) { return _mm256_set1_pd(x); }
@@ -161,7 +203,16 @@ struct Simd<double> {
   LORA_TARGET_AVX2 LORA_INLINE static Vector load_kept(const double* p, unsigned bits) { return keep(load(p), bits); }
   LORA_TARGET_AVX2 LORA_INLINE static Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_pd(a, b, c); }
   LORA_TARGET_AVX2 LORA_INLINE static Vector add(Vector a, Vector b) { return _mm256_add_pd(a, b); }
-  LORA_TARGET_AVX2 LORA_INLINE static Vector mul(Vector a, Vector b) { return _mm256_mul_pd(a, b); }
+  LORA_TARGET_AVX2 LORA_INLINE static Vector subtract(Vector a, Vector b) { return _mm256_sub_pd(a, b); }
+  LORA_TARGET_AVX2 LORA_INLINE static bool any_negative(Vector v) { return _mm256_movemask_pd(v) != 0; }
+  LORA_TARGET_AVX2 LORA_INLINE static void store_bytes(std::int8_t* p, Integers v) {
+    for (Index i = 0; i < lanes; ++i) p[i] = static_cast<std::int8_t>(v[i]);
+  }
+  LORA_TARGET_AVX2 LORA_INLINE static Integers load_bytes(const std::int8_t* p) {
+    std::int32_t bytes = 0;
+    std::memcpy(&bytes, p, sizeof(bytes));
+    return reinterpret_cast<Integers>(_mm256_cvtepi8_epi64(_mm_cvtsi32_si128(bytes)));
+  }
   LORA_TARGET_AVX2 LORA_INLINE static Vector load_pieces(const double* p, Index stride) {
     return _mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(p)), _mm_loadu_pd(p + stride), 1);
   }
@@ -188,6 +239,9 @@ struct Simd<float> {
   static constexpr Index piece = 4;
   static constexpr Index lanes = 16;
   using Vector = __m512;
+  using Integers __attribute__((vector_size(64))) = std::int32_t;
+  // gcc 12 warns of an undefined value inside the unmasked forms of some operations.
+  static constexpr __mmask16 all_lanes = static_cast<__mmask16>(-1);
 
   LORA_TARGET_AVX512 LORA_INLINE static Vector zero() { return _mm512_setzero_ps(); }
   LORA_TARGET_AVX512 LORA_INLINE static Vector set(float x) { return _mm512_set1_ps(x); }
@@ -210,7 +264,18 @@ struct Simd<float> {
   }
   LORA_TARGET_AVX512 LORA_INLINE static Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
   LORA_TARGET_AVX512 LORA_INLINE static Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
-  LORA_TARGET_AVX512 LORA_INLINE static Vector mul(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
+  LORA_TARGET_AVX512 LORA_INLINE static Vector subtract(Vector a, Vector b) { return _mm512_sub_ps(a, b); }
+  LORA_TARGET_AVX512 LORA_INLINE static bool any_negative(Vector v) {
+    return _mm512_movepi32_mask(reinterpret_cast<__m512i>(v)) != 0;
+  }
+  LORA_TARGET_AVX512 LORA_INLINE static void store_bytes(std::int8_t* p, Integers v) {
+    const __m128i bytes = _mm512_maskz_cvtepi32_epi8(all_lanes, reinterpret_cast<__m512i>(v));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+  }
+  LORA_TARGET_AVX512 LORA_INLINE static Integers load_bytes(const std::int8_t* p) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return reinterpret_cast<Integers>(_mm512_maskz_cvtepi8_epi32(all_lanes, bytes));
+  }
   LORA_TARGET_AVX512 LORA_INLINE static Vector load_pieces(const float* p, Index stride) {
     Vector v = _mm512_castps128_ps512(_mm_loadu_ps(p));
     v = _mm512_insertf32x4(v, _mm_loadu_ps(p + stride), 1);
@@ -239,6 +304,9 @@ struct Simd<double> {
   static constexpr Index piece = 2;
   static constexpr Index lanes = 8;
   using Vector = __m512d;
+  using Integers __attribute__((vector_size(64))) = std::int64_t;
+  // gcc 12 warns of an undefined value inside the unmasked forms of some operations.
+  static constexpr __mmask8 all_lanes = static_cast<__mmask8>(-1);
 
   LORA_TARGET_AVX512 LORA_INLINE static Vector zero() { return _mm512_setzero_pd(); }
   LORA_TARGET_AVX512 LORA_INLINE static Vector set(double x) { return _mm512_set1_pd(x); }
@@ -261,7 +329,16 @@ struct Simd<double> {
   }
   LORA_TARGET_AVX512 LORA_INLINE static Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_pd(a, b, c); }
   LORA_TARGET_AVX512 LORA_INLINE static Vector add(Vector a, Vector b) { return _mm512_add_pd(a, b); }
-  LORA_TARGET_AVX512 LORA_INLINE static Vector mul(Vector a, Vector b) { return _mm512_mul_pd(a, b); }
+  LORA_TARGET_AVX512 LORA_INLINE static Vector subtract(Vector a, Vector b) { return _mm512_sub_pd(a, b); }
+  LORA_TARGET_AVX512 LORA_INLINE static bool any_negative(Vector v) {
+    return _mm512_movepi64_mask(reinterpret_cast<__m512i>(v)) != 0;
+  }
+  LORA_TARGET_AVX512 LORA_INLINE static void store_bytes(std::int8_t* p, Integers v) {
+    _mm_storeu_si64(p, _mm512_maskz_cvtepi64_epi8(all_lanes, reinterpret_cast<__m512i>(v)));
+  }
+  LORA_TARGET_AVX512 LORA_INLINE static Integers load_bytes(const std::int8_t* p) {
+    return reinterpret_cast<Integers>(_mm512_maskz_cvtepi8_epi64(all_lanes, _mm_loadu_si64(p)));
+  }
   LORA_TARGET_AVX512 LORA_INLINE static Vector load_pieces(const double* p, Index stride) {
     Vector v = _mm512_castpd128_pd512(_mm_loadu_pd(p));
     v = _mm512_insertf64x2(v, _mm_loadu_pd(p + stride), 1);

@@ -30,8 +30,8 @@ struct ProductTerms {
   Index depth = 0;
 };
 
-/// What the next product reads: runs of memory, run_stride bytes apart, one for every `run_terms` terms of this one. The
-/// tiles ask for the runs in slices: the tile whose first row is i hints, with term p of a run, at
+/// What the next product reads: runs of memory, run_stride bytes apart, one for every `run_terms` terms of this one.
+/// The tiles ask for the runs in slices: the tile whose first row is i hints, with term p of a run, at
 /// address + run * run_stride + i * row + p * step. A hint beyond the end of an array is harmless, so these are numbers
 /// and not pointers.
 struct Prefetch {

@@ -85,18 +85,19 @@ class MergeRecord {
   void read_unmerged(const Weight& weight, const MatrixView<Scalar>& out) const {
     if (delta_.empty()) return read_back(weight, out);
     Cursor cursor;
-    for_each_line(weight, [&](const Line<const Scalar>& line, const Scalar* delta) {
+    for_each_run(weight, [&](const Run<const Scalar>& run, const Scalar* delta) {
       std::array<Scalar, piece_size> values;
-      std::copy(line.data, line.data + line.length, values.begin());
+      std::copy(run.data, run.data + run.length, values.begin());
       if (copy_.empty()) {
-        restore_line(values.data(), delta, line.length, cursor);
+        restore_run(values.data(), delta, run.length, cursor);
       } else {
-        std::copy(copy_.data() + cursor.element, copy_.data() + cursor.element + line.length, values.begin());
-        cursor.element += line.length;
+        std::copy(copy_.data() + cursor.element, copy_.data() + cursor.element + run.length, values.begin());
+        cursor.element += run.length;
       }
-      for (Index p = 0; p < line.length; ++p) {
-        (line.is_output ? out(line.index, line.first_position + p) : out(line.first_position + p, line.index)) =
-            values[static_cast<std::size_t>(p)];
+      const auto target = run.lines_are_outputs ? out : out.transpose();
+      for (Index e = 0; e < run.length; ++e) {
+        target(run.first_line + e / run.line_length, run.first_position + e % run.line_length) =
+            values[static_cast<std::size_t>(e)];
       }
       return true;
     });
@@ -110,16 +111,18 @@ class MergeRecord {
   [[nodiscard]] std::size_t factor_bytes() const noexcept { return delta_.bytes(); }
 
  private:
-  static constexpr std::size_t piece_size = 1024;
+  static constexpr std::size_t piece_size = 4096;
   enum class Outcome : std::uint8_t { complete, not_finite, too_many_exceptions };
 
+  // Contiguous scalars: whole lines, or a part of one.
   template <class T>
-  struct Line {
+  struct Run {
     T* data;
     Index length;
-    Index index;
+    Index line_length;
+    Index first_line;
     Index first_position;
-    bool is_output;
+    bool lines_are_outputs;
   };
 
   struct Cursor {
@@ -144,26 +147,27 @@ class MergeRecord {
     }
   };
 
-  // Calls body(line, delta of the line) for every line of every tile, in pieces of at most piece_size scalars, until it
-  // answers false.
+  // Calls body(run, delta of the run) for all of the weight, in runs of at most piece_size scalars, until it answers
+  // false. Lines that follow each other without a gap make one run.
   template <class Weight, class Body>
-  void for_each_line(Weight& weight, const Body& body) const {
+  void for_each_run(Weight& weight, const Body& body) const {
     std::array<Scalar, piece_size> delta;
     constexpr auto room = static_cast<Index>(piece_size);
     for (Index t = 0; t < weight.tile_count(); ++t) {
       const auto tile = weight.tile(t);
       for (Index p = 0; p < tile.length; p += room) {
         const Index length = std::min(room, tile.length - p);
-        const Index together = room / length;
+        const Index together = length == tile.line_stride ? room / length : 1;
         for (Index l = 0; l < tile.lines; l += together) {
           const Index lines = std::min(together, tile.lines - l);
           delta_.evaluate(tile.first_line + l, lines, tile.first_position + p, length, delta.data());
-          for (Index i = 0; i < lines; ++i) {
-            const Line<std::remove_pointer_t<decltype(tile.data)>> line{
-                tile.data + (l + i) * tile.line_stride + p, length, tile.first_line + l + i, tile.first_position + p,
-                tile.lines_are_outputs};
-            if (!body(line, delta.data() + i * length)) return;
-          }
+          const Run<std::remove_pointer_t<decltype(tile.data)>> run{tile.data + l * tile.line_stride + p,
+                                                                    lines * length,
+                                                                    length,
+                                                                    tile.first_line + l,
+                                                                    tile.first_position + p,
+                                                                    tile.lines_are_outputs};
+          if (!body(run, delta.data())) return;
         }
       }
     }
@@ -173,15 +177,15 @@ class MergeRecord {
   Outcome apply(Weight& weight, Index exception_limit, Index& done) {
     Outcome outcome = Outcome::complete;
     std::array<Scalar, piece_size> originals;
-    for_each_line(weight, [&](const Line<Scalar>& line, const Scalar* delta) {
-      reserve_exceptions(static_cast<std::size_t>(line.length));
-      const auto update = kernels::apply_exact(line.data, delta, codes_.get() + done, line.length, originals.data());
+    for_each_run(weight, [&](const Run<Scalar>& run, const Scalar* delta) {
+      reserve_exceptions(static_cast<std::size_t>(run.length));
+      const auto update = kernels::apply_exact(run.data, delta, codes_.get() + done, run.length, originals.data());
       if (!update.applied) {
         outcome = Outcome::not_finite;
         return false;
       }
       exceptions_.insert(exceptions_.end(), originals.data(), originals.data() + update.exceptions);
-      done += line.length;
+      done += run.length;
       if (static_cast<Index>(exceptions_.size()) <= exception_limit) return true;
       outcome = Outcome::too_many_exceptions;
       return false;
@@ -198,14 +202,14 @@ class MergeRecord {
   template <class Weight>
   void restore(Weight& weight, Index count) const noexcept {
     Cursor cursor;
-    for_each_line(weight, [&](const Line<Scalar>& line, const Scalar* delta) {
+    for_each_run(weight, [&](const Run<Scalar>& run, const Scalar* delta) {
       if (cursor.element >= count) return false;
-      restore_line(line.data, delta, line.length, cursor);
+      restore_run(run.data, delta, run.length, cursor);
       return true;
     });
   }
 
-  void restore_line(Scalar* weights, const Scalar* delta, Index length, Cursor& cursor) const noexcept {
+  void restore_run(Scalar* weights, const Scalar* delta, Index length, Cursor& cursor) const noexcept {
     const std::int8_t* codes = codes_.get() + cursor.element;
     kernels::restore_exact(weights, delta, codes, length, exceptions_.data() + cursor.exception);
     cursor.element += length;
@@ -230,12 +234,12 @@ class MergeRecord {
       }
     }
     bool finite = true;
-    for_each_line(weight, [&](const Line<Scalar>& line, const Scalar* delta) {
-      for (Index p = 0; p < line.length; ++p) {
-        const Scalar sum = line.data[p] + delta[p];
+    for_each_run(weight, [&](const Run<Scalar>& run, const Scalar* delta) {
+      for (Index p = 0; p < run.length; ++p) {
+        const Scalar sum = run.data[p] + delta[p];
         finite = finite && kernels::detail::finite(delta[p]) &&
-                 (kernels::detail::finite(sum) || !kernels::detail::finite(line.data[p]));
-        line.data[p] = sum;
+                 (kernels::detail::finite(sum) || !kernels::detail::finite(run.data[p]));
+        run.data[p] = sum;
       }
       return finite;
     });
