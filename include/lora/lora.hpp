@@ -13,6 +13,7 @@
 #include "lora/core/philox.hpp"
 #include "lora/core/random.hpp"
 #include "lora/core/shape.hpp"
+#include "lora/core/thread_pool_executor.hpp"
 #include "lora/core/types.hpp"
 #include "lora/core/view.hpp"
 #include "lora/core/workspace.hpp"

@@ -1,9 +1,8 @@
 #include "lora/core/philox.hpp"
 
-#include <gtest/gtest.h>
-
 #include <array>
 #include <cstdint>
+#include <gtest/gtest.h>
 #include <set>
 
 namespace {
@@ -20,9 +19,7 @@ TEST(Philox, KnownAnswers) {
             (Block{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
 }
 
-TEST(Philox, IsUsableAtCompileTime) {
-  static_assert(lora::philox4x32(Block{0, 0, 0, 0}, Key{0, 0})[0] == 0x6627e8d5);
-}
+TEST(Philox, IsUsableAtCompileTime) { static_assert(lora::philox4x32(Block{0, 0, 0, 0}, Key{0, 0})[0] == 0x6627e8d5); }
 
 TEST(RandomStream, PutsBlockInTheLowWordsAndStreamInTheHighWords) {
   const lora::RandomStream stream(0x299f31d0a4093822, 0x0370734413198a2e);
@@ -33,7 +30,8 @@ TEST(RandomStream, SeedsStreamsAndBlocksAreAllDistinct) {
   std::set<Block> seen;
   for (const std::uint64_t seed : {0ULL, 1ULL, 1ULL << 32U})
     for (const std::uint64_t stream : {0ULL, 1ULL, 1ULL << 63U})
-      for (const std::uint64_t block : {0ULL, 1ULL, 1ULL << 40U}) seen.insert(lora::RandomStream(seed, stream).block(block));
+      for (const std::uint64_t block : {0ULL, 1ULL, 1ULL << 40U})
+        seen.insert(lora::RandomStream(seed, stream).block(block));
   EXPECT_EQ(seen.size(), 27U);
 }
 

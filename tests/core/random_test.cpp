@@ -1,11 +1,10 @@
 #include "lora/core/random.hpp"
 
-#include <gtest/gtest.h>
-
 #include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <gtest/gtest.h>
 
 namespace {
 
@@ -35,7 +34,8 @@ TEST(NormalQuantile, IsOddAroundOneHalf) {
 
 TEST(ReproducibleLog, AgreesWithTheLibraryToTheLastPlaces) {
   for (double x = 1e-300; x < 1e300; x *= 1.37) {
-    EXPECT_NEAR(lora::detail::reproducible_log(x), std::log(x), 4 * 0x1p-53 * std::max(1.0, std::abs(std::log(x)))) << x;
+    EXPECT_NEAR(lora::detail::reproducible_log(x), std::log(x), 4 * 0x1p-53 * std::max(1.0, std::abs(std::log(x))))
+        << x;
   }
 }
 

@@ -1,8 +1,7 @@
 #include "lora/kernels/delta.hpp"
 
-#include <gtest/gtest.h>
-
 #include <cstring>
+#include <gtest/gtest.h>
 #include <string>
 #include <vector>
 

@@ -1,7 +1,6 @@
 #include "lora/kernels/dense_product.hpp"
 
 #include <gtest/gtest.h>
-
 #include <string>
 
 #include "support/kernel_oracle.hpp"
@@ -19,8 +18,8 @@ using testing::ThreadExecutor;
 template <class Scalar>
 void expect_products(Index rows, Index outputs, Index inputs, Index rank, Storage storage, Isa isa,
                      Workspace& workspace) {
-  const std::string text = std::string(isa_name(isa)) + " N " + std::to_string(rows) + " d " +
-                           std::to_string(outputs) + " k " + std::to_string(inputs) + " r " + std::to_string(rank);
+  const std::string text = std::string(isa_name(isa)) + " N " + std::to_string(rows) + " d " + std::to_string(outputs) +
+                           " k " + std::to_string(inputs) + " r " + std::to_string(rank);
   const ExactArray<Scalar> weight(outputs, inputs, storage, 1);
   const ExactArray<Scalar> x(rows, inputs, Storage::row_major, 2);
   const ExactArray<Scalar> bias(1, outputs, Storage::row_major, 3);

@@ -1,11 +1,10 @@
 #include "lora/kernels/exact_update.hpp"
 
-#include <gtest/gtest.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <gtest/gtest.h>
 #include <limits>
 #include <random>
 #include <vector>
@@ -90,10 +89,10 @@ TYPED_TEST(ExactUpdateTest, RestoresEveryBitForEveryTail) {
 
 TYPED_TEST(ExactUpdateTest, RestoresZerosDenormalsAndWhatIsNotFinite) {
   using Limits = std::numeric_limits<TypeParam>;
-  const std::vector<TypeParam> special = {TypeParam(0),        -TypeParam(0),       Limits::denorm_min(),
+  const std::vector<TypeParam> special = {TypeParam(0),          -TypeParam(0),       Limits::denorm_min(),
                                           -Limits::denorm_min(), Limits::min(),       -Limits::min(),
-                                          Limits::infinity(),  -Limits::infinity(), Limits::quiet_NaN(),
-                                          TypeParam(1),        Limits::max() / 4,   -Limits::max() / 4};
+                                          Limits::infinity(),    -Limits::infinity(), Limits::quiet_NaN(),
+                                          TypeParam(1),          Limits::max() / 4,   -Limits::max() / 4};
   std::vector<TypeParam> start;
   std::vector<TypeParam> delta;
   for (const TypeParam w : special) {

@@ -1,8 +1,7 @@
 #include "lora/kernels/isa.hpp"
 
-#include <gtest/gtest.h>
-
 #include <cstdlib>
+#include <gtest/gtest.h>
 #include <string>
 
 namespace lora {

@@ -1,10 +1,9 @@
 #include "lora/kernels/keep_bits.hpp"
 
-#include <gtest/gtest.h>
-
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <gtest/gtest.h>
 #include <vector>
 
 #include "lora/core/philox.hpp"

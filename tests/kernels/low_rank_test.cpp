@@ -1,8 +1,7 @@
 #include "lora/kernels/low_rank.hpp"
 
-#include <gtest/gtest.h>
-
 #include <cstdint>
+#include <gtest/gtest.h>
 #include <string>
 #include <vector>
 

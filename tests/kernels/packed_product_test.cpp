@@ -1,7 +1,6 @@
 #include "lora/kernels/packed_product.hpp"
 
 #include <gtest/gtest.h>
-
 #include <string>
 #include <vector>
 
@@ -68,8 +67,8 @@ TYPED_TEST(PackedProductTest, ATransposedPanelHoldsTheRowsOfTheWeight) {
     for (Index b = 0; b < transposed.panels(); ++b) {
       std::vector<TypeParam> scratch(static_cast<std::size_t>(transposed.width(b) * 101));
       const kernels::TransposedPanel<TypeParam> panel{
-          layout, panels.data(), transposed.first_output(b), transposed.columns(b), transposed.width(b), isa,
-          scratch.data()};
+          layout, panels.data(), transposed.first_output(b), transposed.columns(b), transposed.width(b),
+          isa,    scratch.data()};
       const TypeParam* rows = panel.rows(0, 101);
       for (Index j = 0; j < 101; ++j) {
         for (Index q = 0; q < transposed.columns(b); ++q) {

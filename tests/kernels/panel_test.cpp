@@ -1,7 +1,6 @@
 #include "lora/kernels/panel.hpp"
 
 #include <gtest/gtest.h>
-
 #include <vector>
 
 #include "support/kernel_oracle.hpp"

@@ -1,8 +1,7 @@
 #include "lora/kernels/simd.hpp"
 
-#include <gtest/gtest.h>
-
 #include <cstdint>
+#include <gtest/gtest.h>
 #include <memory>
 #include <vector>
 

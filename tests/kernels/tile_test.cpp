@@ -1,7 +1,6 @@
 #include "lora/kernels/tile.hpp"
 
 #include <gtest/gtest.h>
-
 #include <string>
 
 #include "support/kernel_oracle.hpp"

@@ -1,7 +1,6 @@
 #include "lora/kernels/transpose.hpp"
 
 #include <gtest/gtest.h>
-
 #include <memory>
 #include <vector>
 

@@ -57,10 +57,12 @@ struct LayerKindNames {
   template <class Kind>
   static std::string GetName(int /*index*/) {
     using Scalar = typename Kind::Scalar;
-    const std::string scalar = std::is_same_v<Scalar, float> ? "Float" : "Double";
-    const bool packed = std::is_same_v<typename Kind::Layer::Weight, PackedWeight<Scalar>>;
-    const bool rows = std::is_same_v<typename Kind::Storage, Matrix<Scalar>>;
-    return scalar + (packed ? "Packed" : "Dense") + (rows ? "RowMajor" : "ColumnMajor");
+    constexpr bool packed = std::is_same_v<typename Kind::Layer::Weight, PackedWeight<Scalar>>;
+    constexpr bool rows = std::is_same_v<typename Kind::Storage, Matrix<Scalar>>;
+    std::string name = std::is_same_v<Scalar, float> ? "Float" : "Double";
+    name += packed ? "Packed" : "Dense";
+    name += rows ? "RowMajor" : "ColumnMajor";
+    return name;
   }
 };
 

@@ -34,8 +34,8 @@ template <class Scalar>
 using Bits = std::conditional_t<sizeof(Scalar) == 4, std::uint32_t, std::uint64_t>;
 
 template <class Scalar>
-inline constexpr Bits<Scalar> exponent_bits =
-    sizeof(Scalar) == 4 ? Bits<Scalar>(0x7f800000U) : static_cast<Bits<Scalar>>(0x7ff0000000000000ULL);
+inline constexpr Bits<Scalar> exponent_bits = sizeof(Scalar) == 4 ? Bits<Scalar>(0x7f800000U)
+                                                                  : static_cast<Bits<Scalar>>(0x7ff0000000000000ULL);
 
 /// Bits of a number as an integer that orders as the numbers do; its own inverse.
 template <class Scalar>
@@ -130,8 +130,8 @@ template <class Scalar>
 
 /// Undoes `apply_exact` bit for bit, given the same delta and what it wrote. No allocation.
 template <class Scalar>
-void restore_exact(Scalar* weights, const Scalar* delta, const std::int8_t* codes, Index count,
-                   const Scalar* originals, Isa isa = active_isa()) {
+void restore_exact(Scalar* weights, const Scalar* delta, const std::int8_t* codes, Index count, const Scalar* originals,
+                   Isa isa = active_isa()) {
 #if LORA_X86_KERNELS
   if (isa == Isa::avx512) return avx512::restore_exact(weights, delta, codes, count, originals);
   if (isa == Isa::avx2) return avx2::restore_exact(weights, delta, codes, count, originals);

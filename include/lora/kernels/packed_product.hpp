@@ -64,10 +64,9 @@ struct TransposedPanel {
   [[nodiscard]] Prefetch next(Index j, Index depth, Index samples) const noexcept {
     constexpr auto row_bytes = static_cast<std::uintptr_t>(panel_width<Scalar>) * sizeof(Scalar);
     Prefetch prefetch;
-    prefetch.address = j + depth < layout.outputs
-                           ? reinterpret_cast<std::uintptr_t>(run(j + depth))
-                           : reinterpret_cast<std::uintptr_t>(panels) +
-                                 static_cast<std::uintptr_t>(first_input + inputs) * row_bytes;
+    prefetch.address = j + depth < layout.outputs ? reinterpret_cast<std::uintptr_t>(run(j + depth))
+                                                  : reinterpret_cast<std::uintptr_t>(panels) +
+                                                        static_cast<std::uintptr_t>(first_input + inputs) * row_bytes;
     prefetch.run_stride = row_bytes * static_cast<std::uintptr_t>(layout.inputs);
     prefetch.run_terms = panel_width<Scalar>;
     prefetch.spread(row_bytes * static_cast<std::uintptr_t>(inputs), panel_width<Scalar>, samples);

@@ -57,8 +57,8 @@ struct Prefetch {
 template <class Scalar>
 struct PanelProduct {
   Index rows = 0;
-  Index width = 0;                  ///< of `right` and `initial`; a multiple of width_unit
-  Index columns = 0;                ///< columns of `out`, at most `width`
+  Index width = 0;    ///< of `right` and `initial`; a multiple of width_unit
+  Index columns = 0;  ///< columns of `out`, at most `width`
   ProductTerms<Scalar> terms;
   ProductTerms<Scalar> extra;       ///< depth 0 for none
   const Scalar* initial = nullptr;  ///< `width` scalars, or null for zero

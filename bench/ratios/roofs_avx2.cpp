@@ -1,0 +1,3 @@
+#define LORA_ROOFS avx2
+#define LORA_VECTOR_BYTES 32
+#include "roofs.inc"

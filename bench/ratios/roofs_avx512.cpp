@@ -1,0 +1,3 @@
+#define LORA_ROOFS avx512
+#define LORA_VECTOR_BYTES 64
+#include "roofs.inc"
