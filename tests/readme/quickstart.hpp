@@ -1,6 +1,9 @@
 // The names that the README's code takes for granted: a weight, a bias, data, and the gradient of a loss.
 #pragma once
 
+// The page's short names stand at namespace scope here, where a user has them in a function.
+#pragma GCC diagnostic ignored "-Wshadow"
+
 #include <cstddef>
 #include <utility>
 #include <vector>

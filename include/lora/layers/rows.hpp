@@ -30,7 +30,7 @@ void accepts_dense(const Eigen::DenseBase<Derived>& object);
 }
 
 template <class Input>
-concept EigenDense = requires(const Input& input) {
+concept EigenDense = !std::is_const_v<Input> && requires(const Input& input) {
   detail::accepts_dense(input);
 };
 
