@@ -86,10 +86,10 @@ class SafetensorsWriter {
   }
 
   /// Adds an entry to __metadata__. @throws SafetensorsError duplicate_name; invalid_header unless both are UTF-8.
-  void add_metadata(std::string key, std::string value) {
+  void add_metadata(const std::string& key, const std::string& value) {
     check_utf8(key);
     check_utf8(value);
-    if (!metadata_.try_emplace(key, std::move(value)).second) {
+    if (!metadata_.try_emplace(key, value).second) {
       throw SafetensorsError(SafetensorsErrorKind::duplicate_name, "metadata key " + in_quotes(key), "a new key",
                              "one that exists");
     }
@@ -154,7 +154,7 @@ class SafetensorsWriter {
     }
   }
 
-  void insert(std::string name, Tensor tensor) {
+  void insert(std::string name, Tensor&& tensor) {
     check_utf8(name);
     if (name == detail::metadata_key) {
       throw SafetensorsError(SafetensorsErrorKind::reserved_name, argument(name), "another name",
