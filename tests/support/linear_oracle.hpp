@@ -61,8 +61,9 @@ template <class Scalar>
   answer.db = product(dy.transpose(), u, s);
   const Matrix<Wide> through_adapter = product(v, a);
   answer.dx = product(dy, w) + (keep.size() > 0 ? Matrix<Wide>(through_adapter.cwiseProduct(keep)) : through_adapter);
-  answer.dbias = dy.colwise().sum();
-  answer.dlora_bias = s * dy.colwise().sum();
+  // Not colwise().sum(), which takes columns of a null pointer when there are no rows.
+  answer.dbias = product(Matrix<Wide>::Ones(1, dy.rows()), dy);
+  answer.dlora_bias = s * answer.dbias;
   return answer;
 }
 
