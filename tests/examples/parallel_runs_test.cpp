@@ -11,7 +11,7 @@ namespace {
 using examples::parallel_runs;
 
 TEST(ParallelRunsThreads, CallEachOnce) {
-  for (const std::size_t workers : {1, 2, 5}) {
+  for (const std::size_t workers : {1U, 2U, 5U}) {
     std::vector<std::atomic<int>> calls(17);
     parallel_runs(calls.size(), workers, [&](std::size_t i) { ++calls[i]; });
     for (const auto& count : calls) EXPECT_EQ(count, 1);
@@ -23,7 +23,7 @@ TEST(ParallelRunsThreads, MayHaveNothingToDo) {
 }
 
 TEST(ParallelRunsThreads, RethrowAndStartNoMore) {
-  for (const std::size_t workers : {1, 3}) {
+  for (const std::size_t workers : {1U, 3U}) {
     std::atomic<int> calls{0};
     EXPECT_THROW(parallel_runs(1000, workers,
                                [&](std::size_t /*i*/) {
