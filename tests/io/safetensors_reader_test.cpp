@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "io/files.hpp"
+#include "lora/io/safetensors_writer.hpp"
 
 namespace lora {
 namespace {
@@ -226,6 +227,20 @@ TEST(SafetensorsFile, ManyThreadsReadOneFile) {
   }
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(right, thread_count * repetitions);
+}
+
+TEST(SafetensorsFile, ReadsTheSameAfterAPartWasReleased) {
+  const TemporaryFolder folder;
+  const auto path = folder.path() / "t.safetensors";
+  const Matrix<float> values = Matrix<float>::Random(300, 100);
+  SafetensorsWriter writer;
+  writer.add("w", values);
+  writer.write(path);
+  const auto file = SafetensorsFile::open(path);
+  const auto tensor = file.tensor("w");
+  EXPECT_EQ(file.matrix<float>("w"), values);
+  file.release(tensor.bytes);
+  EXPECT_EQ(file.matrix<float>("w"), values);
 }
 
 }  // namespace

@@ -252,5 +252,49 @@ TEST(SafetensorsWriter, AFullDiskLeavesTheOldFile) {
   EXPECT_EQ(folder.entries(), std::vector<std::string>{"file"});
 }
 
+TEST(SafetensorsWriterStream, WritesWhatAddWouldHaveWritten) {
+  const std::vector<float> values = {1, 2, 3, 4, 5, 6};
+  const auto bytes = std::as_bytes(std::span(values));
+  SafetensorsWriter whole;
+  whole.add("w", Dtype::F32, {2, 3}, bytes);
+  SafetensorsWriter streamed;
+  streamed.add_stream("w", Dtype::F32, {2, 3}, [bytes](const SafetensorsWriter::Sink& sink) {
+    sink(bytes.first(4));
+    sink(bytes.subspan(4, 0));
+    sink(bytes.subspan(4));
+  });
+  EXPECT_EQ(streamed.to_bytes(), whole.to_bytes());
+}
+
+TEST(SafetensorsWriterStream, RefusesAProducerThatGivesTooMuchOrTooLittle) {
+  const std::vector<float> values = {1, 2, 3};
+  const auto bytes = std::as_bytes(std::span(values));
+  for (const std::size_t given : {std::size_t{4}, std::size_t{12}}) {
+    SafetensorsWriter writer;
+    writer.add_stream("w", Dtype::F32, {2}, [&](const SafetensorsWriter::Sink& sink) { sink(bytes.first(given)); });
+    try {
+      static_cast<void>(writer.to_bytes());
+      FAIL() << given;
+    } catch (const SafetensorsError& error) {
+      EXPECT_EQ(error.kind(), SafetensorsErrorKind::invalid_tensor_view);
+      EXPECT_NE(std::string(error.what()).find("8 bytes from its producer"), std::string::npos) << error.what();
+    }
+  }
+}
+
+TEST(SafetensorsWriterStream, LeavesTheTargetAloneWhenTheProducerFails) {
+  const TemporaryFolder folder;
+  const auto path = folder.path() / "t.safetensors";
+  SafetensorsWriter good;
+  good.add("w", RowVector<float>(RowVector<float>::Ones(3)));
+  good.write(path);
+  const auto before = read_file(path);
+  SafetensorsWriter bad;
+  bad.add_stream("w", Dtype::F32, {2}, [](const SafetensorsWriter::Sink&) { throw std::runtime_error("gone"); });
+  EXPECT_THROW(bad.write(path), std::runtime_error);
+  EXPECT_EQ(read_file(path), before);
+  EXPECT_THROW(bad.add_stream("x", Dtype::F32, {-1}, {}), SafetensorsError);
+}
+
 }  // namespace
 }  // namespace lora

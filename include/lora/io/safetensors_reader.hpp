@@ -171,6 +171,12 @@ class SafetensorsFile {
     return tensor(name).template matrix<Scalar>();
   }
 
+  /// Gives the memory behind a part of this file's tensor data back to the system, where the file is mapped; see
+  /// MappedFile::release. The part stays readable.
+  void release(std::span<const std::byte> part) const noexcept {
+    if (!contents_->mapping.bytes().empty()) contents_->mapping.release(part);
+  }
+
   /// The strings under __metadata__; empty when there are none.
   [[nodiscard]] const std::map<std::string, std::string, std::less<>>& metadata() const noexcept {
     return contents_->header.metadata;

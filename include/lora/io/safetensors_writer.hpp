@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <span>
@@ -39,13 +40,28 @@ class SafetensorsWriter {
   /// duplicate_name, reserved_name, invalid_header for a name that is not UTF-8.
   void add(std::string name, Dtype dtype, std::vector<Index> shape, std::span<const std::byte> bytes) {
     check_bytes(name, dtype, shape, bytes.size());
-    insert(std::move(name), Tensor{dtype, std::move(shape), {bytes.begin(), bytes.end()}, {}});
+    insert(std::move(name), Tensor{dtype, std::move(shape), {bytes.begin(), bytes.end()}, {}, {}, 0});
   }
 
   /// As add, but without a copy: `bytes` must stay until the last write() or to_bytes().
   void add_view(std::string name, Dtype dtype, std::vector<Index> shape, std::span<const std::byte> bytes) {
     check_bytes(name, dtype, shape, bytes.size());
-    insert(std::move(name), Tensor{dtype, std::move(shape), {}, bytes});
+    insert(std::move(name), Tensor{dtype, std::move(shape), {}, bytes, {}, 0});
+  }
+
+  /// Takes the next bytes of a tensor.
+  using Sink = std::function<void(std::span<const std::byte>)>;
+
+  /// Adds a tensor whose bytes come into being when the file is written: `produce` then gives them to the sink, in
+  /// order and in pieces of any size, so that a tensor need never be in memory whole. It may be called more than once.
+  /// @throws SafetensorsError as add. write() and to_bytes() pass on what `produce` throws, and throw
+  /// invalid_tensor_view when it gives another number of bytes.
+  void add_stream(std::string name, Dtype dtype, std::vector<Index> shape, std::function<void(const Sink&)> produce) {
+    const std::vector<std::uint64_t> extents(shape.begin(), shape.end());
+    const bool negative = std::any_of(shape.begin(), shape.end(), [](Index extent) { return extent < 0; });
+    if (negative) check_bytes(name, dtype, shape, 0);
+    const auto bytes = static_cast<std::size_t>(tensor_bytes(dtype, extents, argument(name)));
+    insert(std::move(name), Tensor{dtype, std::move(shape), {}, {}, std::move(produce), bytes});
   }
 
   /// Adds the values of an Eigen matrix or vector expression, rounded once to `dtype` (F64, F32, F16 or BF16).
@@ -68,7 +84,7 @@ class SafetensorsWriter {
     }
     const std::size_t element_bytes = bits_of(dtype) / 8;
     check_bytes(name, dtype, shape, static_cast<std::size_t>(values.size()) * element_bytes);
-    insert(std::move(name), Tensor{dtype, std::move(shape), encoded(values, dtype, element_bytes), {}});
+    insert(std::move(name), Tensor{dtype, std::move(shape), encoded(values, dtype, element_bytes), {}, {}, 0});
   }
 
   /// As add of a matrix in its own dtype, but without a copy: `values` must stay, unchanged in place, until the last
@@ -102,7 +118,8 @@ class SafetensorsWriter {
     const Layout layout = lay_out();
     AtomicFile file(path);
     file.write(std::as_bytes(std::span(layout.head)));
-    for (const Tensor* tensor : layout.order) file.write(tensor->bytes());
+    const Sink sink = [&](std::span<const std::byte> bytes) { file.write(bytes); };
+    for (const auto& [name, tensor] : layout.order) emit(*name, *tensor, sink);
     file.commit();
   }
 
@@ -110,12 +127,12 @@ class SafetensorsWriter {
   [[nodiscard]] std::vector<std::byte> to_bytes() const {
     const Layout layout = lay_out();
     std::size_t total = layout.head.size();
-    for (const Tensor* tensor : layout.order) total += tensor->bytes().size();
+    for (const auto& [name, tensor] : layout.order) total += tensor->size();
     std::vector<std::byte> file;
     file.reserve(total);
-    const auto append = [&](std::span<const std::byte> bytes) { file.insert(file.end(), bytes.begin(), bytes.end()); };
+    const Sink append = [&](std::span<const std::byte> bytes) { file.insert(file.end(), bytes.begin(), bytes.end()); };
     append(std::as_bytes(std::span(layout.head)));
-    for (const Tensor* tensor : layout.order) append(tensor->bytes());
+    for (const auto& [name, tensor] : layout.order) emit(*name, *tensor, append);
     return file;
   }
 
@@ -125,14 +142,35 @@ class SafetensorsWriter {
     std::vector<Index> shape;
     std::vector<std::byte> owned;
     std::span<const std::byte> viewed;
+    std::function<void(const Sink&)> produce;  // where it is set, the bytes are neither owned nor viewed
+    std::size_t produced_bytes;
 
-    [[nodiscard]] std::span<const std::byte> bytes() const noexcept { return owned.empty() ? viewed : owned; }
+    [[nodiscard]] std::size_t size() const noexcept {
+      if (produce) return produced_bytes;
+      return owned.empty() ? viewed.size() : owned.size();
+    }
   };
 
   struct Layout {
-    std::string head;                  // length and padded header
-    std::vector<const Tensor*> order;  // of the data
+    std::string head;                                                 // length and padded header
+    std::vector<std::pair<const std::string*, const Tensor*>> order;  // of the data
   };
+
+  static void emit(const std::string& name, const Tensor& tensor, const Sink& sink) {
+    if (!tensor.produce) return sink(tensor.owned.empty() ? tensor.viewed : tensor.owned);
+    std::size_t given = 0;
+    const auto refuse = [&] {
+      throw SafetensorsError(SafetensorsErrorKind::invalid_tensor_view, argument(name),
+                             std::to_string(tensor.produced_bytes) + " bytes from its producer",
+                             std::to_string(given) + (given > tensor.produced_bytes ? " or more" : ""));
+    };
+    tensor.produce([&](std::span<const std::byte> bytes) {
+      given += bytes.size();
+      if (given > tensor.produced_bytes) refuse();
+      sink(bytes);
+    });
+    if (given != tensor.produced_bytes) refuse();
+  }
 
   [[nodiscard]] static std::string argument(std::string_view name) { return "tensor " + in_quotes(name); }
 
@@ -207,8 +245,8 @@ class SafetensorsWriter {
       const auto& [name, tensor] = *named;
       if (header.size() > 1) header.push_back(',');
       append_entry(header, name, tensor, offset);
-      offset += tensor.bytes().size();
-      layout.order.push_back(&tensor);
+      offset += tensor.size();
+      layout.order.emplace_back(&name, &tensor);
     }
     header.push_back('}');
     header.append((safetensors_length_bytes - header.size() % safetensors_length_bytes) % safetensors_length_bytes,
@@ -238,7 +276,7 @@ class SafetensorsWriter {
   static void append_entry(std::string& header, const std::string& name, const Tensor& tensor, std::uint64_t begin) {
     header.append(nlohmann::json(name).dump()).append(":{\"dtype\":\"").append(name_of(tensor.dtype));
     header.append("\",\"shape\":").append(nlohmann::json(tensor.shape).dump()).append(",\"data_offsets\":[");
-    header.append(std::to_string(begin)).append(",").append(std::to_string(begin + tensor.bytes().size()));
+    header.append(std::to_string(begin)).append(",").append(std::to_string(begin + tensor.size()));
     header.append("]}");
   }
 
