@@ -63,8 +63,9 @@ void expect_restored(const std::vector<Scalar>& start, const std::vector<Scalar>
     }
     for (const Isa undo : supported_isas()) {
       std::vector<Scalar> weights = update.weights;
-      kernels::restore_exact(weights.data(), delta.data(), update.codes.data(), static_cast<Index>(weights.size()),
-                             update.originals.data(), undo);
+      const Index taken = kernels::restore_exact(weights.data(), delta.data(), update.codes.data(),
+                                                 static_cast<Index>(weights.size()), update.originals.data(), undo);
+      ASSERT_EQ(taken, update.result.exceptions);
       ASSERT_TRUE(same_bits(weights, start)) << isa_name(isa) << " undone by " << isa_name(undo);
     }
   }
@@ -139,6 +140,87 @@ TYPED_TEST(ExactUpdateTest, AWeightThatIsNotFiniteDoesNotStopAnUpdate) {
     start[20] = std::numeric_limits<TypeParam>::quiet_NaN();
     start[49] = std::numeric_limits<TypeParam>::infinity();
     EXPECT_TRUE(Update<TypeParam>(start, normal<TypeParam>(50, 1, 10), isa).result.applied);
+  }
+}
+
+// (w + delta) * f for one factor each, or one for all.
+template <class Scalar>
+void expect_scaled_restored(const std::vector<Scalar>& start, const std::vector<Scalar>& delta,
+                            const std::vector<Scalar>& factors, Index step) {
+  std::vector<Scalar> reciprocals;
+  for (const Scalar factor : factors) reciprocals.push_back(Scalar(1) / factor);
+  const kernels::RunFactors<Scalar> run{factors.data(), reciprocals.data(), step};
+  const auto count = static_cast<Index>(start.size());
+  std::vector<Scalar> weights = start;
+  std::vector<std::int8_t> codes(start.size());
+  std::vector<Scalar> originals(start.size());
+  const auto update = kernels::apply_scaled(weights.data(), delta.data(), run, codes.data(), count, originals.data());
+  ASSERT_TRUE(update.applied);
+  originals.resize(static_cast<std::size_t>(update.exceptions));
+  originals.shrink_to_fit();
+  for (std::size_t i = 0; i < start.size(); ++i) {
+    const Scalar sum = start[i] + delta[i];
+    const Scalar expected = sum * factors[i * static_cast<std::size_t>(step)];
+    ASSERT_TRUE(weights[i] == expected || (std::isnan(weights[i]) && std::isnan(expected))) << i;
+  }
+  EXPECT_EQ(kernels::restore_scaled(weights.data(), delta.data(), run, codes.data(), count, originals.data()),
+            update.exceptions);
+  ASSERT_TRUE(same_bits(weights, start));
+}
+
+TYPED_TEST(ExactUpdateTest, ScalingRestoresEveryBitWhateverTheFactors) {
+  using Limits = std::numeric_limits<TypeParam>;
+  for (const double size : {0.0, 1e-30, 1e-2, 1.0, 1e3}) {
+    const auto delta = normal<TypeParam>(500, size, 2);
+    expect_scaled_restored(normal<TypeParam>(500, 1, 1), delta, normal<TypeParam>(500, 1, 3), 1);
+    for (const TypeParam factor : {TypeParam(1), TypeParam(-0.7), TypeParam(0), Limits::denorm_min(), Limits::min(),
+                                   Limits::max() / 100000, Limits::epsilon()}) {
+      expect_scaled_restored(normal<TypeParam>(500, 1, 4), delta, {factor}, 0);
+    }
+  }
+}
+
+TYPED_TEST(ExactUpdateTest, ScalingNeedsFewExceptions) {
+  const Index count = 100000;
+  auto weights = normal<TypeParam>(count, 1, 5);
+  const auto delta = normal<TypeParam>(count, 0.1, 6);
+  const auto factors = normal<TypeParam>(count, 0.1, 7);
+  std::vector<TypeParam> near_one;
+  std::vector<TypeParam> reciprocals;
+  for (const TypeParam factor : factors) {
+    near_one.push_back(TypeParam(1) + factor);
+    reciprocals.push_back(TypeParam(1) / near_one.back());
+  }
+  std::vector<std::int8_t> codes(weights.size());
+  std::vector<TypeParam> originals(weights.size());
+  const auto update = kernels::apply_scaled(weights.data(), delta.data(), {near_one.data(), reciprocals.data(), 1},
+                                            codes.data(), count, originals.data());
+  ASSERT_TRUE(update.applied);
+  // Three roundings of |w + delta| instead of one: |w| below |delta| / 40 lies outside a byte.
+  EXPECT_LT(update.exceptions, 4 * count / 1000);
+}
+
+TYPED_TEST(ExactUpdateTest, AScaledUpdateThatIsNotFiniteIsReportedAndTakenBack) {
+  using Limits = std::numeric_limits<TypeParam>;
+  struct Case {
+    TypeParam delta, factor;
+  };
+  for (const Case bad : {Case{Limits::infinity(), 1}, Case{Limits::quiet_NaN(), 1}, Case{Limits::max(), 1},
+                         Case{Limits::max() / 4, 5}, Case{Limits::max(), 0}}) {
+    auto start = normal<TypeParam>(50, 1, 7);
+    auto delta = normal<TypeParam>(50, 1, 8);
+    start[49] = Limits::max();
+    delta[49] = bad.delta;
+    const TypeParam reciprocal = TypeParam(1) / bad.factor;
+    auto weights = start;
+    std::vector<std::int8_t> codes(50);
+    std::vector<TypeParam> originals(50);
+    const kernels::RunFactors<TypeParam> run{&bad.factor, &reciprocal, 0};
+    const auto update = kernels::apply_scaled(weights.data(), delta.data(), run, codes.data(), 50, originals.data());
+    EXPECT_FALSE(update.applied);
+    EXPECT_EQ(kernels::restore_scaled(weights.data(), delta.data(), run, codes.data(), 50, originals.data()),
+              update.exceptions);
+    EXPECT_TRUE(same_bits(weights, start));
   }
 }
 

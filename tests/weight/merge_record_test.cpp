@@ -4,13 +4,13 @@
 #include <cmath>
 #include <gtest/gtest.h>
 #include <limits>
+#include <span>
 #include <vector>
 
-#include "lora/weight/dense.hpp"
-#include "lora/weight/packed.hpp"
 #include "support/allocation_counter.hpp"
 #include "support/bits.hpp"
 #include "support/random_matrix.hpp"
+#include "weight/merge_target.hpp"
 
 namespace lora {
 namespace {
@@ -18,25 +18,13 @@ namespace {
 using testing::random_matrix;
 using testing::same_bits;
 
-// A weight of either kind, with the memory it may view.
 template <class WeightType>
-struct Target {
-  using Number = typename WeightType::Scalar;
-  Matrix<Number> memory;
-  WeightType weight{MatrixView<Number>(view_of(memory))};
-  explicit Target(Matrix<Number> w) : memory(std::move(w)) {}
-  [[nodiscard]] Matrix<Number> values() const {
-    Matrix<Number> out(weight.out_features(), weight.in_features());
-    read_back(weight, view_of(out));
-    return out;
-  }
-};
+using Target = testing::MergeTarget<WeightType>;
 
 template <class WeightType>
 class ExactMerge : public ::testing::Test {};
 
-using Kinds = ::testing::Types<PackedWeight<float>, PackedWeight<double>, DenseWeight<float>, DenseWeight<double>>;
-TYPED_TEST_SUITE(ExactMerge, Kinds);
+TYPED_TEST_SUITE(ExactMerge, testing::MergeTargetKinds);
 
 TYPED_TEST(ExactMerge, RestoresEveryBitWhateverTheSizeOfTheUpdate) {
   using Number = typename TypeParam::Scalar;
@@ -127,7 +115,9 @@ TYPED_TEST(ExactMerge, RunningOutOfMemoryAtAnyAllocationLeavesTheWeight) {
   const auto w = random_matrix<Number>(70, 90, 1);
   const auto a = random_matrix<Number>(4, 90, 2);
   const auto b = random_matrix<Number>(70, 4, 3);
-  for (const double scale : {1.0, 1e6}) {
+  const std::vector<Number> factors(70, Number(0.9));
+  for (const double scale : {1.0, 1e6, -1.0, -1e6}) {
+    const std::span<const Number> scaled = scale < 0 ? std::span<const Number>(factors) : std::span<const Number>();
     int failures = 0;
     for (long successes = 0; successes < 100; ++successes) {
       Target<TypeParam> target(w);
@@ -135,7 +125,8 @@ TYPED_TEST(ExactMerge, RunningOutOfMemoryAtAnyAllocationLeavesTheWeight) {
       bool failed = false;
       try {
         const testing::FailingAllocation failing(successes);
-        (void)MergeRecord<Number>::merge("test", target.weight, {view_of(a), view_of(b), static_cast<Number>(scale)});
+        (void)MergeRecord<Number>::merge("test", target.weight, {view_of(a), view_of(b), static_cast<Number>(scale)},
+                                         scaled);
       } catch (const std::bad_alloc&) {
         failed = true;
       }
@@ -174,6 +165,25 @@ TYPED_TEST(ExactMerge, UnmergingAllocatesNothing) {
     const auto record =
         MergeRecord<Number>::merge("test", target.weight, {view_of(a), view_of(b), static_cast<Number>(scale)});
     EXPECT_EQ(testing::allocations_of([&] { record.unmerge(target.weight); }), 0);
+  }
+}
+
+// Lines longer than a piece.
+TYPED_TEST(ExactMerge, ReadsAndRestoresLongLines) {
+  using Number = typename TypeParam::Scalar;
+  const auto w = random_matrix<Number>(5, 9001, 1);
+  const auto a = random_matrix<Number>(2, 9001, 2);
+  const auto b = random_matrix<Number>(5, 2, 3);
+  for (const double scale : {1e-2, 1e6}) {
+    SCOPED_TRACE(scale);
+    Target<TypeParam> target(w);
+    const auto record =
+        MergeRecord<Number>::merge("test", target.weight, {view_of(a), view_of(b), static_cast<Number>(scale)});
+    Matrix<Number> unmerged(w.rows(), w.cols());
+    record.read_unmerged(target.weight, view_of(unmerged));
+    EXPECT_TRUE(same_bits(unmerged, w));
+    record.unmerge(target.weight);
+    EXPECT_TRUE(same_bits(target.values(), w));
   }
 }
 

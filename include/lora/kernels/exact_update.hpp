@@ -3,7 +3,7 @@
 // w + delta rounds, so (w + delta) - delta is w only up to a few units in the last place. Floating-point numbers taken
 // as integers in their own order make that difference a small integer: one signed byte per weight, with the weight
 // itself kept aside where a byte does not do. Sums and differences round alike in every instruction set, so any of them
-// restores what any other applied.
+// restores what any other applied. The same goes for (w + delta) * f, taken back as merged * (1 / f) - delta.
 #pragma once
 
 #include <bit>
@@ -24,8 +24,16 @@ inline constexpr int largest_code = 127;
 
 /// What an exact update did.
 struct ExactUpdate {
-  bool applied = false;  ///< false: some delta or sum was not finite, and the weights are as before
+  bool applied = false;  ///< false: some delta or result was not finite
   Index exceptions = 0;  ///< number of elements with `exceptional_code`
+};
+
+/// Factors of a run of weights, with their reciprocals: one for each element (`step` 1), or one for all (`step` 0).
+template <class Scalar>
+struct RunFactors {
+  const Scalar* factors = nullptr;
+  const Scalar* reciprocals = nullptr;
+  Index step = 0;
 };
 
 namespace detail {
@@ -50,7 +58,8 @@ template <class Scalar>
   return (std::bit_cast<Bits<Scalar>>(value) & exponent_bits<Scalar>) != exponent_bits<Scalar>;
 }
 
-/// Returns `value`, and keeps -ffast-math from rewriting (w + delta) - delta as w.
+/// Returns `value` rounded to Scalar, and keeps the compiler from joining what comes before with what comes after:
+/// -ffast-math would rewrite (w + delta) - delta as w, and contraction would fuse m * g - delta.
 template <class Scalar>
 [[nodiscard]] inline Scalar rounded(Scalar value) noexcept {
   const volatile Scalar kept = value;
@@ -67,6 +76,29 @@ template <class Scalar>
   return true;
 }
 
+/// The code of an element, given its original and what undoing predicts for it.
+template <class Scalar>
+[[nodiscard]] Bits<Scalar> distance(Scalar original, Scalar predicted) {
+  return ordered<Scalar>(std::bit_cast<Bits<Scalar>>(original)) -
+         ordered<Scalar>(std::bit_cast<Bits<Scalar>>(predicted));
+}
+
+/// Keeps a code, or the original where it does not fit. Returns the number of exceptions, 0 or 1.
+template <class Scalar>
+Index keep_code(Bits<Scalar> code, Scalar original, std::int8_t* kept, Scalar* exception) {
+  const bool fits = code + static_cast<Bits<Scalar>>(largest_code) <= static_cast<Bits<Scalar>>(2 * largest_code);
+  *kept = fits ? static_cast<std::int8_t>(code) : exceptional_code;
+  if (!fits) *exception = original;
+  return fits ? 0 : 1;
+}
+
+/// What lies `code` units of last place from `predicted`.
+template <class Scalar>
+[[nodiscard]] Scalar at_distance(std::int8_t code, Scalar predicted) {
+  const Bits<Scalar> back = ordered<Scalar>(std::bit_cast<Bits<Scalar>>(predicted));
+  return std::bit_cast<Scalar>(ordered<Scalar>(back + static_cast<Bits<Scalar>>(static_cast<std::int64_t>(code))));
+}
+
 /// The update one scalar after the other: what the vector kernels are tested against, and their edges. Returns the
 /// number of exceptions.
 template <class Scalar>
@@ -75,15 +107,9 @@ Index apply_scalars(Scalar* weights, const Scalar* delta, std::int8_t* codes, In
   for (Index i = 0; i < count; ++i) {
     const Scalar original = weights[i];
     const Scalar sum = rounded<Scalar>(original + delta[i]);
-    const Bits<Scalar> code = ordered<Scalar>(std::bit_cast<Bits<Scalar>>(original)) -
-                              ordered<Scalar>(std::bit_cast<Bits<Scalar>>(sum - delta[i]));
     weights[i] = sum;
-    if (code + static_cast<Bits<Scalar>>(largest_code) <= static_cast<Bits<Scalar>>(2 * largest_code)) {
-      codes[i] = static_cast<std::int8_t>(code);
-    } else {
-      codes[i] = exceptional_code;
-      originals[exceptions++] = original;
-    }
+    exceptions +=
+        keep_code<Scalar>(distance<Scalar>(original, sum - delta[i]), original, codes + i, originals + exceptions);
   }
   return exceptions;
 }
@@ -94,13 +120,9 @@ Index restore_scalars(Scalar* weights, const Scalar* delta, const std::int8_t* c
                       const Scalar* originals) {
   Index exceptions = 0;
   for (Index i = 0; i < count; ++i) {
-    if (codes[i] == exceptional_code) {
-      weights[i] = originals[exceptions++];
-      continue;
-    }
-    const Bits<Scalar> back = ordered<Scalar>(std::bit_cast<Bits<Scalar>>(weights[i] - delta[i]));
-    const auto code = static_cast<Bits<Scalar>>(static_cast<std::int64_t>(codes[i]));
-    weights[i] = std::bit_cast<Scalar>(ordered<Scalar>(back + code));
+    const bool exceptional = codes[i] == exceptional_code;
+    weights[i] = exceptional ? originals[exceptions] : at_distance<Scalar>(codes[i], weights[i] - delta[i]);
+    exceptions += exceptional ? 1 : 0;
   }
   return exceptions;
 }
@@ -128,15 +150,52 @@ template <class Scalar>
   return portable::apply_exact(weights, delta, codes, count, originals);
 }
 
-/// Undoes `apply_exact` bit for bit, given the same delta and what it wrote. No allocation.
+/// Undoes `apply_exact` bit for bit, given the same delta and what it wrote. Returns the number of originals it took
+/// back. No allocation.
 template <class Scalar>
-void restore_exact(Scalar* weights, const Scalar* delta, const std::int8_t* codes, Index count, const Scalar* originals,
-                   Isa isa = active_isa()) {
+Index restore_exact(Scalar* weights, const Scalar* delta, const std::int8_t* codes, Index count,
+                    const Scalar* originals, Isa isa = active_isa()) {
 #if LORA_X86_KERNELS
   if (isa == Isa::avx512) return avx512::restore_exact(weights, delta, codes, count, originals);
   if (isa == Isa::avx2) return avx2::restore_exact(weights, delta, codes, count, originals);
 #endif
   return portable::restore_exact(weights, delta, codes, count, originals);
+}
+
+/// weights[i] <- (weights[i] + delta[i]) * factors[i], with codes and originals as `apply_exact` has them. Runs to the
+/// end even where a delta is not finite, or a result where the weight was; then it reports that it did not apply, and
+/// `restore_scaled` takes it back. Reciprocals may be rounded in any way, infinite or 0, as long as restoring gets the
+/// same ones.
+template <class Scalar>
+[[nodiscard]] ExactUpdate apply_scaled(Scalar* weights, const Scalar* delta, const RunFactors<Scalar>& run,
+                                       std::int8_t* codes, Index count, Scalar* originals) {
+  ExactUpdate result{.applied = true};
+  for (Index i = 0; i < count; ++i) {
+    const Scalar original = weights[i];
+    const Scalar sum = detail::rounded<Scalar>(original + delta[i]);
+    const Scalar merged = detail::rounded<Scalar>(sum * run.factors[i * run.step]);
+    const Scalar back = detail::rounded<Scalar>(merged * run.reciprocals[i * run.step]);
+    if (!detail::finite(delta[i]) || (!detail::finite(merged) && detail::finite(original))) result.applied = false;
+    weights[i] = merged;
+    result.exceptions += detail::keep_code<Scalar>(detail::distance<Scalar>(original, back - delta[i]), original,
+                                                   codes + i, originals + result.exceptions);
+  }
+  return result;
+}
+
+/// Undoes `apply_scaled` bit for bit, given the same delta and reciprocals and what it wrote. Returns the number of
+/// originals it took back. No allocation.
+template <class Scalar>
+Index restore_scaled(Scalar* weights, const Scalar* delta, const RunFactors<Scalar>& run, const std::int8_t* codes,
+                     Index count, const Scalar* originals) {
+  Index exceptions = 0;
+  for (Index i = 0; i < count; ++i) {
+    const Scalar back = detail::rounded<Scalar>(weights[i] * run.reciprocals[i * run.step]);
+    const bool exceptional = codes[i] == exceptional_code;
+    weights[i] = exceptional ? originals[exceptions] : detail::at_distance<Scalar>(codes[i], back - delta[i]);
+    exceptions += exceptional ? 1 : 0;
+  }
+  return exceptions;
 }
 
 }  // namespace lora::kernels

@@ -1,12 +1,16 @@
 // The update s*B*A of a frozen weight, computed piece by piece.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
 #include "lora/core/types.hpp"
 #include "lora/core/view.hpp"
 #include "lora/kernels/delta.hpp"
+#include "lora/kernels/fused_update.hpp"
+#include "lora/weight/frozen_weight.hpp"
 
 namespace lora {
 
@@ -28,6 +32,7 @@ class DeltaSource {
   /// `lines_are_outputs` as in the weight's tiles. @throws std::bad_alloc
   DeltaSource(const LowRankUpdate<Scalar>& update, bool lines_are_outputs)
       : kernel_(kernels::delta_kernel<Scalar>()),
+        fused_(kernels::fused_kernel<Scalar>()),
         rank_(update.a.rows),
         positions_(lines_are_outputs ? update.a.cols : update.b.rows) {
     const auto at = lines_are_outputs ? update.b : update.a.transpose();     // indexed by line, p
@@ -40,23 +45,41 @@ class DeltaSource {
 
   /// The update of `lines` lines from `first_line` and `length` positions from `first_position`, contiguous in `out`.
   void evaluate(Index first_line, Index lines, Index first_position, Index length, Scalar* out) const noexcept {
+    if (rank_ == 0) {
+      std::fill_n(out, lines * length, Scalar(0));
+      return;
+    }
     kernel_(coefficients_.data() + first_line * rank_, lines, factor_.data() + first_position, positions_, rank_,
             length, out);
   }
 
-  [[nodiscard]] bool empty() const noexcept { return rank_ == 0; }
+  /// Adds the update to a piece of the weight, or takes it back; see kernels::FusedKernel.
+  kernels::ExactUpdate update(kernels::UpdateStep step, const WeightTile<Scalar>& piece, std::int8_t* codes,
+                              Scalar* originals) const noexcept {
+    return fused_({.coefficients = coefficients_.data() + piece.first_line * rank_,
+                   .factor = factor_.data() + piece.first_position,
+                   .factor_stride = positions_,
+                   .rank = rank_,
+                   .weights = piece.data,
+                   .line_stride = piece.line_stride,
+                   .lines = piece.lines,
+                   .length = piece.length},
+                  step, codes, originals);
+  }
 
   /// Bytes of the copies of the factors.
   [[nodiscard]] std::size_t bytes() const noexcept { return (coefficients_.size() + factor_.size()) * sizeof(Scalar); }
 
  private:
   static void fill(std::vector<Scalar>& target, Scalar scale, const MatrixView<const Scalar>& source) {
+    if (source.rows * source.cols == 0) return;
     target.resize(static_cast<std::size_t>(source.rows * source.cols));
     MatrixView<Scalar>{target.data(), source.rows, source.cols, source.cols, 1}.map() = scale * source.map();
   }
 
   // Merge and unmerge may be compiled with different options; the kernel that merged is the one that unmerges.
   kernels::DeltaKernel<Scalar> kernel_ = nullptr;
+  kernels::FusedKernel<Scalar> fused_ = nullptr;
   Index rank_ = 0;
   Index positions_ = 0;
   std::vector<Scalar> coefficients_;

@@ -1,59 +1,71 @@
-// Adding s*B*A to a frozen weight in place, so that taking it away again restores every bit.
+// Adding s*B*A to a frozen weight in place, and scaling its outputs, so that undoing it restores every bit.
 #pragma once
 
 #include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
+#include <span>
+#include <string>
 #include <string_view>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "lora/core/error.hpp"
+#include "lora/core/large_page_bytes.hpp"
 #include "lora/kernels/exact_update.hpp"
 #include "lora/weight/frozen_weight.hpp"
 #include "lora/weight/low_rank_update.hpp"
+#include "lora/weight/tile_pieces.hpp"
 
 namespace lora {
 
 /// What is kept while an update is merged into a weight, and needed to take it out again.
 ///
-/// Per weight one signed byte: the distance, in units of last place, between the weight and (merged - delta). Weights
-/// for which a byte does not do are kept whole in a list; when the list would pass a twentieth of the weight's size, a
-/// plain copy is kept instead. The factors are copied, so nothing that happens to the caller's A and B matters.
+/// Per weight one signed byte: the distance, in units of last place, between the weight and (merged - delta), or
+/// merged * (1 / f_j) - delta where outputs are scaled. Weights for which a byte does not do are kept whole in a list;
+/// when the list would pass a twentieth of the weight's size, a plain copy is kept instead. The factors are copied, so
+/// nothing that happens to the caller's A, B and f matters.
 template <RealScalar Scalar>
 class MergeRecord {
  public:
   MergeRecord() = default;
   MergeRecord(const MergeRecord& other)
-      : delta_(other.delta_), code_count_(other.code_count_), exceptions_(other.exceptions_), copy_(other.copy_) {
-    if (code_count_ == 0) return;
-    codes_ = std::make_unique_for_overwrite<std::int8_t[]>(static_cast<std::size_t>(code_count_));
-    std::copy(other.codes_.get(), other.codes_.get() + code_count_, codes_.get());
+      : delta_(other.delta_),
+        factors_(other.factors_),
+        reciprocals_(other.reciprocals_),
+        codes_(other.codes_.size()),
+        exceptions_(other.exceptions_),
+        copy_(other.copy_) {
+    std::copy(other.codes_.data(), other.codes_.data() + codes_.size(), codes_.data());
   }
   MergeRecord(MergeRecord&&) noexcept = default;
   MergeRecord& operator=(MergeRecord other) noexcept {
     std::swap(delta_, other.delta_);
+    std::swap(factors_, other.factors_);
+    std::swap(reciprocals_, other.reciprocals_);
     std::swap(codes_, other.codes_);
-    std::swap(code_count_, other.code_count_);
     std::swap(exceptions_, other.exceptions_);
     std::swap(copy_, other.copy_);
     return *this;
   }
   ~MergeRecord() = default;
 
-  /// W <- W + s*B*A. @throws StateError naming `operation` when an element of the update, or of the sum where W was
-  /// finite, is not finite; std::bad_alloc. Then W is as it was, bit for bit. Allocates what `bytes()` reports.
+  /// W <- f (.) (W + s*B*A): row j is multiplied by output_factors[j], or by nothing when there are none.
+  ///   merged(j, i) = round(round(W(j, i) + delta(j, i)) * f_j)
+  /// `output_factors`: out_features scalars or none. @throws ShapeError when there are some, but not out_features;
+  /// StateError naming `operation` when a factor, an element of the update, or a merged one where W was finite, is not
+  /// finite; std::bad_alloc. Then W is as it was, bit for bit. Allocates what `bytes()` and `factor_bytes()` report.
+  /// Source of f: Liu et al., "DoRA", arXiv 2402.09353, equation 5, with f_j = m_j / |W_j + s*B_j*A|.
   template <FrozenWeight Weight>
-  static MergeRecord merge(std::string_view operation, Weight& weight, const LowRankUpdate<Scalar>& update) {
+  static MergeRecord merge(std::string_view operation, Weight& weight, const LowRankUpdate<Scalar>& update,
+                           std::span<const Scalar> output_factors = {}) {
     MergeRecord record;
-    if (update.a.rows == 0 || weight.tile_count() == 0) return record;
+    record.keep_factors(operation, weight.out_features(), output_factors);
+    if ((update.a.rows == 0 && output_factors.empty()) || weight.tile_count() == 0) return record;
     record.delta_ = DeltaSource<Scalar>(update, weight.tile(0).lines_are_outputs);
     const Index size = weight.out_features() * weight.in_features();
-    record.codes_ = std::make_unique_for_overwrite<std::int8_t[]>(static_cast<std::size_t>(size));
-    record.code_count_ = size;
+    record.codes_ = LargePageBytes(static_cast<std::size_t>(size));
     Transaction<Weight> transaction{record, weight};
     const Outcome outcome = record.apply(weight, size / 20, transaction.done);
     if (outcome == Outcome::complete) {
@@ -62,7 +74,7 @@ class MergeRecord {
       return record;
     }
     transaction.roll_back();
-    if (outcome == Outcome::not_finite) refuse(operation);
+    if (outcome == Outcome::not_finite) record.refuse(operation);
     record.release_codes();
     record.merge_with_copy(operation, weight);
     return record;
@@ -72,9 +84,9 @@ class MergeRecord {
   /// it.
   template <FrozenWeight Weight>
   void unmerge(Weight& weight) const noexcept {
-    if (delta_.empty()) return;
+    if (empty()) return;
     if (copy_.empty()) {
-      restore(weight, code_count_);
+      restore(weight, code_count());
     } else {
       write_copy(weight);
     }
@@ -83,21 +95,28 @@ class MergeRecord {
   /// W as it was before merge(), into `out` (out_features x in_features), while `weight` stays merged.
   template <FrozenWeight Weight>
   void read_unmerged(const Weight& weight, const MatrixView<Scalar>& out) const {
-    if (delta_.empty()) return read_back(weight, out);
+    if (empty()) return read_back(weight, out);
     Cursor cursor;
-    for_each_run(weight, [&](const Run<const Scalar>& run, const Scalar* delta) {
+    for_each_piece(weight, [&](const WeightTile<const Scalar>& merged) {
       std::array<Scalar, piece_size> values;
-      std::copy(run.data, run.data + run.length, values.begin());
-      if (copy_.empty()) {
-        restore_run(values.data(), delta, run.length, cursor);
-      } else {
-        std::copy(copy_.data() + cursor.element, copy_.data() + cursor.element + run.length, values.begin());
-        cursor.element += run.length;
+      WeightTile<Scalar> piece{.data = values.data(),
+                               .lines = merged.lines,
+                               .length = merged.length,
+                               .line_stride = merged.length,
+                               .first_line = merged.first_line,
+                               .first_position = merged.first_position,
+                               .lines_are_outputs = merged.lines_are_outputs};
+      for (Index l = 0; l < piece.lines; ++l) {
+        const Scalar* line = copy_.empty() ? merged.data + l * merged.line_stride : copy_.data() + cursor.element;
+        std::copy(line, line + piece.length, piece.data + l * piece.length);
+        if (!copy_.empty()) cursor.element += piece.length;
       }
-      const auto target = run.lines_are_outputs ? out : out.transpose();
-      for (Index e = 0; e < run.length; ++e) {
-        target(run.first_line + e / run.line_length, run.first_position + e % run.line_length) =
-            values[static_cast<std::size_t>(e)];
+      if (copy_.empty()) restore_piece(piece, cursor);
+      const auto target = piece.lines_are_outputs ? out : out.transpose();
+      for (Index l = 0; l < piece.lines; ++l) {
+        for (Index p = 0; p < piece.length; ++p) {
+          target(piece.first_line + l, piece.first_position + p) = piece.data[l * piece.length + p];
+        }
       }
       return true;
     });
@@ -105,25 +124,16 @@ class MergeRecord {
 
   /// Bytes held beyond the copies of the factors.
   [[nodiscard]] std::size_t bytes() const noexcept {
-    return static_cast<std::size_t>(code_count_) + (exceptions_.capacity() + copy_.capacity()) * sizeof(Scalar);
+    return codes_.size() + (exceptions_.capacity() + copy_.capacity()) * sizeof(Scalar);
   }
-  /// Bytes of the copies of the factors.
-  [[nodiscard]] std::size_t factor_bytes() const noexcept { return delta_.bytes(); }
+  /// Bytes of the copies of the factors: A, B, and f with its reciprocals.
+  [[nodiscard]] std::size_t factor_bytes() const noexcept {
+    return delta_.bytes() + (factors_.size() + reciprocals_.size()) * sizeof(Scalar);
+  }
 
  private:
-  static constexpr std::size_t piece_size = 4096;
+  static constexpr auto piece_size = static_cast<std::size_t>(max_piece_size);
   enum class Outcome : std::uint8_t { complete, not_finite, too_many_exceptions };
-
-  // Contiguous scalars: whole lines, or a part of one.
-  template <class T>
-  struct Run {
-    T* data;
-    Index length;
-    Index line_length;
-    Index first_line;
-    Index first_position;
-    bool lines_are_outputs;
-  };
 
   struct Cursor {
     Index element = 0;
@@ -147,50 +157,50 @@ class MergeRecord {
     }
   };
 
-  // Calls body(run, delta of the run) for all of the weight, in runs of at most piece_size scalars, until it answers
-  // false. Lines that follow each other without a gap make one run.
-  template <class Weight, class Body>
-  void for_each_run(Weight& weight, const Body& body) const {
-    std::array<Scalar, piece_size> delta;
-    constexpr auto room = static_cast<Index>(piece_size);
-    for (Index t = 0; t < weight.tile_count(); ++t) {
-      const auto tile = weight.tile(t);
-      for (Index p = 0; p < tile.length; p += room) {
-        const Index length = std::min(room, tile.length - p);
-        const Index together = length == tile.line_stride ? room / length : 1;
-        for (Index l = 0; l < tile.lines; l += together) {
-          const Index lines = std::min(together, tile.lines - l);
-          delta_.evaluate(tile.first_line + l, lines, tile.first_position + p, length, delta.data());
-          const Run<std::remove_pointer_t<decltype(tile.data)>> run{tile.data + l * tile.line_stride + p,
-                                                                    lines * length,
-                                                                    length,
-                                                                    tile.first_line + l,
-                                                                    tile.first_position + p,
-                                                                    tile.lines_are_outputs};
-          if (!body(run, delta.data())) return;
-        }
-      }
-    }
-  }
-
   template <class Weight>
   Outcome apply(Weight& weight, Index exception_limit, Index& done) {
     Outcome outcome = Outcome::complete;
     std::array<Scalar, piece_size> originals;
-    for_each_run(weight, [&](const Run<Scalar>& run, const Scalar* delta) {
-      reserve_exceptions(static_cast<std::size_t>(run.length));
-      const auto update = kernels::apply_exact(run.data, delta, codes_.get() + done, run.length, originals.data());
-      if (!update.applied) {
-        outcome = Outcome::not_finite;
-        return false;
-      }
+    for_each_piece(weight, [&](const WeightTile<Scalar>& piece) {
+      reserve_exceptions(static_cast<std::size_t>(piece.lines * piece.length));
+      const auto update = factors_.empty()
+                              ? delta_.update(kernels::UpdateStep::apply, piece, codes_.data() + done, originals.data())
+                              : apply_scaled(piece, codes_.data() + done, originals.data());
       exceptions_.insert(exceptions_.end(), originals.data(), originals.data() + update.exceptions);
-      done += run.length;
-      if (static_cast<Index>(exceptions_.size()) <= exception_limit) return true;
-      outcome = Outcome::too_many_exceptions;
-      return false;
+      done += piece.lines * piece.length;
+      if (static_cast<Index>(exceptions_.size()) > exception_limit) outcome = Outcome::too_many_exceptions;
+      if (!update.applied) outcome = Outcome::not_finite;
+      return outcome == Outcome::complete;
     });
     return outcome;
+  }
+
+  // Applies all of a piece, finite or not, as the fused kernel does.
+  kernels::ExactUpdate apply_scaled(const WeightTile<Scalar>& piece, std::int8_t* codes,
+                                    Scalar* originals) const noexcept {
+    kernels::ExactUpdate total{.applied = true};
+    for_each_line(piece, [&](Index l, Scalar* weights, const Scalar* delta) {
+      const auto line = kernels::apply_scaled(weights, delta, factors_of(piece, l), codes + l * piece.length,
+                                              piece.length, originals + total.exceptions);
+      total.applied = total.applied && line.applied;
+      total.exceptions += line.exceptions;
+    });
+    return total;
+  }
+
+  // Calls body(l, weights, delta) for each line l of a piece.
+  template <class Body>
+  void for_each_line(const WeightTile<Scalar>& piece, const Body& body) const {
+    std::array<Scalar, piece_size> delta;
+    delta_.evaluate(piece.first_line, piece.lines, piece.first_position, piece.length, delta.data());
+    for (Index l = 0; l < piece.lines; ++l) {
+      body(l, piece.data + l * piece.line_stride, delta.data() + l * piece.length);
+    }
+  }
+
+  [[nodiscard]] kernels::RunFactors<Scalar> factors_of(const WeightTile<Scalar>& piece, Index line) const noexcept {
+    const Index first = piece.lines_are_outputs ? piece.first_line + line : piece.first_position;
+    return {factors_.data() + first, reciprocals_.data() + first, piece.lines_are_outputs ? 0 : 1};
   }
 
   // Room for `more` exceptions, so that nothing throws between writing a line and keeping its originals.
@@ -202,45 +212,57 @@ class MergeRecord {
   template <class Weight>
   void restore(Weight& weight, Index count) const noexcept {
     Cursor cursor;
-    for_each_run(weight, [&](const Run<Scalar>& run, const Scalar* delta) {
-      if (cursor.element >= count) return false;
-      restore_run(run.data, delta, run.length, cursor);
-      return true;
+    for_each_piece(weight, [&](const WeightTile<Scalar>& piece) {
+      restore_piece(piece, cursor);
+      return cursor.element < count;
     });
   }
 
-  void restore_run(Scalar* weights, const Scalar* delta, Index length, Cursor& cursor) const noexcept {
-    const std::int8_t* codes = codes_.get() + cursor.element;
-    kernels::restore_exact(weights, delta, codes, length, exceptions_.data() + cursor.exception);
-    cursor.element += length;
-    cursor.exception += static_cast<std::size_t>(std::count(codes, codes + length, kernels::exceptional_code));
+  // Undoes apply() on a piece.
+  void restore_piece(const WeightTile<Scalar>& piece, Cursor& cursor) const noexcept {
+    std::int8_t* const codes = codes_.data() + cursor.element;
+    auto* const originals = const_cast<Scalar*>(exceptions_.data() + cursor.exception);  // only read
+    Index taken = 0;
+    if (factors_.empty()) {
+      taken = delta_.update(kernels::UpdateStep::restore, piece, codes, originals).exceptions;
+    } else {
+      for_each_line(piece, [&](Index l, Scalar* weights, const Scalar* delta) {
+        taken += kernels::restore_scaled(weights, delta, factors_of(piece, l), codes + l * piece.length, piece.length,
+                                         originals + taken);
+      });
+    }
+    cursor.element += piece.lines * piece.length;
+    cursor.exception += static_cast<std::size_t>(taken);
   }
 
   void release_codes() noexcept {
     exceptions_ = {};
-    codes_ = nullptr;
-    code_count_ = 0;
+    codes_ = {};
   }
+
+  [[nodiscard]] Index code_count() const noexcept { return static_cast<Index>(codes_.size()); }
 
   // For updates that dwarf the weight.
   template <class Weight>
   void merge_with_copy(std::string_view operation, Weight& weight) {
     copy_.reserve(static_cast<std::size_t>(weight.out_features() * weight.in_features()));
-    for (Index t = 0; t < weight.tile_count(); ++t) {
-      const auto tile = weight.tile(t);
-      for (Index l = 0; l < tile.lines; ++l) {
-        const Scalar* line = tile.data + l * tile.line_stride;
-        copy_.insert(copy_.end(), line, line + tile.length);
+    for_each_piece(weight, [&](const WeightTile<Scalar>& piece) {
+      for (Index l = 0; l < piece.lines; ++l) {
+        const Scalar* line = piece.data + l * piece.line_stride;
+        copy_.insert(copy_.end(), line, line + piece.length);
       }
-    }
+      return true;
+    });
     bool finite = true;
-    for_each_run(weight, [&](const Run<Scalar>& run, const Scalar* delta) {
-      for (Index p = 0; p < run.length; ++p) {
-        const Scalar sum = run.data[p] + delta[p];
-        finite = finite && kernels::detail::finite(delta[p]) &&
-                 (kernels::detail::finite(sum) || !kernels::detail::finite(run.data[p]));
-        run.data[p] = sum;
-      }
+    for_each_piece(weight, [&](const WeightTile<Scalar>& piece) {
+      for_each_line(piece, [&](Index l, Scalar* weights, const Scalar* delta) {
+        for (Index p = 0; p < piece.length; ++p) {
+          const Scalar value = merged_value(piece, l, p, weights[p], delta[p]);
+          finite = finite && kernels::detail::finite(delta[p]) &&
+                   (kernels::detail::finite(value) || !kernels::detail::finite(weights[p]));
+          weights[p] = value;
+        }
+      });
       return finite;
     });
     if (finite) return;
@@ -248,25 +270,52 @@ class MergeRecord {
     refuse(operation);
   }
 
+  [[nodiscard]] Scalar merged_value(const WeightTile<Scalar>& piece, Index line, Index position, Scalar weight,
+                                    Scalar delta) const noexcept {
+    if (factors_.empty()) return weight + delta;
+    const auto run = factors_of(piece, line);
+    return kernels::detail::rounded<Scalar>(weight + delta) * run.factors[position * run.step];
+  }
+
   template <class Weight>
   void write_copy(Weight& weight) const noexcept {
     const Scalar* source = copy_.data();
-    for (Index t = 0; t < weight.tile_count(); ++t) {
-      const auto tile = weight.tile(t);
-      for (Index l = 0; l < tile.lines; ++l, source += tile.length) {
-        std::copy(source, source + tile.length, tile.data + l * tile.line_stride);
+    for_each_piece(weight, [&](const WeightTile<Scalar>& piece) {
+      for (Index l = 0; l < piece.lines; ++l, source += piece.length) {
+        std::copy(source, source + piece.length, piece.data + l * piece.line_stride);
       }
+      return true;
+    });
+  }
+
+  void keep_factors(std::string_view operation, Index out_features, std::span<const Scalar> factors) {
+    if (factors.empty()) return;
+    if (static_cast<Index>(factors.size()) != out_features) {
+      throw ShapeError(operation, "output_factors", std::to_string(out_features) + " numbers",
+                       std::to_string(factors.size()));
+    }
+    factors_.assign(factors.begin(), factors.end());
+    reciprocals_.reserve(factors_.size());
+    for (const Scalar factor : factors_) {
+      if (!kernels::detail::finite(factor)) {
+        throw StateError(operation, "output_factors", "finite numbers", "an infinity or NaN (the weight is unchanged)");
+      }
+      reciprocals_.push_back(Scalar(1) / factor);
     }
   }
 
-  [[noreturn]] static void refuse(std::string_view operation) {
-    throw StateError(operation, "s*B*A", "finite numbers, also after adding the weight",
-                     "an infinity or NaN (the weight is unchanged)");
+  [[noreturn]] void refuse(std::string_view operation) const {
+    throw StateError(operation, factors_.empty() ? "s*B*A" : "f*(W + s*B*A)",
+                     "finite numbers, also after adding the weight", "an infinity or NaN (the weight is unchanged)");
   }
 
+  // Whether nothing is merged.
+  [[nodiscard]] bool empty() const noexcept { return codes_.size() == 0 && copy_.empty(); }
+
   DeltaSource<Scalar> delta_;
-  std::unique_ptr<std::int8_t[]> codes_;
-  Index code_count_ = 0;
+  std::vector<Scalar> factors_;
+  std::vector<Scalar> reciprocals_;
+  LargePageBytes codes_;
   std::vector<Scalar> exceptions_;
   std::vector<Scalar> copy_;
 };
