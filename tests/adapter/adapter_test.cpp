@@ -130,7 +130,7 @@ struct Pass {
 
   [[nodiscard]] LoraGradients<Scalar> gradients_of_ones() const {
     return {Matrix<Scalar>::Ones(adapter.rank(), x.cols()), Matrix<Scalar>::Ones(dy.cols(), adapter.rank()),
-            RowVector<Scalar>::Ones(adapter.lora_bias().size()), RowVector<Scalar>()};
+            RowVector<Scalar>::Ones(adapter.lora_bias().size()), RowVector<Scalar>(), RowVector<Scalar>()};
   }
 };
 

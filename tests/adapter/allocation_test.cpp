@@ -101,7 +101,7 @@ TEST(AdapterMemory, ASteadyStepAllocatesNothing) {
   const Matrix<float> x = Matrix<float>::Ones(16, 40);
   const Matrix<float> dy = Matrix<float>::Ones(16, 30);
   LoraGradients<float> gradients{
-      Matrix<float>::Zero(4, 40), Matrix<float>::Zero(30, 4), lora::RowVector<float>::Zero(30), {}};
+      Matrix<float>::Zero(4, 40), Matrix<float>::Zero(30, 4), lora::RowVector<float>::Zero(30), {}, {}};
   LoraRecord<float> record;
   Workspace workspace;
   const auto step = [&](Index rows) {

@@ -24,6 +24,7 @@ TEST(LoraConfig, DefaultsAreThoseOfPeft) {
   EXPECT_EQ(config.dropout, 0);
   EXPECT_FALSE(config.fan_in_fan_out);
   EXPECT_FALSE(config.use_rslora);
+  EXPECT_FALSE(config.use_dora);
   EXPECT_FALSE(config.lora_bias);
   EXPECT_EQ(config.bias, BiasMode::none);
   EXPECT_EQ(config.init_lora_weights, InitLoraWeights::kaiming_uniform);
@@ -91,6 +92,32 @@ TEST(CheckConfig, MessagesNameOperationOptionExpectedAndGot) {
   EXPECT_EQ(refusal({.dropout = infinity}), "LoraLinear: dropout: expected a probability in [0, 1), got inf");
   EXPECT_EQ(refusal({.rank = 0, .lora_bias = true}),
             "LoraLinear: lora_bias: expected rank 1 or more with it, got rank 0");
+}
+
+// PEFT raises a ValueError for each: LoraConfig.__post_init__, orthogonal_init.
+TEST(CheckConfig, RefusesOptionsThatExcludeEachOther) {
+  EXPECT_EQ(refusal({.use_dora = true, .lora_bias = true}),
+            "LoraLinear: lora_bias: expected false with use_dora, got true");
+  EXPECT_EQ(refusal({.rank = 0, .use_dora = true}),
+            "LoraLinear: use_dora: expected rank 1 or more with it, got rank 0");
+  EXPECT_EQ(refusal({.rank = 3, .init_lora_weights = InitLoraWeights::orthogonal}),
+            "LoraLinear: rank: expected an even number with orthogonal initialisation, got 3");
+  for (const auto init : {InitLoraWeights::orthogonal, InitLoraWeights::pissa, InitLoraWeights::olora}) {
+    EXPECT_EQ(refusal({.lora_bias = true, .init_lora_weights = init}),
+              "LoraLinear: lora_bias: expected false with orthogonal, pissa and olora, got true");
+    EXPECT_EQ(refusal({.use_dora = true, .init_lora_weights = init}), "accepted");
+    EXPECT_EQ(refusal({.rank = 0, .init_lora_weights = init}), "accepted");
+  }
+  EXPECT_EQ(refusal({.pissa_niter = -1}), "LoraLinear: pissa_niter: expected 0 or more, got -1");
+}
+
+TEST(TakesFromWeight, AreTheInitialisationsThatLeaveAResidual) {
+  EXPECT_TRUE(lora::takes_from_weight(InitLoraWeights::pissa));
+  EXPECT_TRUE(lora::takes_from_weight(InitLoraWeights::olora));
+  for (const auto init : {InitLoraWeights::kaiming_uniform, InitLoraWeights::gaussian, InitLoraWeights::random,
+                          InitLoraWeights::orthogonal}) {
+    EXPECT_FALSE(lora::takes_from_weight(init));
+  }
 }
 
 TEST(CheckConfig, NotANumberIsRefusedAndNamed) {

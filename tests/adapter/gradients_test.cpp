@@ -15,11 +15,12 @@ class Gradients : public ::testing::Test {
   // Every element of every member differs from the others.
   static LoraGradients<Scalar> numbered(Scalar first) {
     LoraGradients<Scalar> gradients{Matrix<Scalar>(2, 5), Matrix<Scalar>(3, 2), RowVector<Scalar>(3),
-                                    RowVector<Scalar>(3)};
+                                    RowVector<Scalar>(3), RowVector<Scalar>(3)};
     std::iota(gradients.A.data(), gradients.A.data() + 10, first);
     std::iota(gradients.B.data(), gradients.B.data() + 6, first + 10);
     std::iota(gradients.lora_bias.data(), gradients.lora_bias.data() + 3, first + 16);
     std::iota(gradients.bias.data(), gradients.bias.data() + 3, first + 19);
+    std::iota(gradients.magnitude.data(), gradients.magnitude.data() + 3, first + 22);
     return gradients;
   }
 };
@@ -36,15 +37,16 @@ TYPED_TEST(Gradients, AddMemberByMember) {
   EXPECT_EQ(sum.B, one.B + other.B);
   EXPECT_EQ(sum.lora_bias, one.lora_bias + other.lora_bias);
   EXPECT_EQ(sum.bias, one.bias + other.bias);
+  EXPECT_EQ(sum.magnitude, one.magnitude + other.magnitude);
 }
 
 TYPED_TEST(Gradients, AddWhereSomeDoNotTrain) {
-  LoraGradients<TypeParam> sum{Matrix<TypeParam>::Ones(2, 5), Matrix<TypeParam>::Ones(3, 2), {}, {}};
+  LoraGradients<TypeParam> sum{Matrix<TypeParam>::Ones(2, 5), Matrix<TypeParam>::Ones(3, 2), {}, {}, {}};
   const LoraGradients<TypeParam> other = sum;
   sum += other;
   EXPECT_EQ(sum.A, (Matrix<TypeParam>::Constant(2, 5, 2)));
   EXPECT_EQ(sum.B, (Matrix<TypeParam>::Constant(3, 2, 2)));
-  EXPECT_EQ(sum.lora_bias.size() + sum.bias.size(), 0);
+  EXPECT_EQ(sum.lora_bias.size() + sum.bias.size() + sum.magnitude.size(), 0);
 }
 
 TYPED_TEST(Gradients, SetZeroKeepsShapesAndMemory) {
@@ -55,11 +57,12 @@ TYPED_TEST(Gradients, SetZeroKeepsShapesAndMemory) {
   EXPECT_EQ(gradients.B, (Matrix<TypeParam>::Zero(3, 2)));
   EXPECT_EQ(gradients.lora_bias, (RowVector<TypeParam>::Zero(3)));
   EXPECT_EQ(gradients.bias, (RowVector<TypeParam>::Zero(3)));
+  EXPECT_EQ(gradients.magnitude, (RowVector<TypeParam>::Zero(3)));
   EXPECT_EQ(gradients.A.data(), memory);
 }
 
 TYPED_TEST(Gradients, BytesCountWhatTrains) {
-  EXPECT_EQ(this->numbered(1).bytes(), (10 + 6 + 3 + 3) * sizeof(TypeParam));
+  EXPECT_EQ(this->numbered(1).bytes(), (10 + 6 + 3 + 3 + 3) * sizeof(TypeParam));
   EXPECT_EQ((LoraGradients<TypeParam>{}).bytes(), 0U);
 }
 
@@ -67,7 +70,7 @@ TYPED_TEST(Gradients, NoneIsHeldBeforeSomethingTrains) {
   LoraGradients<TypeParam> none;
   none.set_zero();
   none += LoraGradients<TypeParam>{};
-  EXPECT_EQ(none.A.size() + none.B.size() + none.lora_bias.size() + none.bias.size(), 0);
+  EXPECT_EQ(none.A.size() + none.B.size() + none.lora_bias.size() + none.bias.size() + none.magnitude.size(), 0);
 }
 
 }  // namespace

@@ -1,8 +1,10 @@
 #include "lora/adapter/initialization.hpp"
 
+#include <Eigen/LU>
 #include <cmath>
 #include <cstdint>
 #include <gtest/gtest.h>
+#include <limits>
 
 #include "support/fnv1a.hpp"
 
@@ -135,6 +137,33 @@ TYPED_TEST(Initialization, RankZeroIsNoWork) {
     factors.start(init, 11);
     EXPECT_EQ(factors.a.size() + factors.b.size(), 0);
   }
+}
+
+// A = (G_A P)^T / 10 and B = G_B Q / 10 with P Q^T = 0: products of half the rank, of elements of N(0, 1) along unit
+// rows, so that the mean square of A's elements is half / (100 rank) = 1 / 200, whatever the rank.
+TYPED_TEST(Initialization, OrthogonalFillsBothFactorsAndTheirProductIsZero) {
+  for (const Index rank : {2, 8, 32}) {
+    Factors<TypeParam> factors(rank, 400, 300);
+    lora::initialize_orthogonal(3, view_of(factors.a), view_of(factors.b));
+    const auto epsilon = std::numeric_limits<TypeParam>::epsilon();
+    EXPECT_LE((factors.b * factors.a).norm(), 4 * epsilon * factors.b.norm() * factors.a.norm());
+    const auto samples_a = 200.0 * static_cast<double>(rank);  // independent normal deviates in A
+    EXPECT_NEAR(static_cast<double>(factors.a.squaredNorm()) / (400.0 * static_cast<double>(rank)), 1.0 / 200,
+                5 * std::sqrt(2 / samples_a) / 200);
+    EXPECT_NEAR(static_cast<double>(factors.b.squaredNorm()) / (300.0 * static_cast<double>(rank)), 1.0 / 200,
+                5 * std::sqrt(2 / (samples_a * 0.75)) / 200);
+    EXPECT_EQ(Eigen::FullPivLU<Eigen::MatrixXd>(factors.a.template cast<double>()).setThreshold(1e-5).rank(), rank / 2);
+  }
+}
+
+TYPED_TEST(Initialization, OrthogonalIsDecidedByTheSeed) {
+  Factors<TypeParam> one(4, 9, 5), same(4, 9, 5), other(4, 9, 5);
+  for (auto* factors : {&one, &same}) lora::initialize_orthogonal(8, view_of(factors->a), view_of(factors->b));
+  lora::initialize_orthogonal(9, view_of(other.a), view_of(other.b));
+  EXPECT_EQ(one.a, same.a);
+  EXPECT_EQ(one.b, same.b);
+  EXPECT_NE(one.a, other.a);
+  EXPECT_NE(one.b, other.b);
 }
 
 // Hashes from a separate program in another language, which wrote Philox and the formula anew.

@@ -89,6 +89,37 @@ TEST(LoraRecord, BytesForgetTheDropoutOfAnEarlierPass) {
   EXPECT_EQ(record.bytes(), 4U * 2 * 8);
 }
 
+// With DoRA: Z, rows x out_features, and a norm for each output. 4 (N + 1) d more.
+TEST(LoraRecord, KeepsTheUnscaledOutputAndTheNormsOnceTheyAreComplete) {
+  LoraRecord<float> record;
+  (void)record.prepare(3, 2);
+  EXPECT_EQ(record.unscaled_output().cols, 0);
+  const auto made = record.prepare_outputs(5);
+  EXPECT_EQ(made.unscaled.rows, 3);
+  EXPECT_EQ(made.unscaled.cols, 5);
+  made.unscaled.map().setConstant(7);
+  for (Index j = 0; j < 5; ++j) made.norms[j] = static_cast<float>(j);
+  EXPECT_EQ(record.unscaled_output().cols, 0);
+  EXPECT_EQ(record.bytes(), 4U * 3 * 2);
+  record.keep_outputs(5);
+  EXPECT_EQ(record.unscaled_output().map(), (lora::Matrix<float>::Constant(3, 5, 7)));
+  EXPECT_EQ(record.row_norms()[4], 4);
+  EXPECT_EQ(record.bytes(), 4U * (3 * 2 + 4 * 5));
+}
+
+TEST(LoraRecord, ForgetsTheUnscaledOutputOfAnEarlierPass) {
+  LoraRecord<double> record;
+  (void)record.prepare(3, 2);
+  (void)record.prepare_outputs(5);
+  record.keep_outputs(5);
+  (void)record.prepare(3, 2);
+  EXPECT_EQ(record.unscaled_output().cols, 0);
+  record.keep_outputs(5);
+  record.clear();
+  EXPECT_EQ(record.unscaled_output().cols, 0);
+  EXPECT_EQ(record.bytes(), 0U);
+}
+
 TEST(LoraRecord, CopiesAreApart) {
   LoraRecord<float> record;
   fill(record, 4, 2, 9);

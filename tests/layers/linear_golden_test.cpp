@@ -20,10 +20,7 @@ std::vector<std::string> cases_named(const std::string& prefix) {
   std::vector<std::string> names;
   for (const auto& entry : std::filesystem::directory_iterator(LORA_GOLDEN_DIR)) {
     const std::string name = entry.path().stem().string();
-    if (name.starts_with(prefix) && entry.path().extension() == ".safetensors" &&
-        name.find("dora") == std::string::npos) {
-      names.push_back(name);
-    }
+    if (name.starts_with(prefix) && entry.path().extension() == ".safetensors") names.push_back(name);
   }
   std::sort(names.begin(), names.end());
   return names;
@@ -42,6 +39,7 @@ LoraConfig config_of(const nlohmann::json& lora) {
           .dropout = lora.value("lora_dropout", 0.0),
           .fan_in_fan_out = lora.value("fan_in_fan_out", false),
           .use_rslora = lora.value("use_rslora", false),
+          .use_dora = lora.value("use_dora", false),
           .lora_bias = lora.value("lora_bias", false)};
 }
 
@@ -63,6 +61,7 @@ LoraLinear<Scalar> layer_of(const Golden& golden, const LoraConfig& config, cons
                          : LoraLinear<Scalar>(weight, config, 1);
   layer.set_factors(golden.matrix<Scalar>(factors + "lora_A.weight"), golden.matrix<Scalar>(factors + "lora_B.weight"));
   if (config.lora_bias) layer.set_lora_bias(golden.matrix<Scalar>(factors + "lora_B.bias"));
+  if (config.use_dora) layer.set_magnitude(golden.matrix<Scalar>(factors + "lora_magnitude_vector.weight"));
   return layer;
 }
 
@@ -79,6 +78,10 @@ void check_linear_case(const Golden& golden) {
   expect_close<Scalar>(layer.gradients().B, golden.matrix<Scalar>("grad.lora_B.weight"), "grad B");
   if (config.lora_bias) {
     expect_close<Scalar>(layer.gradients().lora_bias, golden.matrix<Scalar>("grad.lora_B.bias"), "grad lora_bias");
+  }
+  if (config.use_dora) {
+    expect_close<Scalar>(layer.gradients().magnitude, golden.matrix<Scalar>("grad.lora_magnitude_vector.weight"),
+                         "grad magnitude");
   }
   expect_close<Scalar>(layer.delta_weight(), golden.matrix<Scalar>("delta"), "delta");
   layer.eval();
@@ -100,7 +103,7 @@ TEST_P(LinearGolden, AgreesWithPeft) {
 INSTANTIATE_TEST_SUITE_P(Cases, LinearGolden, ::testing::ValuesIn(linear_cases()),
                          [](const auto& tested) { return tested.param; });
 
-TEST(LinearGolden, EveryCaseIsThere) { EXPECT_EQ(linear_cases().size(), 30U); }
+TEST(LinearGolden, EveryCaseIsThere) { EXPECT_EQ(linear_cases().size(), 42U); }
 
 template <class Optimizer>
 void check_training(const Golden& golden, Optimizer optimizer, double lora_plus_ratio) {
@@ -121,6 +124,10 @@ void check_training(const Golden& golden, Optimizer optimizer, double lora_plus_
     const std::string prefix = "step" + std::to_string(step) + ".";
     expect_close<double>(layer.lora_A(), golden.matrix<double>(prefix + "lora_A.weight"), prefix + "A");
     expect_close<double>(layer.lora_B(), golden.matrix<double>(prefix + "lora_B.weight"), prefix + "B");
+    if (config.use_dora) {
+      expect_close<double>(layer.magnitude(), golden.matrix<double>(prefix + "lora_magnitude_vector.weight"),
+                           prefix + "magnitude");
+    }
   }
 }
 

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
+#include <utility>
 
 #include "lora/adapter/config.hpp"
 #include "lora/adapter/gradients.hpp"
@@ -23,7 +24,8 @@ namespace lora {
 template <RealScalar Scalar>
 class LoraAdapter {
  public:
-  /// Starts A and B as the configuration says. @throws ConfigError, std::bad_alloc
+  /// Starts A and B as the configuration says. @throws ConfigError, also for pissa and olora, which need the weight:
+  /// make_adaptation() makes those; std::bad_alloc
   LoraAdapter(std::string_view operation, Index in_features, Index out_features, const LoraConfig& config,
               std::uint64_t seed)
       : config_(checked(operation, config)),
@@ -31,7 +33,22 @@ class LoraAdapter {
         a_(config.rank, in_features),
         b_(out_features, config.rank),
         lora_bias_(RowVector<Scalar>::Zero(config.lora_bias ? out_features : 0)) {
-    if (config.rank > 0) initialize_factors(config.init_lora_weights, seed, view_of(a_), view_of(b_));
+    if (config.rank == 0) return;
+    if (takes_from_weight(config.init_lora_weights)) {
+      throw ConfigError(operation, "init_lora_weights", "one that this kind of layer has", "pissa or olora");
+    }
+    if (config.init_lora_weights == InitLoraWeights::orthogonal) {
+      initialize_orthogonal(seed, view_of(a_), view_of(b_));
+    } else {
+      initialize_factors(config.init_lora_weights, seed, view_of(a_), view_of(b_));
+    }
+  }
+
+  /// Starts from given factors of the configured rank, without a bias of B. @throws ConfigError, ShapeError
+  LoraAdapter(std::string_view operation, const LoraConfig& config, std::uint64_t seed, LoraFactors<Scalar> factors)
+      : config_(checked(operation, config)), seed_(seed), a_(std::move(factors.A)), b_(std::move(factors.B)) {
+    check_shape(operation, "A", a_, config.rank, -1);
+    check_shape(operation, "B", b_, -1, config.rank);
   }
 
   [[nodiscard]] const LoraConfig& config() const noexcept { return config_; }

@@ -15,12 +15,20 @@ namespace lora {
 /// Which biases train. `lora_only` trains those of adapted layers, `all` those of every layer.
 enum class BiasMode : std::uint8_t { none, all, lora_only };
 
-/// How A and B start.
+/// How A and B start, by the names of PEFT's `init_lora_weights`.
 enum class InitLoraWeights : std::uint8_t {
   kaiming_uniform,  ///< A ~ U(-1/sqrt(in_features), 1/sqrt(in_features)), B = 0; PEFT's `true`
   gaussian,         ///< A ~ N(0, 1/rank^2), B = 0; PEFT's "gaussian"
-  random            ///< A as kaiming_uniform, B ~ U(-1/sqrt(rank), 1/sqrt(rank)); PEFT's `false`, for tests
+  random,           ///< A as kaiming_uniform, B ~ U(-1/sqrt(rank), 1/sqrt(rank)); PEFT's `false`, for tests
+  orthogonal,       ///< A and B random with B A = 0; PEFT's "orthogonal"; the rank is even
+  pissa,            ///< the principal part of W0, which keeps the rest (arXiv 2404.02948); PEFT's "pissa"
+  olora             ///< the first part of W0's QR factorisation, W0 keeps the rest (arXiv 2406.01775); PEFT's "olora"
 };
+
+/// Whether an initialisation takes A and B out of the frozen weight, which keeps the residual W0 - s*B*A.
+[[nodiscard]] constexpr bool takes_from_weight(InitLoraWeights init) noexcept {
+  return init == InitLoraWeights::pissa || init == InitLoraWeights::olora;
+}
 
 /// Options of one adapted layer. A plain aggregate: `{.rank = 8, .alpha = 16, .dropout = 0.05}`.
 struct LoraConfig {
@@ -30,9 +38,12 @@ struct LoraConfig {
   bool fan_in_fan_out = false;  ///< the weight is stored in_features x out_features, as GPT-2's Conv1D stores it
   bool merge_weights = true;    ///< eval() merges and train() unmerges
   bool use_rslora = false;      ///< rank-stabilised scaling (arXiv 2312.03732)
+  bool use_dora = false;        ///< a trainable magnitude for every output (arXiv 2402.09353)
   bool lora_bias = false;       ///< B has a trainable bias: y gains scaling * lora_bias
   BiasMode bias = BiasMode::none;
   InitLoraWeights init_lora_weights = InitLoraWeights::kaiming_uniform;
+  /// With pissa: power iterations of a randomised decomposition, PEFT's "pissa_niter_n"; 0 decomposes exactly.
+  Index pissa_niter = 0;
 
   /// s = alpha / rank, or alpha / sqrt(rank); 0 at rank 0.
   [[nodiscard]] double scaling() const noexcept {
@@ -47,6 +58,23 @@ struct LoraConfig {
   }
 };
 
+namespace detail {
+
+inline void check_initialization(std::string_view operation, const LoraConfig& config) {
+  const InitLoraWeights init = config.init_lora_weights;
+  if (init == InitLoraWeights::orthogonal && config.rank % 2 != 0) {
+    throw ConfigError(operation, "rank", "an even number with orthogonal initialisation", std::to_string(config.rank));
+  }
+  if (config.lora_bias && (init == InitLoraWeights::orthogonal || takes_from_weight(init))) {
+    throw ConfigError(operation, "lora_bias", "false with orthogonal, pissa and olora", "true");
+  }
+  if (config.pissa_niter < 0) {
+    throw ConfigError(operation, "pissa_niter", "0 or more", std::to_string(config.pissa_niter));
+  }
+}
+
+}  // namespace detail
+
 /// @throws ConfigError naming the first option that is out of range.
 inline void check_config(std::string_view operation, const LoraConfig& config) {
   if (config.rank < 0) throw ConfigError(operation, "rank", "0 or more", std::to_string(config.rank));
@@ -58,6 +86,9 @@ inline void check_config(std::string_view operation, const LoraConfig& config) {
   }
   if (config.lora_bias && config.rank == 0)
     throw ConfigError(operation, "lora_bias", "rank 1 or more with it", "rank 0");
+  if (config.use_dora && config.rank == 0) throw ConfigError(operation, "use_dora", "rank 1 or more with it", "rank 0");
+  if (config.use_dora && config.lora_bias) throw ConfigError(operation, "lora_bias", "false with use_dora", "true");
+  detail::check_initialization(operation, config);
 }
 
 }  // namespace lora

@@ -65,6 +65,10 @@ class Workspace {
     down_projection,  ///< U in inference, V in the backward pass
     up_factor,        ///< scaling * B, transposed
     factor_gradient,  ///< the gradient of B, transposed
+    row_norm_terms,   ///< DoRA: W0 A^T transposed, and A A^T
+    output_factors,   ///< DoRA: magnitude / norm, and sums over rows
+    scaled_gradient,  ///< DoRA: dY (.) magnitude / norm
+    masked_input,     ///< DoRA with dropout: drop(X), or the gradient of it
     count
   };
 

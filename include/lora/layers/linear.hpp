@@ -4,13 +4,14 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
-#include "lora/adapter/adapter.hpp"
+#include "lora/adapter/adaptation.hpp"
 #include "lora/core/parameter.hpp"
 #include "lora/core/shape.hpp"
 #include "lora/layers/merge_state.hpp"
@@ -25,7 +26,8 @@ namespace lora {
 /// s = alpha / rank (or alpha / sqrt(rank)). Over rows: Y (N x d) = X W0^T + bias + s (drop(X) A^T) B^T.
 ///
 /// Backward: dB = s dY^T U with U = drop(X) A^T; dA = V^T drop(X) with V = s dY B; dX = dY W0 + drop'(V A);
-/// dbias = sum of dY over rows where the bias trains. Nothing is computed, stored or written for W0.
+/// dbias = sum of dY over rows where the bias trains. Nothing is computed, stored or written for W0. With use_dora a
+/// trainable magnitude scales every output; adapter/dora.hpp has the formulas.
 ///
 /// Two forms of every pass:
 /// - `forward(x)`, `backward(dy)`: the layer remembers the pass; one thread at a time.
@@ -72,20 +74,23 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
     for (Index j = 0; j < bias.size(); ++j) bias_[j] = bias.derived().coeff(j);
   }
 
+  /// With pissa and olora the weight becomes the residual W0 - s*B*A, in the caller's memory where it is a view.
+  /// @throws as above, and StateError when pissa or olora meet a weight that is read-only.
   LoraLinear(Weight weight, const LoraConfig& config, std::uint64_t seed)
-      : weight_(nonempty(std::move(weight))),
-        adapter_("LoraLinear", weight_.in_features(), weight_.out_features(), config, seed) {}
+      : weight_(nonempty(std::move(weight))), adaptation_(make_adaptation("LoraLinear", weight_, config, seed)) {}
 
   [[nodiscard]] Index in_features() const noexcept { return weight_.in_features(); }
   [[nodiscard]] Index out_features() const noexcept { return weight_.out_features(); }
-  [[nodiscard]] Index rank() const noexcept { return adapter_.rank(); }
-  [[nodiscard]] Scalar scaling() const noexcept { return adapter_.scaling(); }
-  [[nodiscard]] const LoraConfig& config() const noexcept { return adapter_.config(); }
-  [[nodiscard]] std::uint64_t seed() const noexcept { return adapter_.seed(); }
+  [[nodiscard]] Index rank() const noexcept { return adapter().rank(); }
+  [[nodiscard]] Scalar scaling() const noexcept { return adapter().scaling(); }
+  [[nodiscard]] const LoraConfig& config() const noexcept { return adapter().config(); }
+  [[nodiscard]] std::uint64_t seed() const noexcept { return adapter().seed(); }
 
-  [[nodiscard]] const Matrix<Scalar>& lora_A() const noexcept { return adapter_.A(); }
-  [[nodiscard]] const Matrix<Scalar>& lora_B() const noexcept { return adapter_.B(); }
-  [[nodiscard]] const RowVector<Scalar>& lora_bias() const noexcept { return adapter_.lora_bias(); }
+  [[nodiscard]] const Matrix<Scalar>& lora_A() const noexcept { return adapter().A(); }
+  [[nodiscard]] const Matrix<Scalar>& lora_B() const noexcept { return adapter().B(); }
+  [[nodiscard]] const RowVector<Scalar>& lora_bias() const noexcept { return adapter().lora_bias(); }
+  /// DoRA's magnitude, out_features scalars; empty without use_dora.
+  [[nodiscard]] const RowVector<Scalar>& magnitude() const noexcept { return dora().value(); }
   /// Empty without bias.
   [[nodiscard]] const RowVector<Scalar>& bias() const noexcept { return bias_; }
   [[nodiscard]] bool has_bias() const noexcept { return bias_.size() > 0; }
@@ -96,17 +101,19 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
     return oriented([&](const MatrixView<Scalar>& out) { read_back(weight_, out); });
   }
   /// W0, whether or not the layer is merged, oriented as the caller stores it. A copy, equal bit for bit to what was
-  /// given.
+  /// given; after pissa and olora, to the residual.
   [[nodiscard]] Matrix<Scalar> base_weight() const {
     if (!this->merged()) return weight();
     return oriented([&](const MatrixView<Scalar>& out) { merge_record_.read_unmerged(weight_, out); });
   }
-  /// s*B*A (its transpose with fan_in_fan_out): what merging adds, bit for bit.
+  /// s*B*A (its transpose with fan_in_fan_out): what merging adds, bit for bit. Merging with DoRA then multiplies every
+  /// output's weights by its magnitude over their norm, which this leaves out, as PEFT's get_delta_weight does.
   [[nodiscard]] Matrix<Scalar> delta_weight() const {
-    return oriented([&](const MatrixView<Scalar>& out) { write_delta(adapter_.update(), out); });
+    return oriented([&](const MatrixView<Scalar>& out) { write_delta(adapter().update(), out); });
   }
 
-  /// Replaces A and B. @throws ShapeError; StateError while merged. Then nothing has changed.
+  /// Replaces A and B; the magnitude of DoRA stays. @throws ShapeError; StateError while merged. Then nothing has
+  /// changed.
   template <class A, class B>
   void set_factors(const Eigen::DenseBase<A>& a, const Eigen::DenseBase<B>& b) {
     require_unmerged("LoraLinear::set_factors");
@@ -114,20 +121,44 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
     check_shape("LoraLinear::set_factors", "B", b, out_features(), rank());
     Matrix<Scalar> new_a = a.derived();
     Matrix<Scalar> new_b = b.derived();
-    adapter_.A().swap(new_a);
-    adapter_.B().swap(new_b);
+    adapter().A().swap(new_a);
+    adapter().B().swap(new_b);
   }
   /// Replaces the bias of B. @throws ShapeError; StateError while merged.
   template <class B>
   void set_lora_bias(const Eigen::DenseBase<B>& lora_bias) {
     require_unmerged("LoraLinear::set_lora_bias");
-    check_shape("LoraLinear::set_lora_bias", "lora_bias", lora_bias, 1, adapter_.lora_bias().size());
-    adapter_.lora_bias() = lora_bias.derived();
+    check_shape("LoraLinear::set_lora_bias", "lora_bias", lora_bias, 1, adapter().lora_bias().size());
+    adapter().lora_bias() = lora_bias.derived();
+  }
+  /// Replaces the magnitude of DoRA. @throws ShapeError, also without use_dora; StateError while merged.
+  template <class M>
+  void set_magnitude(const Eigen::DenseBase<M>& magnitude) {
+    require_unmerged("LoraLinear::set_magnitude");
+    check_shape("LoraLinear::set_magnitude", "magnitude", magnitude, 1, dora().value().size());
+    dora().value() = magnitude.derived();
   }
   /// Changes alpha, and with it the scaling. @throws ConfigError; StateError while merged.
   void set_alpha(double alpha) {
     require_unmerged("LoraLinear::set_alpha");
-    adapter_.set_alpha("LoraLinear::set_alpha", alpha);
+    adapter().set_alpha("LoraLinear::set_alpha", alpha);
+  }
+  /// Replaces the adapter by a fresh one, with its gradients and optimiser state; the layer's modes stay. W0 is what it
+  /// is: after pissa or olora the residual, from which these take again. Handles from parameters() become invalid.
+  /// @throws ConfigError, also when config.fan_in_fan_out differs from the layer's; StateError while merged, or as the
+  /// constructor. Then nothing has changed.
+  void reset_adapter(const LoraConfig& config, std::uint64_t seed) {
+    constexpr std::string_view operation = "LoraLinear::reset_adapter";
+    require_unmerged(operation);
+    if (config.fan_in_fan_out != this->config().fan_in_fan_out) {
+      throw ConfigError(operation, "fan_in_fan_out", config.fan_in_fan_out ? "false" : "true",
+                        config.fan_in_fan_out ? "true" : "false");
+    }
+    adaptation_ = make_adaptation(operation, weight_, config, seed);
+    gradients_ = {};
+    states_ = {};
+    record_.clear();
+    dropout_step_ = 0;
   }
 
   /// The layer's answer without dropout: Y as above with drop(X) = X, or X W^T + bias while merged.
@@ -144,8 +175,13 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
   void infer(const Input& x, Output&& y, Workspace& workspace) const {
     with_rows<Scalar>(x, [&](const MatrixView<const Scalar>& rows) {
       const auto out = output("LoraLinear::infer", rows, y);
-      const auto term = this->merged() ? LowRankTerm<Scalar>{} : adapter_.infer(rows, workspace);
-      weight_.product(rows, effective_bias(workspace), term, out, workspace);
+      const auto term = this->merged() ? LowRankTerm<Scalar>{} : adapter().infer(rows, workspace);
+      const Scalar* bias = effective_bias(workspace);
+      if (dora().active() && !this->merged()) {
+        dora().infer(weight_, adapter().update(), rows, bias, term, out, workspace);
+      } else {
+        weight_.product(rows, bias, term, out, workspace);
+      }
     });
   }
 
@@ -156,15 +192,21 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
     require_unmerged("LoraLinear::forward");
     with_rows<Scalar>(x, [&](const MatrixView<const Scalar>& rows) {
       const auto out = output("LoraLinear::forward", rows, y);
-      const auto term = adapter_.forward(rows, record, workspace);
-      weight_.product(rows, effective_bias(workspace), term, out, workspace);
+      const auto term = adapter().forward(rows, record, workspace);
+      const Scalar* bias = effective_bias(workspace);
+      if (dora().active()) {
+        dora().forward(weight_, adapter().update(), rows, adapter().mask(record), bias, term, record, out, workspace);
+      } else {
+        weight_.product(rows, bias, term, out, workspace);
+      }
     });
   }
 
   /// Gradients of the right shapes, zero.
   [[nodiscard]] Gradients make_gradients() const {
     return {Matrix<Scalar>::Zero(rank(), in_features()), Matrix<Scalar>::Zero(out_features(), rank()),
-            RowVector<Scalar>::Zero(lora_bias().size()), RowVector<Scalar>::Zero(trained_bias_size())};
+            RowVector<Scalar>::Zero(lora_bias().size()), RowVector<Scalar>::Zero(trained_bias_size()),
+            RowVector<Scalar>::Zero(magnitude().size())};
   }
 
   /// Adds the gradients of the trainable parameters for the pass that took `x` and filled `record`. Reentrant for
@@ -175,7 +217,7 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
     with_rows<Scalar>(x, [&](const auto& x_rows) {
       with_rows<Scalar>(dy, [&](const auto& dy_rows) {
         check_backward(x_rows, record, dy_rows, gradients);
-        parameter_gradients(x_rows, record, dy_rows, gradients, workspace);
+        differentiate(x_rows, record, dy_rows, gradients, nullptr, workspace);
       });
     });
   }
@@ -190,8 +232,7 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
         if (overlap(dx_rows, dy_rows)) {
           throw ShapeError("LoraLinear::backward", "dx", "memory apart from dy", "overlapping memory");
         }
-        const auto v = parameter_gradients(x_rows, record, dy_rows, gradients, workspace);
-        input_gradient(dy_rows, v, record, dx_rows, workspace);
+        differentiate(x_rows, record, dy_rows, gradients, &dx_rows, workspace);
       });
     });
   }
@@ -244,8 +285,10 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
   }
   void zero_grad() noexcept { gradients_.set_zero(); }
 
-  /// Handles on what trains: "lora_A.weight", "lora_B.weight", then "lora_B.bias" and "bias" where they train.
-  /// Values cannot be changed through them while the layer is merged. Valid while the layer stays where it is.
+  /// Handles on what trains: "lora_A.weight", "lora_B.weight", then "lora_magnitude_vector.weight", "lora_B.bias" and
+  /// "bias" where they train.
+  /// Values cannot be changed through them while the layer is merged. Valid while the layer stays where it is. Without
+  /// allocation once gradients() has its memory, but for the long name of the magnitude: steady steps keep the list.
   [[nodiscard]] ParameterList<Scalar> parameters() {
     ParameterList<Scalar> list;
     Gradients& g = gradients();
@@ -254,16 +297,17 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
       list.push_back({name, role, value.data(), gradient.data(), value.rows(), value.cols(), states_[list.size()],
                       this->merged_flag()});
     };
-    add("lora_A.weight", ParameterRole::lora_A, adapter_.A(), g.A);
-    add("lora_B.weight", ParameterRole::lora_B, adapter_.B(), g.B);
-    add("lora_B.bias", ParameterRole::lora_bias, adapter_.lora_bias(), g.lora_bias);
+    add("lora_A.weight", ParameterRole::lora_A, adapter().A(), g.A);
+    add("lora_B.weight", ParameterRole::lora_B, adapter().B(), g.B);
+    add("lora_magnitude_vector.weight", ParameterRole::magnitude, dora().value(), g.magnitude);
+    add("lora_B.bias", ParameterRole::lora_bias, adapter().lora_bias(), g.lora_bias);
     add("bias", ParameterRole::bias, bias_, g.bias);
     return list;
   }
 
   /// Number of scalars that train.
   [[nodiscard]] Index trainable_parameter_count() const noexcept {
-    return lora_A().size() + lora_B().size() + lora_bias().size() + trained_bias_size();
+    return lora_A().size() + lora_B().size() + magnitude().size() + lora_bias().size() + trained_bias_size();
   }
 
   /// Step of the dropout sequence that the next forward(x) draws; part of what a checkpoint saves.
@@ -275,10 +319,10 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
 
   /// Bytes held beyond W0 while merged, without the copies of the factors.
   [[nodiscard]] std::size_t merge_bytes() const noexcept { return merge_record_.bytes(); }
-  /// Bytes of W0 as stored, the factors and the bias.
+  /// Bytes of W0 as stored, the factors, the magnitude with the norms of W0, and the bias.
   [[nodiscard]] std::size_t parameter_bytes() const noexcept {
     const Index scalars = lora_A().size() + lora_B().size() + lora_bias().size() + bias_.size();
-    return weight_.bytes() + static_cast<std::size_t>(scalars) * sizeof(Scalar);
+    return weight_.bytes() + dora().bytes() + static_cast<std::size_t>(scalars) * sizeof(Scalar);
   }
 
  private:
@@ -306,11 +350,35 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
     }
   }
 
+  [[nodiscard]] const LoraAdapter<Scalar>& adapter() const noexcept { return adaptation_.adapter; }
+  [[nodiscard]] LoraAdapter<Scalar>& adapter() noexcept { return adaptation_.adapter; }
+  [[nodiscard]] const DoraMagnitude<Scalar>& dora() const noexcept { return adaptation_.dora; }
+  [[nodiscard]] DoraMagnitude<Scalar>& dora() noexcept { return adaptation_.dora; }
+
   [[nodiscard]] bool merges_weights() const noexcept { return config().merge_weights; }
-  void apply_merge() { merge_record_ = MergeRecord<Scalar>::merge("LoraLinear::merge", weight_, adapter_.update()); }
+  void apply_merge() {
+    std::span<const Scalar> factors;
+    if (dora().active()) factors = dora().factors(weight_, adapter().update(), workspace_);
+    merge_record_ = MergeRecord<Scalar>::merge("LoraLinear::merge", weight_, adapter().update(), factors);
+  }
   void apply_unmerge() noexcept {
     merge_record_.unmerge(weight_);
     merge_record_ = {};
+  }
+  void drop_merged_adapter() {
+    const LoraConfig plain{
+        .rank = 0, .fan_in_fan_out = config().fan_in_fan_out, .merge_weights = config().merge_weights};
+    RowVector<Scalar> bias = bias_;
+    if (config().lora_bias) {
+      if (!has_bias()) bias = RowVector<Scalar>::Zero(out_features());
+      bias += scaling() * lora_bias();
+    }
+    adaptation_ = make_adaptation("LoraLinear::merge_and_unload", weight_, plain, 0);
+    bias_.swap(bias);
+    merge_record_ = {};
+    gradients_ = {};
+    states_ = {};
+    record_.clear();
   }
 
   void require_unmerged(std::string_view operation) const {
@@ -345,22 +413,23 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
     return sum;
   }
 
-  // Returns V for the input's gradient.
-  MatrixView<const Scalar> parameter_gradients(const MatrixView<const Scalar>& x, const Record& record,
-                                               const MatrixView<const Scalar>& dy, Gradients& gradients,
-                                               Workspace& workspace) const {
-    if (gradients.bias.size() > 0) adapter_.add_column_sums(dy, Scalar(1), gradients.bias);
-    if (rank() == 0) return {nullptr, dy.rows, 0, 0, 1};
-    return adapter_.backward(x, record, dy, gradients, workspace);
-  }
-
-  void input_gradient(const MatrixView<const Scalar>& dy, const MatrixView<const Scalar>& v, const Record& record,
-                      const MatrixView<Scalar>& dx, Workspace& workspace) const {
-    const auto mask = adapter_.mask(record);
-    const MatrixView<const Scalar> a = view_of(lora_A());
-    const bool rides_along = rank() > 0 && !mask.active();
-    weight_.product_transposed(dy, rides_along ? LowRankTerm<Scalar>{v, a} : LowRankTerm<Scalar>{}, dx, workspace);
-    if (rank() > 0 && mask.active()) kernels::add_project_up(v, a, mask, dx, workspace.executor());
+  // Adds the gradients of the parameters, and writes dX where `dx` is not null.
+  void differentiate(const MatrixView<const Scalar>& x, const Record& record, const MatrixView<const Scalar>& dy,
+                     Gradients& gradients, const MatrixView<Scalar>* dx, Workspace& workspace) const {
+    if (gradients.bias.size() > 0) adapter().add_column_sums(dy, Scalar(1), gradients.bias);
+    const auto dz = dora().active() ? dora().backward(record, dy, gradients.magnitude, workspace) : dy;
+    LowRankTerm<Scalar> term;
+    if (rank() > 0) term = {adapter().backward(x, record, dz, gradients, workspace), view_of(lora_A())};
+    if (dx == nullptr) return;
+    const auto mask = adapter().mask(record);
+    if (!mask.active()) {
+      weight_.product_transposed(dz, term, *dx, workspace);
+    } else if (dora().active()) {
+      dora().input_gradient(weight_, dy, term, mask, *dx, workspace);
+    } else {
+      weight_.product_transposed(dy, {}, *dx, workspace);
+      if (rank() > 0) kernels::add_project_up(term.down, term.up, mask, *dx, workspace.executor());
+    }
   }
 
   void check_backward(const MatrixView<const Scalar>& x, const Record& record, const MatrixView<const Scalar>& dy,
@@ -369,15 +438,17 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
     require_unmerged(operation);
     if (record.rows() < 0) throw StateError(operation, "record", "one that forward has filled", "a new one");
     check_shape(operation, "record", record.down_projection(), -1, rank());
-    if (!adapter_.fits(record, record.rows())) {
+    if (!adapter().fits(record, record.rows())) {
       throw ShapeError(operation, "record", "one that this layer's forward has filled", "another layer's dropout mask");
     }
+    check_shape(operation, "record", record.unscaled_output(), -1, magnitude().size());
     check_shape(operation, "x", x, record.rows(), in_features());
     check_shape(operation, "dy", dy, record.rows(), out_features());
     check_shape(operation, "gradients.A", gradients.A, rank(), in_features());
     check_shape(operation, "gradients.B", gradients.B, out_features(), rank());
     check_shape(operation, "gradients.lora_bias", gradients.lora_bias, 1, lora_bias().size());
     check_shape(operation, "gradients.bias", gradients.bias, 1, trained_bias_size());
+    check_shape(operation, "gradients.magnitude", gradients.magnitude, 1, magnitude().size());
   }
 
   [[nodiscard]] Index trained_bias_size() const noexcept { return config().trains_bias() ? bias_.size() : 0; }
@@ -391,10 +462,10 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
 
   Weight weight_;
   RowVector<Scalar> bias_;
-  LoraAdapter<Scalar> adapter_;
+  Adaptation<Scalar> adaptation_;
   MergeRecord<Scalar> merge_record_;
   Gradients gradients_;
-  std::array<OptimizerState<Scalar>, 4> states_;
+  std::array<OptimizerState<Scalar>, 5> states_;
   Record record_;
   std::vector<Scalar> remembered_x_;
   Workspace workspace_;

@@ -36,6 +36,15 @@ class MergeState {
     return self();
   }
 
+  /// Makes the adapter part of the weight for good; the layer is a plain one of rank 0 afterwards. Layers that offer
+  /// it have `void drop_merged_adapter()`, which forgets the merge and the adapter. @throws as merge()
+  Layer& merge_and_unload() {
+    merge();
+    self().drop_merged_adapter();
+    merged_ = false;
+    return self();
+  }
+
   /// Restores the weight bit for bit.
   Layer& unmerge() noexcept {
     if (merged_) {

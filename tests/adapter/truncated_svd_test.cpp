@@ -1,0 +1,132 @@
+#include "lora/adapter/truncated_svd.hpp"
+
+#include <Eigen/SVD>
+#include <gtest/gtest.h>
+#include <utility>
+
+#include "support/random_matrix.hpp"
+
+namespace {
+
+using Eigen::MatrixXd;
+using Eigen::VectorXd;
+using lora::Index;
+using lora::RandomStream;
+using lora::TruncatedSvd;
+
+constexpr double epsilon = 2.2e-16;
+
+MatrixXd random(Index rows, Index cols, unsigned seed = 1) {
+  return lora::testing::random_matrix<double>(rows, cols, seed);
+}
+
+MatrixXd rebuilt(const TruncatedSvd& svd) { return svd.U * svd.S.asDiagonal() * svd.V.transpose(); }
+
+void expect_orthonormal(const MatrixXd& q, double bound) {
+  EXPECT_LE((q.transpose() * q - MatrixXd::Identity(q.cols(), q.cols())).cwiseAbs().maxCoeff(), bound);
+}
+
+void expect_signs_fixed(const TruncatedSvd& svd) {
+  for (Index p = 0; p < svd.V.cols(); ++p) {
+    Index largest = 0;
+    svd.V.col(p).cwiseAbs().maxCoeff(&largest);
+    EXPECT_GE(svd.V(largest, p), 0);
+  }
+}
+
+const std::pair<Index, Index> shapes[] = {{1, 1}, {1, 9}, {9, 1}, {14, 20}, {20, 14}, {33, 33}};
+
+// Eigen's two-sided rotations are the oracle. Both are backward stable: errors of some m epsilon of the largest value.
+TEST(TruncatedSvd, AgreesWithEigen) {
+  for (const auto& [m, n] : shapes) {
+    const MatrixXd w = random(m, n);
+    const Eigen::JacobiSVD<MatrixXd> exact(w);
+    const Index most = std::min(m, n);
+    const TruncatedSvd svd = lora::truncated_svd(w, most);
+    const double bound = 32 * epsilon * static_cast<double>(m + n) * exact.singularValues()[0];
+    EXPECT_LE((svd.S - exact.singularValues()).cwiseAbs().maxCoeff(), bound);
+    EXPECT_LE((rebuilt(svd) - w).norm(), 4 * bound);
+    expect_orthonormal(svd.U, bound / svd.S[most - 1]);
+    expect_orthonormal(svd.V, bound / svd.S[most - 1]);
+    expect_signs_fixed(svd);
+  }
+}
+
+TEST(TruncatedSvd, ItsPartsAreTheFirstOfTheWhole) {
+  const MatrixXd w = random(14, 20);
+  const TruncatedSvd whole = lora::truncated_svd(w, 14);
+  const TruncatedSvd part = lora::truncated_svd(w, 4);
+  EXPECT_EQ(part.U, whole.U.leftCols(4));
+  EXPECT_EQ(part.S, whole.S.head(4));
+  EXPECT_EQ(part.V, whole.V.leftCols(4));
+}
+
+TEST(TruncatedSvd, OfAMatrixOfSmallerRankEndsInZeros) {
+  const MatrixXd w = random(12, 2, 1) * random(2, 9, 2);
+  const TruncatedSvd svd = lora::truncated_svd(w, 5);
+  EXPECT_GT(svd.S[1], 0.1);
+  EXPECT_EQ(svd.S.tail(3).norm(), 0);
+  EXPECT_EQ(svd.U.rightCols(3).norm() + svd.V.rightCols(3).norm(), 0);
+  EXPECT_LE((rebuilt(svd) - w).norm(), 1e-13 * w.norm());
+  EXPECT_EQ(lora::truncated_svd(MatrixXd::Zero(4, 6), 3).S.norm(), 0);
+}
+
+TEST(TruncatedSvd, OfEqualSingularValuesFindsThemAll) {
+  const TruncatedSvd svd = lora::truncated_svd(5 * MatrixXd::Identity(8, 6), 4);
+  EXPECT_EQ(svd.S, VectorXd::Constant(4, 5.0));
+  expect_orthonormal(svd.U, epsilon);
+}
+
+TEST(TruncatedSvd, IsFreeOfScale) {
+  const MatrixXd w = random(14, 20);
+  for (const double scale : {1e-60, 1e60}) {
+    const TruncatedSvd svd = lora::truncated_svd(scale * w, 4);
+    EXPECT_LE((svd.S / scale - lora::truncated_svd(w, 4).S).norm(), 1e-13);
+  }
+}
+
+// Singular values 2^-p: each power iteration squares the distance twice over.
+MatrixXd decaying(Index m, Index n) {
+  MatrixXd u = random(m, n, 3);
+  MatrixXd v = random(n, n, 4);
+  lora::orthonormalize(u);
+  lora::orthonormalize(v);
+  VectorXd s(n);
+  for (Index p = 0; p < n; ++p) s[p] = std::ldexp(1.0, static_cast<int>(-p));
+  return u * s.asDiagonal() * v.transpose();
+}
+
+TEST(RandomizedSvd, ComesToTheExactOneWithPowerIterations) {
+  for (const bool wide : {false, true}) {
+    const MatrixXd tall = decaying(40, 20);
+    const MatrixXd w = wide ? MatrixXd(tall.transpose()) : tall;
+    const TruncatedSvd exact = lora::truncated_svd(w, 5);
+    double before = 1;
+    for (const Index iterations : {0, 2, 8, 24}) {
+      const TruncatedSvd svd = lora::randomized_svd(w, 5, iterations, RandomStream(7, 1));
+      expect_orthonormal(svd.U, 1e-13);
+      expect_orthonormal(svd.V, 1e-13);
+      expect_signs_fixed(svd);
+      const double distance = (rebuilt(svd) - rebuilt(exact)).norm();
+      EXPECT_LT(distance, before);
+      before = std::max(distance, 1e-12);
+    }
+    EXPECT_LE(before, 1e-12);
+  }
+}
+
+// Halko, Martinsson and Tropp, theorem 1.1 without oversampling: within a modest factor of the best approximation.
+TEST(RandomizedSvd, IsNearTheBestApproximationOfAnyMatrix) {
+  const MatrixXd w = random(60, 50);
+  const double best = (w - rebuilt(lora::truncated_svd(w, 8))).norm();
+  EXPECT_LT((w - rebuilt(lora::randomized_svd(w, 8, 4, RandomStream(7, 1)))).norm(), 1.1 * best);
+}
+
+TEST(RandomizedSvd, IsDecidedByItsStream) {
+  const MatrixXd w = random(30, 40);
+  const auto one = lora::randomized_svd(w, 4, 1, RandomStream(7, 1));
+  EXPECT_EQ(one.U, lora::randomized_svd(w, 4, 1, RandomStream(7, 1)).U);
+  EXPECT_NE(one.U, lora::randomized_svd(w, 4, 1, RandomStream(8, 1)).U);
+}
+
+}  // namespace
