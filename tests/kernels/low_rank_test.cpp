@@ -157,6 +157,25 @@ TYPED_TEST(LowRankTest, InputsMayHaveAnyStrides) {
   }
 }
 
+TYPED_TEST(LowRankTest, TransposesAndScalesAFactorOfAnyStrides) {
+  for (const Isa isa : supported_isas()) {
+    for (const Storage storage : {Storage::row_major, Storage::column_major, Storage::strided}) {
+      for (const Index rows : {0, 1, 15, 48, 70}) {
+        for (const Index rank : {0, 1, 3, 8, 17}) {
+          const ExactArray<TypeParam> b(rows, rank, storage, 1);
+          const ExactArray<TypeParam> target(rank, rows, Storage::row_major, 2);
+          kernels::transpose_scaled(b.input(), TypeParam(0.75), target.view().data, isa);
+          for (Index i = 0; i < rows; ++i) {
+            for (Index p = 0; p < rank; ++p) {
+              ASSERT_EQ(target.view()(p, i), TypeParam(0.75) * b.input()(i, p)) << isa_name(isa) << rows << rank;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
 TYPED_TEST(LowRankTest, ResultsDoNotDependOnTheNumberOfWorkers) {
   const Case c{101, 300, 11};
   const ExactArray<TypeParam> x(c.rows, c.cols, c.storage, 1);

@@ -58,6 +58,82 @@ TYPED_TEST(PackedProductTest, BothProductsMatchTheOracleAcrossRowPasses) {
   }
 }
 
+TYPED_TEST(PackedProductTest, ASingleRowHasTheBitsOfTheSameRowInABatch) {
+  constexpr Index width = kernels::panel_width<TypeParam>;
+  for (const Isa isa : supported_isas()) {
+    for (const Index outputs : {Index{1}, width, width + 5, 2 * width, 3 * width, 5 * width + 7}) {
+      for (const Index inputs : {Index{0}, Index{1}, Index{37}, kernels::inner_block<TypeParam> + 11}) {
+        for (const Index rank : {0, 1, 9}) {
+          for (const bool biased : {false, true}) {
+            const ExactArray<TypeParam> weight(outputs, inputs, Storage::row_major, 1);
+            const ExactArray<TypeParam> x(2, inputs, Storage::strided, 2);
+            const ExactArray<TypeParam> u(2, rank, Storage::column_major, 3);
+            const ExactArray<TypeParam> up(rank, outputs, Storage::row_major, 4);
+            const ExactArray<TypeParam> bias(1, outputs, Storage::row_major, 5);
+            const ExactArray<TypeParam> batch(2, outputs, Storage::row_major, 6);
+            const std::vector<TypeParam> panels = pack(isa, weight.input());
+            PanelCall<TypeParam> call{
+                {outputs, inputs}, x.input(),    biased ? bias.input().data : nullptr,    u.input(),
+                up.input(),        batch.view(), kernels::multiply_kernel<TypeParam>(isa)};
+            Workspace workspace;
+            kernels::packed_product(call, panels.data(), workspace);
+            Oracle oracle(2, outputs);
+            if (biased) oracle.add_row(bias.input().data);
+            oracle.add_product(1, x.input(), weight.input().transpose());
+            oracle.add_product(1, u.input(), up.input());
+            const std::string what = std::string(isa_name(isa)) + ", outputs " + std::to_string(outputs) + ", inputs " +
+                                     std::to_string(inputs) + ", rank " + std::to_string(rank);
+            oracle.expect_near(batch.view(), what);
+            for (const int workers : {1, 2, 3}) {
+              testing::ThreadExecutor executor(workers);
+              Workspace parallel(executor);
+              const ExactArray<TypeParam> single(1, outputs, Storage::row_major, 7);
+              call.x = x.input().middle_rows(1, 1);
+              call.down = u.input().middle_rows(1, 1);
+              call.y = single.view();
+              kernels::packed_product(call, panels.data(), parallel);
+              ASSERT_EQ(single.view().map(), batch.view().map().row(1)) << what << ", workers " << workers;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TYPED_TEST(PackedProductTest, AFactorMayLieTransposed) {
+  for (const Isa isa : supported_isas()) {
+    for (const Index rows : {1, 2, 11}) {
+      for (const Index outputs : {1, 15, 48, 70, 150}) {
+        for (const Index rank : {1, 3, 8, 17}) {
+          const ExactArray<TypeParam> weight(outputs, 9, Storage::row_major, 1);
+          const ExactArray<TypeParam> x(rows, 9, Storage::row_major, 2);
+          const ExactArray<TypeParam> u(rows, rank, Storage::row_major, 3);
+          const ExactArray<TypeParam> b(outputs, rank, Storage::row_major, 4);
+          const Matrix<TypeParam> up = b.input().map().transpose();
+          const ExactArray<TypeParam> expected(rows, outputs, Storage::row_major, 5);
+          const ExactArray<TypeParam> got(rows, outputs, Storage::row_major, 6);
+          const std::vector<TypeParam> panels = pack(isa, weight.input());
+          Workspace workspace;
+          PanelCall<TypeParam> call{{outputs, 9},
+                                    x.input(),
+                                    nullptr,
+                                    u.input(),
+                                    view_of(up),
+                                    expected.view(),
+                                    kernels::multiply_kernel<TypeParam>(isa)};
+          kernels::packed_product(call, panels.data(), workspace);
+          call.up = b.input().transpose();
+          call.y = got.view();
+          kernels::packed_product(call, panels.data(), workspace);
+          ASSERT_EQ(got.view().map(), expected.view().map())
+              << isa_name(isa) << " N " << rows << " d " << outputs << " r " << rank;
+        }
+      }
+    }
+  }
+}
+
 TYPED_TEST(PackedProductTest, ATransposedPanelHoldsTheRowsOfTheWeight) {
   const ExactArray<TypeParam> weight(101, 53, Storage::row_major, 1);
   const PanelLayout<TypeParam> layout{101, 53};

@@ -68,6 +68,47 @@ TYPED_TEST(TileTest, MatchesTheOracleForEveryTileShape) {
   }
 }
 
+TYPED_TEST(TileTest, PanelsAtATimeGiveTheBitsOfOneAfterTheOther) {
+  constexpr Index width = kernels::panel_width<TypeParam>;
+  constexpr Index depth = 13;
+  for (const Isa isa : supported_isas()) {
+    const auto multiply = kernels::multiply_kernel<TypeParam>(isa);
+    for (const Index panels : {2, 3, 5}) {
+      for (const Index rows : {1, 3}) {
+        for (const int start : {0, 1, 2}) {  // from zero, from `initial`, from `out`
+          const ExactArray<TypeParam> left(rows, depth, Storage::strided, 1);
+          const ExactArray<TypeParam> right(panels * depth, width, Storage::row_major, 2);
+          const ExactArray<TypeParam> initial(1, panels * width, Storage::row_major, 3);
+          const ExactArray<TypeParam> together(rows, panels * width, Storage::row_major, 4);
+          const ExactArray<TypeParam> apart(rows, panels * width, Storage::row_major, 4);
+          PanelProduct<TypeParam> product;
+          product.rows = rows;
+          product.width = width;
+          product.columns = width;
+          product.panels = panels;
+          product.terms = {left.input().data, left.input().row_stride, left.input().col_stride, right.input().data,
+                           depth};
+          product.initial = start == 1 ? initial.input().data : nullptr;
+          product.accumulate = start == 2;
+          product.out = together.view().data;
+          product.out_stride = panels * width;
+          multiply(product);
+
+          product.panels = 1;
+          for (Index b = 0; b < panels; ++b) {
+            product.terms.right = right.input().data + b * depth * width;
+            product.initial = start == 1 ? initial.input().data + b * width : nullptr;
+            product.out = apart.view().data + b * width;
+            multiply(product);
+          }
+          ASSERT_EQ(together.view().map(), apart.view().map())
+              << isa_name(isa) << ", panels " << panels << ", rows " << rows << ", start " << start;
+        }
+      }
+    }
+  }
+}
+
 TEST(Prefetch, SlicesCoverTheRunWithoutGapsWiderThanALine) {
   for (const Index samples : {64, 100, 256, 1000}) {
     const Index terms = 1024;

@@ -11,6 +11,7 @@
 #include "lora/core/view.hpp"
 #include "lora/kernels/dropout_mask.hpp"
 #include "lora/kernels/tile.hpp"
+#include "lora/kernels/transpose.hpp"
 
 namespace lora::kernels {
 
@@ -100,6 +101,13 @@ void add_outer_strided(const OuterCall<Scalar>& call, Index begin, Index end) {
       call.g(p, j) += call.scale * sum;
     }
   }
+}
+
+/// target (r x m, contiguous rows) = scale * B^T, with B (m x r) of any strides.
+template <class Scalar>
+void transpose_scaled(const MatrixView<const Scalar>& b, Scalar scale, Scalar* target, Isa isa = active_isa()) {
+  pack_transposed(isa, b, b.rows, target);
+  for (Index i = 0; i < b.rows * b.cols; ++i) target[i] *= scale;
 }
 
 /// U (N x r) = scale * drop(X) (N x k) * F^T, with F (r x k) of contiguous rows. U has contiguous rows.

@@ -17,6 +17,59 @@ inline constexpr Index rows_per_pass = 320;
 /// The same where a panel is laid out anew for each pass, which more rows pay for.
 inline constexpr Index rows_per_packing_pass = 1024;
 
+/// The part of `panels` whole panels from `b` on in Y = X W^T + bias, for a single row of X.
+template <class Scalar>
+void multiply_row(const PanelCall<Scalar>& call, Index b, Index panels, const Scalar* weight) {
+  const Index first = call.layout.first_output(b);
+  PanelProduct<Scalar> product;
+  product.rows = 1;
+  product.width = panel_width<Scalar>;
+  product.columns = panel_width<Scalar>;
+  product.panels = panels;
+  product.terms = {call.x.data, call.x.row_stride, call.x.col_stride, weight + call.layout.offset(b),
+                   call.layout.inputs};
+  product.initial = call.bias != nullptr ? call.bias + first : nullptr;
+  product.out = &call.y(0, first);
+  product.out_stride = call.y.row_stride;
+  call.multiply(product);
+}
+
+/// Y += U F for a single row and panel `b`.
+template <class Scalar>
+void add_row_term(const PanelCall<Scalar>& call, Index b, Scalar* scratch) {
+  PanelCall<Scalar> term = call;
+  term.bias = nullptr;
+  PanelProduct<Scalar> product;
+  product.rows = 1;
+  product.width = call.layout.width(b);
+  product.columns = call.layout.columns(b);
+  product.extra = {call.down.data, call.down.row_stride, call.down.col_stride, gather_panel_terms(term, b, scratch),
+                   call.up.rows};
+  product.accumulate = true;
+  product.out = &call.y(0, call.layout.first_output(b));
+  product.out_stride = call.y.row_stride;
+  call.multiply(product);
+}
+
+/// Y = X W^T + bias + U F for a single row of X: neighbouring panels at a time.
+template <class Scalar>
+void packed_row_product(const PanelCall<Scalar>& call, const Scalar* panels, Scalar* scratch, Index per_worker,
+                        Executor& executor) {
+  const Index whole = call.layout.outputs / panel_width<Scalar>;
+  parallel_ranges(executor, call.layout.panels(), 2, [&](Index first, Index last, int worker) {
+    Scalar* const own = scratch + worker * per_worker;
+    const Index end = std::min(last, whole);
+    if (end - first > 1) {
+      multiply_row(call, first, end - first, panels);
+      for (Index b = first; b < end && call.up.rows > 0; ++b) add_row_term(call, b, own);
+      first = end;
+    }
+    for (Index b = first; b < last; ++b) {
+      multiply_panel(call, b, PackedPanel<Scalar>{panels + call.layout.offset(b), call.layout.width(b)}, 0, 1, own);
+    }
+  });
+}
+
 /// Y = X W^T + bias + U F, W packed at `panels`. Allocates only to grow the workspace (slot weight_panel: 1 + r lines
 /// of a panel per worker). The result of a row depends neither on the other rows nor on the number of workers.
 template <class Scalar>
@@ -24,6 +77,7 @@ void packed_product(const PanelCall<Scalar>& call, const Scalar* panels, Workspa
   Executor& executor = workspace.executor();
   const Index per_worker = separate_lines<Scalar>(call.scratch());
   Scalar* const scratch = workspace.reserve<Scalar>(Workspace::Slot::weight_panel, per_worker * executor.workers());
+  if (call.x.rows == 1) return packed_row_product(call, panels, scratch, per_worker, executor);
   for_each_panel(call, rows_per_pass, executor, [&](Index b, Index begin, Index end, int worker) {
     const PackedPanel<Scalar> panel{panels + call.layout.offset(b), call.layout.width(b)};
     multiply_panel(call, b, panel, begin, end, scratch + worker * per_worker);

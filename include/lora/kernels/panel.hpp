@@ -62,9 +62,16 @@ struct PackedPanel {
 
   [[nodiscard]] const Scalar* rows(Index q, Index /*depth*/) const noexcept { return data + q * width; }
 
-  /// The next part, which is the next panel's first after this panel's last.
+  /// The next part, which is the next panel's first after this panel's last. A single tile reads every line from memory
+  /// itself: it asks for its own, a page ahead.
   [[nodiscard]] Prefetch next(Index q, Index depth, Index samples) const noexcept {
     const auto row_bytes = static_cast<std::uintptr_t>(width) * sizeof(Scalar);
+    if (samples <= tallest_tile) {
+      Prefetch own;
+      own.address = reinterpret_cast<std::uintptr_t>(rows(q, depth)) + 4096;
+      own.step = row_bytes;
+      return own;
+    }
     const auto end = static_cast<std::uintptr_t>(q + depth);
     Prefetch prefetch;
     prefetch.address = reinterpret_cast<std::uintptr_t>(data) + end * row_bytes;
@@ -80,13 +87,25 @@ struct PanelCall {
   MatrixView<const Scalar> x;
   const Scalar* bias = nullptr;
   MatrixView<const Scalar> down;  ///< U, N x r
-  MatrixView<const Scalar> up;    ///< F, r x out_features
+  MatrixView<const Scalar> up;    ///< F, r x out_features; rows contiguous, or columns (B, transposed by its strides)
   MatrixView<Scalar> y;
   MultiplyKernel<Scalar> multiply = nullptr;
 
   /// Scalars of scratch per worker: the bias and F cut to one panel.
   [[nodiscard]] Index scratch() const noexcept { return (1 + up.rows) * panel_width<Scalar>; }
 };
+
+/// Asks for the `scalars` after the `scalars` at `block`: a transposition takes them in an order that the hardware does
+/// not foresee.
+template <class Scalar>
+void prefetch_next_block(const Scalar* block, Index scalars) {
+  constexpr std::uintptr_t most = 32768;
+  const auto bytes = static_cast<std::uintptr_t>(scalars) * sizeof(Scalar);
+  const std::uintptr_t begin = reinterpret_cast<std::uintptr_t>(block) + bytes;
+  for (std::uintptr_t line = begin; line < begin + std::min(bytes, most); line += cache_line_bytes) {
+    __builtin_prefetch(reinterpret_cast<const void*>(line));
+  }
+}
 
 /// Copies bias and F for panel `b` to `scratch`, padded to the panel's width. Returns where F starts.
 template <class Scalar>
@@ -100,7 +119,12 @@ const Scalar* gather_panel_terms(const PanelCall<Scalar>& call, Index b, Scalar*
   };
   if (call.bias != nullptr) line(call.bias + first, scratch);
   Scalar* const up = scratch + panel_width<Scalar>;
-  for (Index p = 0; p < call.up.rows; ++p) line(&call.up(p, first), up + p * width);
+  if (call.up.col_stride == 1) {
+    for (Index p = 0; p < call.up.rows; ++p) line(&call.up(p, first), up + p * width);
+  } else if (call.up.rows > 0) {
+    prefetch_next_block(&call.up(0, first), columns * call.up.col_stride);
+    pack_transposed(active_isa(), call.up.transpose().middle_rows(first, columns), width, up);
+  }
   return up;
 }
 

@@ -52,13 +52,16 @@ struct Prefetch {
 };
 
 /// out (rows x columns) = start + terms + extra, where start is `out` itself (`accumulate`), or `initial`, or zero.
-/// Every element is one chain of fused multiply-adds in the order of the terms, so it depends neither on its row's
-/// place nor on how many rows, columns or calls the product is split into.
+/// With `panels` > 1 the product takes as many whole panels, which lie right after one another, as are their columns of
+/// `out` and of `initial`: then width and columns are panel_width, and there is no `extra`. Every element is one chain
+/// of fused multiply-adds in the order of the terms, so it depends neither on its row's place nor on how many rows,
+/// columns or calls the product is split into.
 template <class Scalar>
 struct PanelProduct {
   Index rows = 0;
   Index width = 0;    ///< of `right` and `initial`; a multiple of width_unit
   Index columns = 0;  ///< columns of `out`, at most `width`
+  Index panels = 1;
   ProductTerms<Scalar> terms;
   ProductTerms<Scalar> extra;       ///< depth 0 for none
   const Scalar* initial = nullptr;  ///< `width` scalars, or null for zero

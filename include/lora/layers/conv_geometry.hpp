@@ -1,0 +1,140 @@
+// The shape of a convolution: channels, kernel, stride, padding, dilation, groups, and what follows from them.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <string_view>
+
+#include "lora/core/error.hpp"
+#include "lora/core/types.hpp"
+#include "lora/kernels/unfold.hpp"
+#include "lora/layers/images.hpp"
+
+namespace lora {
+
+namespace detail {
+
+/// The extents of one element.
+template <int Dim>
+inline constexpr ImageExtents<Dim> ones = [] {
+  ImageExtents<Dim> result{};
+  for (Index& extent : result) extent = 1;
+  return result;
+}();
+
+/// The product, or the largest Index where it would be larger. No factor is negative.
+template <std::size_t n>
+[[nodiscard]] constexpr Index saturated_product(Index factor, const std::array<Index, n>& factors) noexcept {
+  constexpr Index most = std::numeric_limits<Index>::max();
+  if (factor == 0 || std::find(factors.begin(), factors.end(), 0) != factors.end()) return 0;
+  for (const Index f : factors) factor = factor > most / f ? most : factor * f;
+  return factor;
+}
+
+}  // namespace detail
+
+/// A convolution over `Dim` spatial dimensions, in PyTorch's words and with its meaning. Zeros pad both ends of a
+/// dimension alike. Channels fall into `groups` equal parts; output channels of a part see input channels of that part.
+/// A plain aggregate: `ConvGeometry<2>{.in_channels = 3, .out_channels = 8, .kernel = {3, 3}, .padding = {1, 1}}`.
+template <int Dim>
+struct ConvGeometry {
+  static_assert(Dim >= 1 && Dim <= 3, "lora: a convolution has 1, 2 or 3 spatial dimensions");
+  using Extents = ImageExtents<Dim>;
+
+  Index in_channels = 1;
+  Index out_channels = 1;
+  Extents kernel = detail::ones<Dim>;
+  Extents stride = detail::ones<Dim>;
+  Extents padding{};
+  Extents dilation = detail::ones<Dim>;
+  Index groups = 1;
+
+  [[nodiscard]] Index group_inputs() const noexcept { return in_channels / groups; }
+  [[nodiscard]] Index group_outputs() const noexcept { return out_channels / groups; }
+  [[nodiscard]] Index taps() const noexcept { return detail::saturated_product(1, kernel); }
+  /// Columns of the weight as a matrix of out_channels rows: in_channels / groups * product of the kernel's extents.
+  [[nodiscard]] Index fan_in() const noexcept { return detail::saturated_product(group_inputs(), kernel); }
+
+  friend bool operator==(const ConvGeometry&, const ConvGeometry&) = default;
+};
+
+/// @throws ConfigError naming the first number that is out of range, or that does not divide into the groups.
+template <int Dim>
+void check_geometry(std::string_view operation, const ConvGeometry<Dim>& geometry) {
+  constexpr Index most = std::numeric_limits<std::int32_t>::max();
+  const auto in_range = [&](const char* name, Index value, Index least) {
+    if (value >= least && value <= most) return;
+    std::string expected = std::to_string(least);
+    expected += " to 2^31 - 1";
+    throw ConfigError(operation, name, expected, std::to_string(value));
+  };
+  in_range("in_channels", geometry.in_channels, 1);
+  in_range("out_channels", geometry.out_channels, 1);
+  in_range("groups", geometry.groups, 1);
+  for (std::size_t d = 0; d < static_cast<std::size_t>(Dim); ++d) {
+    in_range("kernel", geometry.kernel[d], 1);
+    in_range("stride", geometry.stride[d], 1);
+    in_range("padding", geometry.padding[d], 0);
+    in_range("dilation", geometry.dilation[d], 1);
+  }
+  const auto divided = [&](const char* name, Index channels) {
+    if (channels % geometry.groups == 0) return;
+    std::string expected = "a multiple of ";
+    expected += std::to_string(geometry.groups);
+    expected += " groups";
+    throw ConfigError(operation, name, expected, std::to_string(channels));
+  };
+  divided("in_channels", geometry.in_channels);
+  divided("out_channels", geometry.out_channels);
+}
+
+/// Extents of the output over an input of extents `input`: floor((input + 2 padding - reach) / stride) + 1, where
+/// reach = dilation * (kernel - 1) + 1. @throws ShapeError when the kernel reaches further than the padded input.
+template <int Dim>
+[[nodiscard]] ImageExtents<Dim> output_extents(std::string_view operation, const ConvGeometry<Dim>& geometry,
+                                               const ImageExtents<Dim>& input) {
+  ImageExtents<Dim> reach{};
+  ImageExtents<Dim> padded{};
+  ImageExtents<Dim> output{};
+  bool fits = true;
+  for (std::size_t d = 0; d < static_cast<std::size_t>(Dim); ++d) {
+    if (input[d] < 0 || input[d] > std::numeric_limits<Index>::max() / 4) {
+      throw ShapeError(operation, "extents", "0 or more each, of which an array can be", extents_text(input));
+    }
+    reach[d] = geometry.dilation[d] * (geometry.kernel[d] - 1) + 1;
+    padded[d] = input[d] + 2 * geometry.padding[d];
+    fits = fits && reach[d] <= padded[d];
+    output[d] = (padded[d] - reach[d]) / geometry.stride[d] + 1;
+  }
+  if (!fits) {
+    std::string expected = "at least ";
+    expected += extents_text(reach);
+    expected += ", which the kernel spans";
+    std::string got = extents_text(input);
+    got += ", padded to ";
+    got += extents_text(padded);
+    throw ShapeError(operation, "extents", expected, got);
+  }
+  return output;
+}
+
+/// The walk over images of extents `input`, which output_extents accepts.
+template <int Dim>
+[[nodiscard]] kernels::ImageWalk image_walk(const ConvGeometry<Dim>& geometry, const ImageExtents<Dim>& input,
+                                            const ImageExtents<Dim>& output) noexcept {
+  kernels::ImageWalk walk;
+  const auto copied = [](const auto& from, auto& to) { std::copy(from.begin(), from.end(), to.end() - Dim); };
+  copied(input, walk.input);
+  copied(output, walk.output);
+  copied(geometry.kernel, walk.kernel);
+  copied(geometry.stride, walk.stride);
+  copied(geometry.padding, walk.padding);
+  copied(geometry.dilation, walk.dilation);
+  return walk.simplified();
+}
+
+}  // namespace lora

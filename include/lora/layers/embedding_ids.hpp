@@ -1,0 +1,90 @@
+// How the types that hold ids are read, and the check that every id has a row.
+#pragma once
+
+#include <concepts>
+#include <iterator>
+#include <ranges>
+#include <span>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+
+#include "lora/core/error.hpp"
+#include "lora/core/view.hpp"
+#include "lora/layers/rows.hpp"
+
+namespace lora {
+
+/// An integer that can be an id: any but bool and the characters.
+template <class T>
+concept IdInteger = std::integral<T> && !std::same_as<T, bool> && !std::same_as<T, char> && !std::same_as<T, wchar_t> &&
+                    !std::same_as<T, char8_t> && !std::same_as<T, char16_t> && !std::same_as<T, char32_t>;
+
+/// Ids as they lie in memory, numbered row by row: id (i, j) is number i * cols + j.
+template <IdInteger Id>
+struct IdView {
+  MatrixView<const Id> ids;
+
+  [[nodiscard]] Index size() const noexcept { return ids.rows * ids.cols; }
+  /// Id number i as an index; meaningful once check_ids() has passed.
+  [[nodiscard]] Index operator[](Index i) const noexcept {
+    return static_cast<Index>(ids.cols == 1 ? ids(i, 0) : ids(i / ids.cols, i % ids.cols));
+  }
+};
+
+namespace detail {
+
+template <class Ids>
+concept IdRange = !EigenDense<Ids> && std::ranges::contiguous_range<const Ids> && std::ranges::sized_range<const Ids> &&
+                  IdInteger<std::remove_cv_t<std::ranges::range_value_t<const Ids>>>;
+
+template <class Ids>
+concept IdMatrix = EigenDense<Ids> && IdInteger<typename Ids::Scalar>;
+
+}  // namespace detail
+
+/// What a layer accepts as ids: an Eigen vector or matrix of integers (a matrix row by row: batch x tokens), or a
+/// contiguous range of integers (std::vector, std::array, std::span).
+template <class Ids>
+concept EmbeddingIds = detail::IdMatrix<Ids> || detail::IdRange<Ids>;
+
+/// Calls body with an IdView of `ids`. What has storage is read in place; an Eigen expression is evaluated once.
+template <EmbeddingIds Ids, class Body>
+void with_ids(const Ids& ids, const Body& body) {
+  if constexpr (detail::IdMatrix<Ids>) {
+    using Id = typename Ids::Scalar;
+    if constexpr ((Ids::Flags & Eigen::DirectAccessBit) != 0) {
+      body(IdView<Id>{view_of(ids)});
+    } else {
+      const typename Ids::PlainObject evaluated = ids;
+      body(IdView<Id>{view_of(evaluated)});
+    }
+  } else {
+    using Id = std::remove_cv_t<std::ranges::range_value_t<const Ids>>;
+    const auto count = static_cast<Index>(std::ranges::size(ids));
+    body(IdView<Id>{MatrixView<const Id>{std::ranges::data(ids), count, 1, 1, 1}});
+  }
+}
+
+/// @throws ShapeError naming the first id that is not in [0, num_embeddings), and its position.
+template <IdInteger Id>
+void check_ids(std::string_view operation, const IdView<Id>& view, Index num_embeddings) {
+  const MatrixView<const Id>& ids = view.ids;
+  for (Index i = 0; i < ids.rows; ++i) {
+    for (Index j = 0; j < ids.cols; ++j) {
+      const Id id = ids(i, j);
+      if (std::cmp_greater_equal(id, 0) && std::cmp_less(id, num_embeddings)) continue;
+      std::string position = "ids[";
+      position += std::to_string(ids.cols == 1 ? i : j);
+      if (ids.rows > 1 && ids.cols > 1)
+        (position = "ids(").append(std::to_string(i)).append(", ").append(std::to_string(j));
+      position += ids.rows > 1 && ids.cols > 1 ? ")" : "]";
+      std::string expected = "an id from 0 to ";
+      expected += std::to_string(num_embeddings - 1);
+      throw ShapeError(operation, position, expected, std::to_string(id));
+    }
+  }
+}
+
+}  // namespace lora

@@ -1,0 +1,130 @@
+// How the types a convolution accepts are read as images, one sample a row.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <string>
+#include <string_view>
+#include <type_traits>
+
+#include "lora/core/error.hpp"
+#include "lora/layers/rows.hpp"
+
+namespace lora {
+
+/// What looks like Eigen::Tensor or Eigen::TensorMap; layers/tensor.hpp makes them known to layers.
+template <class T>
+concept TensorLike = !EigenDense<T> && requires(const T& tensor) {
+  tensor.data();
+  tensor.dimensions()[0];
+  T::NumIndices;
+  T::Layout;
+};
+
+/// The extents of images of `Dim` spatial dimensions.
+template <int Dim>
+using ImageExtents = std::array<Index, static_cast<std::size_t>(Dim)>;
+
+/// "3 x 2", the extents in order.
+template <std::size_t n>
+[[nodiscard]] std::string extents_text(const std::array<Index, n>& extents) {
+  std::string text;
+  for (std::size_t d = 0; d < n; ++d) {
+    if (d > 0) text += " x ";
+    text += std::to_string(extents[d]);
+  }
+  return text;
+}
+
+namespace detail {
+
+template <int Dim, class Tensor>
+constexpr void check_tensor_type() {
+  static_assert(static_cast<int>(Tensor::NumIndices) == Dim + 2,
+                "lora: a tensor of images has the dimensions samples, channels and those of the convolution");
+  static_assert(static_cast<int>(Tensor::Layout) == static_cast<int>(Eigen::RowMajor),
+                "lora: a tensor's layout must be Eigen::RowMajor");
+}
+
+}  // namespace detail
+
+/// The spatial extents of a row-major tensor (samples, channels, spatial...).
+template <int Dim, TensorLike Tensor>
+[[nodiscard]] ImageExtents<Dim> extents_of(const Tensor& tensor) {
+  detail::check_tensor_type<Dim, Tensor>();
+  ImageExtents<Dim> extents;
+  for (std::size_t d = 0; d < extents.size(); ++d) extents[d] = tensor.dimensions()[d + 2];
+  return extents;
+}
+
+/// The tensor as a matrix of samples rows: (channels * spatial) columns.
+template <int Dim, TensorLike Tensor>
+[[nodiscard]] auto image_rows(Tensor& tensor) {
+  detail::check_tensor_type<Dim, Tensor>();
+  using Element = std::remove_pointer_t<decltype(tensor.data())>;
+  Index features = 1;
+  for (std::size_t d = 1; d < static_cast<std::size_t>(Dim) + 2; ++d) features *= tensor.dimensions()[d];
+  return MatrixView<Element>{tensor.data(), tensor.dimensions()[0], features, features, 1};
+}
+
+/// @throws ShapeError unless a tensor has these extents; -1 samples accepts any. A matrix has none of its own.
+template <int Dim, class Images>
+void check_images(std::string_view operation, std::string_view argument, const Images& images, Index samples,
+                  Index channels, const ImageExtents<Dim>& extents) {
+  if constexpr (TensorLike<Images>) {
+    detail::check_tensor_type<Dim, Images>();
+    std::array<Index, static_cast<std::size_t>(Dim) + 2> expected{};
+    std::array<Index, static_cast<std::size_t>(Dim) + 2> got{};
+    for (std::size_t d = 0; d < got.size(); ++d) {
+      got[d] = images.dimensions()[d];
+      expected[d] = d == 0 ? (samples < 0 ? got[0] : samples) : d == 1 ? channels : extents[d - 2];
+    }
+    if (got != expected) throw ShapeError(operation, argument, extents_text(expected), extents_text(got));
+  }
+}
+
+/// Calls body with the images as a MatrixView<const Scalar> of a sample a row.
+template <class LayerScalar, int Dim, class Input, class Body>
+void with_images(const Input& input, const Body& body) {
+  if constexpr (TensorLike<Input>) {
+    static_assert(std::is_same_v<std::remove_const_t<typename Input::Scalar>, LayerScalar>,
+                  "lora: the input's scalar type is not the layer's; cast it explicitly");
+    body(MatrixView<const LayerScalar>(image_rows<Dim>(input)));
+  } else {
+    with_rows<LayerScalar>(input, body);
+  }
+}
+
+/// An object of the kind that answers `input`, with room for `samples` images of `channels` and `extents`.
+template <int Dim, class Input>
+[[nodiscard]] auto make_images(const Input& input, Index samples, Index channels, const ImageExtents<Dim>& extents) {
+  if constexpr (TensorLike<Input>) {
+    using Output = typename RowsOf<Input>::Output;
+    typename Output::Dimensions dimensions;
+    dimensions[0] = samples;
+    dimensions[1] = channels;
+    for (std::size_t d = 0; d < extents.size(); ++d) dimensions[static_cast<int>(d) + 2] = extents[d];
+    return Output(dimensions);
+  } else {
+    for (const Index extent : extents) channels *= extent;
+    return RowsOf<Input>::make_output(input, channels);
+  }
+}
+
+/// The rows of `output`, which must be samples x (channels * extents). @throws ShapeError
+template <class LayerScalar, int Dim, class Output>
+[[nodiscard]] MatrixView<LayerScalar> output_images(std::string_view operation, std::string_view argument,
+                                                    Output& output, Index samples, Index channels,
+                                                    const ImageExtents<Dim>& extents) {
+  check_images<Dim>(operation, argument, output, samples, channels, extents);
+  if constexpr (TensorLike<Output>) {
+    static_assert(std::is_same_v<typename Output::Scalar, LayerScalar>,
+                  "lora: the output's scalar type is not the layer's");
+    return image_rows<Dim>(output);
+  } else {
+    for (const Index extent : extents) channels *= extent;
+    return output_rows<LayerScalar>(operation, argument, output, samples, channels);
+  }
+}
+
+}  // namespace lora
