@@ -1,0 +1,47 @@
+// The values of one adapter over a whole model, apart from any layer: what files hold and models exchange.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "lora/core/types.hpp"
+
+namespace lora {
+
+/// What an adapted module is. Decides the names and shapes its tensors have in files.
+enum class ModuleKind : std::uint8_t { linear, embedding, conv1d, conv2d, conv3d };
+
+/// What an adapter has learned for one module, all kinds as matrices: delta weight = scaling * B * A.
+template <RealScalar Scalar>
+struct ModuleState {
+  ModuleKind kind = ModuleKind::linear;
+  /// rank x in_features; rank x num_embeddings; rank x (in_channels * kernel elements).
+  Matrix<Scalar> A;
+  /// out_features x rank; embedding_dim x rank; out_channels x rank.
+  Matrix<Scalar> B;
+  RowVector<Scalar> lora_bias;     ///< out_features, or empty
+  RowVector<Scalar> magnitude;     ///< out_features with DoRA, or empty
+  std::vector<Index> kernel_size;  ///< of a convolution, one number a dimension
+  double scaling = 1;              ///< s: alpha / rank, or alpha / sqrt(rank)
+
+  [[nodiscard]] Index rank() const noexcept { return A.rows(); }
+};
+
+/// A tensor that an adapter replaces whole: a bias that trained, or one of a module to save.
+template <RealScalar Scalar>
+struct SavedTensor {
+  std::vector<Index> shape;
+  std::vector<Scalar> values;  ///< row-major
+};
+
+/// One adapter: its modules by dotted name ("layers.0.q_proj"), and the tensors it replaces by full name
+/// ("layers.0.q_proj.bias", "head.weight"). A value.
+template <RealScalar Scalar>
+struct AdapterState {
+  std::map<std::string, ModuleState<Scalar>> modules;
+  std::map<std::string, SavedTensor<Scalar>> saved;
+};
+
+}  // namespace lora

@@ -1,0 +1,161 @@
+// Several adapters of a model become one.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <set>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "lora/core/error.hpp"
+#include "lora/core/shape.hpp"
+#include "lora/core/types.hpp"
+#include "lora/core/view.hpp"
+#include "lora/model/adapter_state.hpp"
+#include "lora/model/combine_factors.hpp"
+#include "lora/model/combine_options.hpp"
+
+namespace lora {
+
+/// An adapter, which the caller keeps, and how much of it goes into a combination.
+template <RealScalar Scalar>
+struct WeightedAdapter {
+  const AdapterState<Scalar>* state = nullptr;
+  double weight = 1;
+};
+
+namespace detail {
+
+template <RealScalar Scalar>
+class AdapterCombination {
+ public:
+  AdapterCombination(std::span<const WeightedAdapter<Scalar>> adapters, const CombineOptions& options)
+      : adapters_(adapters), options_(options) {
+    check_combine_options(operation, options);
+    if (adapters.empty()) throw ConfigError(operation, "adapters", "at least one adapter", "none");
+    for (std::size_t i = 0; i < adapters.size(); ++i) {
+      if (adapters[i].state != nullptr) continue;
+      throw ConfigError(operation, "adapters", "a state of every adapter", "none of adapter " + std::to_string(i));
+    }
+    follow_peft();
+  }
+
+  [[nodiscard]] AdapterState<Scalar> run() const {
+    AdapterState<Scalar> result;
+    std::set<std::string_view> names;
+    for (const auto& adapter : adapters_)
+      for (const auto& entry : adapter.state->modules) names.insert(entry.first);
+    for (const std::string_view name : names) result.modules.emplace(name, combined(std::string(name)));
+    for (const auto& adapter : adapters_)
+      for (const auto& [name, tensor] : adapter.state->saved) add_saved(name, tensor, result);
+    return result;
+  }
+
+ private:
+  static constexpr std::string_view operation = "combine_adapters";
+
+  /// PEFT decides for the whole model: one adapter alone is combined as linear, and the default rank of an SVD is the
+  /// largest that any adapter has anywhere.
+  void follow_peft() {
+    if (options_.compatibility != Compatibility::peft) return;
+    if (adapters_.size() == 1) options_.combination_type = CombinationType::linear;
+    if (options_.svd_rank) return;
+    Index largest = 0;
+    for (const auto& adapter : adapters_)
+      for (const auto& entry : adapter.state->modules) largest = std::max(largest, entry.second.rank());
+    if (largest > 0) options_.svd_rank = largest;
+  }
+
+  [[nodiscard]] ModuleState<Scalar> combined(const std::string& name) const {
+    const std::string label = "module \"" + name + "\"";
+    const ModuleState<Scalar>* first = nullptr;
+    std::vector<WeightedFactors<Scalar>> factors;
+    ModuleState<Scalar> result;
+    for (std::size_t i = 0; i < adapters_.size(); ++i) {
+      const auto found = adapters_[i].state->modules.find(name);
+      if (found == adapters_[i].state->modules.end()) continue;
+      const ModuleState<Scalar>& module = found->second;
+      if (first == nullptr) first = &module;
+      check(label + ", adapter " + std::to_string(i), *first, module);
+      factors.push_back({view_of(module.A), view_of(module.B), module.scaling, adapters_[i].weight});
+      add_bias(adapters_[i].weight, module, result.lora_bias);
+    }
+    auto mixed = FactorCombination<Scalar>(operation, label, std::span<const WeightedFactors<Scalar>>(factors),
+                                           options_, stream_of(name))
+                     .run();
+    if (!result.lora_bias.allFinite()) throw StateError(operation, label, "a lora_bias that is finite", "another");
+    result.kind = first->kind;
+    result.kernel_size = first->kernel_size;
+    result.A = std::move(mixed.A);
+    result.B = std::move(mixed.B);
+    result.scaling = mixed.scaling;
+    return result;
+  }
+
+  void check(const std::string& label, const ModuleState<Scalar>& first, const ModuleState<Scalar>& module) const {
+    if (module.kind != first.kind || module.kernel_size != first.kernel_size) {
+      throw ShapeError(operation, label, "the kind and kernel size of the adapters before it", "another");
+    }
+    if (module.magnitude.size() > 0) {
+      throw ConfigError(operation, label, "a delta weight that is scaling * B A", "DoRA, which is no sum");
+    }
+    if (module.lora_bias.size() == 0) return;
+    check_shape(operation, label + ", lora_bias", module.lora_bias, 1, module.B.rows());
+    const CombinationType type = options_.combination_type;
+    const bool sums = type == CombinationType::linear || type == CombinationType::cat || type == CombinationType::svd;
+    if (sums && options_.compatibility == Compatibility::exact) return;
+    std::string got = "one, with ";
+    got.append(name_of(type)).append(sums ? " as PEFT does it" : "");
+    throw ConfigError(operation, label, "no lora_bias other than with linear, cat and svd, exact", got);
+  }
+
+  static void add_bias(double weight, const ModuleState<Scalar>& module, RowVector<Scalar>& sum) {
+    if (module.lora_bias.size() == 0) return;
+    if (sum.size() == 0) sum = RowVector<Scalar>::Zero(module.lora_bias.size());
+    for (Index j = 0; j < sum.size(); ++j) {
+      sum[j] += static_cast<Scalar>(weight * module.scaling * static_cast<double>(module.lora_bias[j]));
+    }
+  }
+
+  static void add_saved(const std::string& name, const SavedTensor<Scalar>& tensor, AdapterState<Scalar>& result) {
+    if (result.saved.emplace(name, tensor).second) return;
+    throw ConfigError(operation, "tensor \"" + name + "\"", "at most one adapter that replaces it", "more");
+  }
+
+  /// FNV-1a: what a module draws depends on its name alone, not on the modules around it.
+  [[nodiscard]] static std::uint64_t stream_of(std::string_view name) noexcept {
+    std::uint64_t hash = 0xcbf29ce484222325U;
+    for (const char letter : name) hash = (hash ^ static_cast<unsigned char>(letter)) * 0x100000001b3U;
+    return hash;
+  }
+
+  std::span<const WeightedAdapter<Scalar>> adapters_;
+  CombineOptions options_;
+};
+
+}  // namespace detail
+
+/// Combines adapters module by module, each as combine_factors says; modules are matched by name, and each new one has
+/// scaling 1. As in PEFT, the result has every module that any adapter has; in a module, adapters that lack it do not
+/// count, neither in sums nor in the number that a disjoint mean divides by. Unlike PEFT's, the factors of modules that
+/// some adapters lack are not padded with zeros to the rank of the others.
+///
+/// lora_bias is summed as sum w_i s_i b_i, with linear, cat and svd (exact); other types, and PEFT, have no answer for
+/// it. A tensor that an adapter replaces whole (a saved bias, a module to save) is copied as it is, whatever the
+/// weight, and at most one adapter may have it.
+///
+/// @throws ConfigError for options or weights out of range, no adapter, DoRA, a lora_bias where there is no answer for
+/// it, or a tensor that two adapters replace; ShapeError naming the module whose shapes, ranks or kinds differ;
+/// StateError naming one whose values are not finite; std::bad_alloc. The adapters are not changed. Pure and reentrant.
+template <RealScalar Scalar>
+[[nodiscard]] AdapterState<Scalar> combine_adapters(std::span<const WeightedAdapter<Scalar>> adapters,
+                                                    const CombineOptions& options) {
+  return detail::AdapterCombination<Scalar>(adapters, options).run();
+}
+
+}  // namespace lora

@@ -1,0 +1,192 @@
+// What a configuration means for the layers and parameters of a model, worked out before anything changes.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "lora/core/error.hpp"
+#include "lora/model/adapter_state.hpp"
+#include "lora/model/model_config.hpp"
+#include "lora/model/model_layer.hpp"
+#include "lora/model/model_parameter.hpp"
+#include "lora/model/module_names.hpp"
+
+namespace lora {
+
+/// What an injection did.
+struct InjectionReport {
+  std::vector<std::string> modules;   ///< names of the layers that have an adapter now, in the order of registration
+  std::vector<std::string> warnings;  ///< what was asked for and could not be taken literally
+};
+
+namespace detail {
+
+/// Layers by name, in the order of registration.
+template <class Scalar>
+using NamedLayers = std::vector<std::pair<std::string, std::unique_ptr<ModelLayer<Scalar>>>>;
+
+[[nodiscard]] inline bool names_bias(std::string_view name) noexcept {
+  return name == "bias" || name.ends_with(".bias");
+}
+
+/// The module a parameter's full name belongs to: "head" of "head.weight".
+[[nodiscard]] inline std::string_view module_of(std::string_view parameter) noexcept {
+  return parameter.substr(0, parameter.rfind('.'));
+}
+
+/// The configuration of a layer that keeps its own options and has no adapter.
+[[nodiscard]] inline LoraConfig without_adapter(const LoraConfig& config) {
+  return {.rank = 0, .fan_in_fan_out = config.fan_in_fan_out, .merge_weights = config.merge_weights};
+}
+
+/// What an adapter means for each layer and parameter of a model.
+template <class Scalar>
+class InjectionPlan {
+ public:
+  /// @throws ConfigError naming what matches nothing or contradicts the model
+  InjectionPlan(std::string_view operation, const LoraModelConfig& config, const NamedLayers<Scalar>& layers,
+                const std::vector<ModelParameter<Scalar>>& parameters)
+      : operation_(operation), layers_(layers), parameters_(parameters) {
+    const ModuleMatcher matcher(config, operation);
+    std::vector<std::string> names;
+    for (const auto& [name, layer] : layers) names.push_back(name);
+    TargetedModules targeted = resolve_targets(config, names, [&](std::string_view name) { return is_linear(name); });
+    report_ = {std::move(targeted.names), std::move(targeted.warnings)};
+    for (const auto& [name, layer] : layers) configs_.push_back(plan_layer(matcher, name, *layer));
+    for (const auto& parameter : parameters) {
+      const bool saved = matcher.saves(module_of(parameter.name()));
+      saved_.push_back(saved);
+      trainable_.push_back(saved || (config.lora.bias == BiasMode::all && names_bias(parameter.name())));
+    }
+    warn_of_unsaved(config);
+  }
+
+  /// The configuration of each layer; rank 0 where it gets no adapter.
+  [[nodiscard]] const std::vector<LoraConfig>& configs() const noexcept { return configs_; }
+  /// Whether a parameter is one of a module to save, and whether it trains.
+  [[nodiscard]] bool saves(std::size_t parameter) const { return saved_[parameter]; }
+  [[nodiscard]] bool trains(std::size_t parameter) const { return trainable_[parameter]; }
+  [[nodiscard]] InjectionReport& report() noexcept { return report_; }
+
+  /// Reads the configuration as that of a file; see ModelLayer::config_of_file.
+  void take_file_configs() {
+    for (std::size_t i = 0; i < layers_.size(); ++i) configs_[i] = layers_[i].second->config_of_file(configs_[i]);
+  }
+
+  /// @throws ConfigError listing what is missing, unknown or misshapen in `state`
+  void check_state(const AdapterState<Scalar>& state) const {
+    std::string trouble;
+    check_modules(state, trouble);
+    check_saved(state, trouble);
+    if (trouble.empty()) return;
+    throw ConfigError(operation_, "state", "what the configuration targets in this model", trouble);
+  }
+
+ private:
+  [[nodiscard]] bool is_linear(std::string_view name) const {
+    const auto named = [&](const auto& entry) { return entry.first == name; };
+    return std::find_if(layers_.begin(), layers_.end(), named)->second->kind() == ModuleKind::linear;
+  }
+
+  [[nodiscard]] LoraConfig plan_layer(const ModuleMatcher& matcher, const std::string& name,
+                                      const ModelLayer<Scalar>& layer) {
+    if (matcher.saves(name)) {
+      throw ConfigError(operation_, "modules_to_save", "parameters that were added as Trainable",
+                        "the layer " + quoted_name(name) + ", whose weight is frozen");
+    }
+    LoraConfig config = matcher.config_for(name);
+    const bool stored_transposed = layer.config().fan_in_fan_out;
+    const bool targeted = matcher.targets(name, layer.kind() == ModuleKind::linear);
+    if (targeted && layer.kind() == ModuleKind::linear && config.fan_in_fan_out != stored_transposed) {
+      std::string warning = name;
+      warning += config.fan_in_fan_out
+                     ? ": fan_in_fan_out is set, and the layer's weight is out_features x in_features"
+                     : ": fan_in_fan_out is not set, and the layer's weight is in_features x out_features";
+      report_.warnings.push_back(warning += "; the layer's own orientation is used");
+    }
+    config.fan_in_fan_out = stored_transposed;
+    if (targeted) return config;
+    LoraConfig none = without_adapter(layer.config());
+    if (config.bias == BiasMode::all) none.bias = BiasMode::all;
+    return none;
+  }
+
+  void warn_of_unsaved(const LoraModelConfig& config) {
+    for (const std::string& module : config.modules_to_save) {
+      const auto means = [&](const ModelParameter<Scalar>& parameter) {
+        return module_of(parameter.name()).ends_with(module);
+      };
+      if (std::none_of(parameters_.begin(), parameters_.end(), means)) {
+        report_.warnings.push_back("modules_to_save " + quoted_name(module) + " matches no parameter");
+      }
+    }
+  }
+
+  static void add(std::string& trouble, std::string_view what, std::string_view name, std::string_view detail = {}) {
+    trouble.append(trouble.empty() ? "" : ", ").append(what).append(" ").append(name).append(detail);
+  }
+
+  void check_modules(const AdapterState<Scalar>& state, std::string& trouble) const {
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      const auto& [name, layer] = layers_[i];
+      const auto found = state.modules.find(name);
+      const bool wanted = configs_[i].rank > 0;
+      if (found == state.modules.end()) {
+        if (wanted) add(trouble, "missing", name);
+      } else if (!wanted) {
+        add(trouble, "not targeted", name);
+      } else if (const std::string misfit = layer->misfit(configs_[i], found->second); !misfit.empty()) {
+        add(trouble, "misshapen", name, " (" + misfit + ")");
+      }
+    }
+    for (const auto& [name, module] : state.modules) {
+      const auto named = [&](const auto& entry) { return entry.first == name; };
+      if (std::none_of(layers_.begin(), layers_.end(), named)) add(trouble, "unknown", name);
+    }
+  }
+
+  void check_saved(const AdapterState<Scalar>& state, std::string& trouble) const {
+    const auto shapes = saved_shapes();
+    for (const auto& [name, shape] : shapes) {
+      const auto found = state.saved.find(name);
+      if (found == state.saved.end()) {
+        add(trouble, "missing", name);
+      } else if (found->second.shape != shape) {
+        add(trouble, "misshapen", name);
+      }
+    }
+    for (const auto& [name, tensor] : state.saved) {
+      if (!shapes.contains(name)) add(trouble, "unknown", name);
+    }
+  }
+
+  // Of every tensor that an adapter of this plan replaces whole.
+  [[nodiscard]] std::map<std::string, std::vector<Index>, std::less<>> saved_shapes() const {
+    std::map<std::string, std::vector<Index>, std::less<>> shapes;
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      const Index size = layers_[i].second->bias().size();
+      if (size > 0 && configs_[i].trains_bias()) shapes.emplace(layers_[i].first + ".bias", std::vector<Index>{size});
+    }
+    for (std::size_t i = 0; i < parameters_.size(); ++i) {
+      if (trainable_[i]) shapes.emplace(parameters_[i].name(), parameters_[i].shape());
+    }
+    return shapes;
+  }
+
+  std::string_view operation_;
+  const NamedLayers<Scalar>& layers_;
+  const std::vector<ModelParameter<Scalar>>& parameters_;
+  std::vector<LoraConfig> configs_;
+  std::vector<bool> saved_;
+  std::vector<bool> trainable_;
+  InjectionReport report_;
+};
+
+}  // namespace detail
+}  // namespace lora

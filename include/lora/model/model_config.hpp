@@ -1,0 +1,265 @@
+// How a whole model is adapted: the options PEFT's LoraConfig has beyond one layer, and what they mean for a module.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "lora/adapter/config.hpp"
+#include "lora/core/error.hpp"
+#include "lora/core/number_text.hpp"
+#include "lora/core/types.hpp"
+#include "lora/model/module_names.hpp"
+
+namespace lora {
+
+/// Which class of the base model PEFT should load an adapter into.
+struct AutoMapping {
+  std::string base_model_class;
+  std::string parent_library;
+};
+
+/// Options of one adapter over a model, by PEFT's names. A plain aggregate:
+/// `{.lora = {.rank = 8, .alpha = 16}, .target_modules = {"q_proj", "v_proj"}}`.
+struct LoraModelConfig {
+  LoraConfig lora{};                          ///< of every adapted layer, but for the patterns below
+  ModuleSelector target_modules{};            ///< which layers are adapted
+  ModuleSelector exclude_modules{};           ///< which are not, though targeted
+  std::vector<Index> layers_to_transform{};   ///< with a list of targets: only those layers; empty means all
+  std::vector<std::string> layers_pattern{};  ///< what stands before a layer's number in names; empty: any one segment
+  /// Other ranks for some modules: the first key that, as a regular expression, matches the module's name or the end of
+  /// it behind a dot.
+  std::vector<std::pair<std::string, Index>> rank_pattern{};
+  std::vector<std::pair<std::string, double>> alpha_pattern{};  ///< likewise other alphas
+  std::vector<std::string> modules_to_save{};                   ///< modules that train whole; never adapted
+  std::string base_model_name_or_path{};
+  std::string revision{};
+  std::string task_type{};  ///< "CAUSAL_LM", ..., or empty
+  std::optional<AutoMapping> auto_mapping{};
+};
+
+/// @throws ConfigError naming the first option that is out of range or contradicts another, as PEFT's LoraConfig would.
+/// Whether patterns are regular expressions is seen when ModuleMatcher compiles them.
+inline void check_config(std::string_view operation, const LoraModelConfig& config) {
+  check_config(operation, config.lora);
+  const auto kind = config.target_modules.kind();
+  const bool one_string = kind == ModuleSelector::Kind::pattern || kind == ModuleSelector::Kind::all_linear;
+  if (one_string && !config.layers_to_transform.empty()) {
+    throw ConfigError(operation, "layers_to_transform", "target_modules to be a list of names with it",
+                      "a pattern or all-linear");
+  }
+  if (config.layers_to_transform.empty() && !config.layers_pattern.empty()) {
+    throw ConfigError(operation, "layers_pattern", "layers_to_transform with it", "none");
+  }
+  for (const auto& [key, rank] : config.rank_pattern) {
+    if (rank < 1) {
+      throw ConfigError(operation, "rank_pattern " + detail::quoted_name(key), "1 or more", std::to_string(rank));
+    }
+  }
+  for (const auto& [key, alpha] : config.alpha_pattern) {
+    if (!std::isfinite(alpha)) {
+      throw ConfigError(operation, "alpha_pattern " + detail::quoted_name(key), "a finite number",
+                        detail::number_text(alpha));
+    }
+  }
+}
+
+/// A configuration made ready to be asked about many modules. It keeps what it needs of the configuration.
+/// Thread safety: any number of threads may ask one object.
+class ModuleMatcher {
+ public:
+  /// @throws ConfigError as check_config, or for a pattern that is no regular expression (see ModuleSelector::matching)
+  explicit ModuleMatcher(const LoraModelConfig& config, std::string_view operation = "ModuleMatcher")
+      : lora_((check_config(operation, config), config.lora)),
+        target_(operation, "target_modules", config.target_modules),
+        exclude_(operation, "exclude_modules", config.exclude_modules),
+        layers_(operation, config.layers_to_transform, config.layers_pattern),
+        saved_names_(config.modules_to_save) {
+    for (const auto& [key, rank] : config.rank_pattern) {
+      ranks_.emplace_back(detail::NamePattern(operation, "rank_pattern", key, detail::PatternPlace::name_end), rank);
+    }
+    for (const auto& [key, alpha] : config.alpha_pattern) {
+      alphas_.emplace_back(detail::NamePattern(operation, "alpha_pattern", key, detail::PatternPlace::name_end), alpha);
+    }
+    for (const std::string& name : config.modules_to_save) {
+      saved_.emplace_back(operation, "modules_to_save", name, detail::PatternPlace::name_part);
+    }
+  }
+
+  /// Whether exclude_modules or modules_to_save keeps this module from being adapted.
+  [[nodiscard]] bool excludes(std::string_view module, bool is_linear = true) const {
+    return exclude_.matches(module, is_linear) || matches_saved(module);
+  }
+
+  /// Whether this module is adapted. `is_linear` counts for all-linear alone. As in PEFT, layers_to_transform does not
+  /// keep out a module whose full name is in the list.
+  [[nodiscard]] bool targets(std::string_view module, bool is_linear = true) const {
+    const bool named = target_.has(module) || (target_.matches(module, is_linear) && layers_.passes(module));
+    return named && !excludes(module, is_linear);
+  }
+
+  /// Whether this module, or one it stands in, is one of modules_to_save. Beside the expressions that keep a module
+  /// from being adapted, PEFT takes any name that ends so: "head" saves "lm_head".
+  [[nodiscard]] bool saves(std::string_view module) const {
+    if (matches_saved(module)) return true;
+    for (std::size_t end = module.find('.'); !module.empty(); end = module.find('.', end + 1)) {
+      const std::string_view outer = module.substr(0, end);
+      for (const std::string& name : saved_names_) {
+        if (outer.ends_with(name)) return true;
+      }
+      if (end == std::string_view::npos) break;
+    }
+    return false;
+  }
+
+  /// The options of one module: `lora` with its rank and alpha from the patterns.
+  [[nodiscard]] LoraConfig config_for(std::string_view module) const {
+    LoraConfig config = lora_;
+    if (const auto* rank = find(ranks_, module)) config.rank = *rank;
+    if (const auto* alpha = find(alphas_, module)) config.alpha = *alpha;
+    return config;
+  }
+
+  /// Keys of rank_pattern ("rank_pattern \"q\"") and alpha_pattern that give none of these modules its rank or alpha.
+  [[nodiscard]] std::vector<std::string> unused_patterns(std::span<const std::string> modules) const {
+    std::vector<std::string> unused;
+    collect_unused("rank_pattern ", ranks_, modules, unused);
+    collect_unused("alpha_pattern ", alphas_, modules, unused);
+    return unused;
+  }
+
+ private:
+  template <class Value>
+  using Patterns = std::vector<std::pair<detail::NamePattern, Value>>;
+
+  // PEFT looks a module that no key matches up by its own name, which finds a key that does not match itself.
+  template <class Value>
+  [[nodiscard]] static const Value* find(const Patterns<Value>& patterns, std::string_view module) {
+    for (const auto& [pattern, value] : patterns) {
+      if (pattern.matches(module)) return &value;
+    }
+    for (const auto& [pattern, value] : patterns) {
+      if (pattern.text() == module) return &value;
+    }
+    return nullptr;
+  }
+
+  template <class Value>
+  static void collect_unused(std::string_view option, const Patterns<Value>& patterns,
+                             std::span<const std::string> modules, std::vector<std::string>& unused) {
+    std::vector<const Value*> used;
+    for (const std::string& module : modules) used.push_back(find(patterns, module));
+    for (const auto& [pattern, value] : patterns) {
+      if (std::find(used.begin(), used.end(), &value) == used.end()) {
+        unused.push_back(std::string(option) + detail::quoted_name(pattern.text()));
+      }
+    }
+  }
+
+  [[nodiscard]] bool matches_saved(std::string_view module) const {
+    return std::any_of(saved_.begin(), saved_.end(), [&](const auto& pattern) { return pattern.matches(module); });
+  }
+
+  LoraConfig lora_;
+  detail::SelectorMatcher target_;
+  detail::SelectorMatcher exclude_;
+  detail::LayerFilter layers_;
+  std::vector<std::string> saved_names_;
+  std::vector<detail::NamePattern> saved_;
+  Patterns<Index> ranks_;
+  Patterns<double> alphas_;
+};
+
+/// ModuleMatcher(config).targets(module, is_linear), for one question. @throws ConfigError as ModuleMatcher
+[[nodiscard]] inline bool targets(const LoraModelConfig& config, std::string_view module, bool is_linear = true) {
+  return ModuleMatcher(config, "targets").targets(module, is_linear);
+}
+
+/// ModuleMatcher(config).config_for(module), for one question. @throws ConfigError as ModuleMatcher
+[[nodiscard]] inline LoraConfig config_for(const LoraModelConfig& config, std::string_view module) {
+  return ModuleMatcher(config, "config_for").config_for(module);
+}
+
+/// What a configuration chooses among the modules of a model.
+struct TargetedModules {
+  std::vector<std::string> names;     ///< of the adapted modules, in the model's order
+  std::vector<std::string> warnings;  ///< names and patterns of the configuration that match nothing
+};
+
+namespace detail {
+
+inline void warn_of_unmatched(std::string_view option, const ModuleSelector& selector,
+                              std::span<const std::string> modules, std::vector<std::string>& warnings) {
+  for (const std::string& name : selector.names()) {
+    const auto means = [&](const std::string& module) { return means_module(name, module); };
+    if (std::none_of(modules.begin(), modules.end(), means)) {
+      warnings.push_back(std::string(option) + " " + quoted_name(name) + " matches no module");
+    }
+  }
+}
+
+[[nodiscard]] inline std::string target_text(const ModuleSelector& selector) {
+  switch (selector.kind()) {
+    case ModuleSelector::Kind::pattern:
+      return "the pattern " + quoted_name(selector.pattern());
+    case ModuleSelector::Kind::all_linear:
+      return "all-linear";
+    default:
+      return selector.names().empty() ? "no name at all" : quoted_names(selector.names());
+  }
+}
+
+[[noreturn]] inline void throw_nothing_targeted(std::string_view operation, const LoraModelConfig& config,
+                                                std::span<const std::string> modules, std::size_t excluded) {
+  std::string got = "none among " + std::to_string(modules.size()) + " modules";
+  if (!modules.empty()) got.append(" (").append(quoted_names(modules, 8)).append(")");
+  if (excluded > 0) got.append("; exclude_modules and modules_to_save took ").append(std::to_string(excluded));
+  if (!config.layers_to_transform.empty()) {
+    got.append("; layers_to_transform lets pass");
+    for (const Index layer : config.layers_to_transform) got.append(" ").append(std::to_string(layer));
+  }
+  if (!config.layers_pattern.empty()) got.append("; layers_pattern is ").append(quoted_names(config.layers_pattern));
+  throw ConfigError(operation, "target_modules", "a module that matches " + target_text(config.target_modules), got);
+}
+
+}  // namespace detail
+
+/// The modules that `config` adapts among all of a model's. Without `is_linear` every module counts as linear. As in
+/// PEFT, single names that match nothing are no error; they come back as warnings.
+/// @throws ConfigError that lists target_modules when nothing at all is adapted; as ModuleMatcher
+[[nodiscard]] inline TargetedModules resolve_targets(const LoraModelConfig& config,
+                                                     std::span<const std::string> modules,
+                                                     const std::function<bool(std::string_view)>& is_linear = {}) {
+  constexpr std::string_view operation = "resolve_targets";
+  const ModuleMatcher matcher(config, operation);
+  TargetedModules result;
+  std::size_t excluded = 0;
+  for (const std::string& module : modules) {
+    const bool linear = !is_linear || is_linear(module);
+    if (matcher.targets(module, linear)) {
+      result.names.push_back(module);
+    } else if (matcher.excludes(module, linear)) {
+      ++excluded;
+    }
+  }
+  if (result.names.empty()) detail::throw_nothing_targeted(operation, config, modules, excluded);
+  detail::warn_of_unmatched("target_modules", config.target_modules, modules, result.warnings);
+  detail::warn_of_unmatched("exclude_modules", config.exclude_modules, modules, result.warnings);
+  if (config.exclude_modules.kind() == ModuleSelector::Kind::pattern && excluded == 0) {
+    result.warnings.push_back("exclude_modules " + detail::quoted_name(config.exclude_modules.pattern()) +
+                              " matches no module");
+  }
+  for (std::string& pattern : matcher.unused_patterns(result.names)) {
+    result.warnings.push_back(pattern.append(" matches no adapted module"));
+  }
+  return result;
+}
+
+}  // namespace lora

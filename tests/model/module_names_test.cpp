@@ -1,0 +1,199 @@
+// Names against lists, expressions and layer indices; the oracle for their meaning is PEFT's own code, whose answers
+// are in golden/module_matching.json (see model_config_test.cpp).
+#include "lora/model/module_names.hpp"
+
+#include <chrono>
+#include <gtest/gtest.h>
+#include <string>
+#include <vector>
+
+namespace lora {
+namespace {
+
+using detail::LayerFilter;
+using detail::means_module;
+using detail::NamePattern;
+using detail::PatternPlace;
+using detail::SelectorMatcher;
+
+bool whole(const std::string& pattern, std::string_view name) {
+  return NamePattern("test", "option", pattern, PatternPlace::whole_name).matches(name);
+}
+bool end(const std::string& pattern, std::string_view name) {
+  return NamePattern("test", "option", pattern, PatternPlace::name_end).matches(name);
+}
+bool part(const std::string& pattern, std::string_view name) {
+  return NamePattern("test", "option", pattern, PatternPlace::name_part).matches(name);
+}
+
+std::string error_of(const std::string& pattern) {
+  try {
+    NamePattern("operation", "target_modules", pattern, PatternPlace::whole_name);
+  } catch (const ConfigError& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(ModuleSelector, AListOfNamesIsWhatBracesMake) {
+  const ModuleSelector selector{"q_proj", "v_proj"};
+  EXPECT_EQ(selector.kind(), ModuleSelector::Kind::names);
+  EXPECT_EQ(selector.names(), (std::vector<std::string>{"q_proj", "v_proj"}));
+  EXPECT_EQ(selector, ModuleSelector::listed({"q_proj", "v_proj"}));
+  EXPECT_NE(selector, ModuleSelector::listed({"q_proj"}));
+  EXPECT_NE(ModuleSelector::matching("q_proj"), ModuleSelector::listed({"q_proj"}));
+}
+
+TEST(ModuleSelector, IsEmptyWhenNoNameCanMatch) {
+  EXPECT_TRUE(ModuleSelector().empty());
+  EXPECT_TRUE(ModuleSelector::listed({}).empty());
+  EXPECT_TRUE(ModuleSelector::matching("").empty());
+  EXPECT_FALSE(ModuleSelector::all_linear().empty());
+  EXPECT_FALSE(ModuleSelector{"q"}.empty());
+}
+
+TEST(MeansModule, AListedNameMeansItselfAndWhatEndsInItBehindADot) {
+  EXPECT_TRUE(means_module("q_proj", "q_proj"));
+  EXPECT_TRUE(means_module("q_proj", "layers.0.q_proj"));
+  EXPECT_TRUE(means_module("0.q_proj", "layers.0.q_proj"));
+  EXPECT_FALSE(means_module("0.q_proj", "layers.10.q_proj"));
+  EXPECT_FALSE(means_module("proj", "layers.0.q_proj"));
+  EXPECT_FALSE(means_module("layers.0", "layers.0.q_proj"));
+}
+
+TEST(SelectorMatcher, AgreesWithEachListedNameAlone) {
+  const std::vector<std::string> listed{"q_proj", "0.v", "model.head", "a.b.c"};
+  const SelectorMatcher matcher("test", "target_modules", ModuleSelector::listed(listed));
+  for (const std::string name : {"q_proj", "x.q_proj", "xq_proj", "0.v", "1.0.v", "10.v", "head", "model.head",
+                                 "my.model.head", "b.c", "a.b.c", "z.a.b.c", "", ".", "q_proj."}) {
+    bool expected = false;
+    for (const std::string& target : listed) expected = expected || means_module(target, name);
+    EXPECT_EQ(matcher.matches(name, true), expected) << name;
+  }
+}
+
+TEST(SelectorMatcher, AllLinearAsksTheCaller) {
+  const SelectorMatcher matcher("test", "target_modules", ModuleSelector::all_linear());
+  EXPECT_TRUE(matcher.matches("anything", true));
+  EXPECT_FALSE(matcher.matches("anything", false));
+}
+
+TEST(NamePattern, TheWholeNameMustMatch) {
+  EXPECT_TRUE(whole("model\\.layers\\.[01]\\.(q_proj|mlp\\.down)", "model.layers.1.mlp.down"));
+  EXPECT_FALSE(whole("model\\.layers\\.[01]\\.(q_proj|mlp\\.down)", "model.layers.2.mlp.down"));
+  EXPECT_FALSE(whole("q|v", "q.v"));
+  EXPECT_TRUE(whole(".*layers\\.(?!0\\.).*", "model.layers.1.q"));
+  EXPECT_FALSE(whole(".*layers\\.(?!0\\.).*", "model.layers.0.q"));
+}
+
+TEST(NamePattern, ADotWithoutOtherSpecialCharactersIsAnyCharacter) {
+  for (const bool expression : {false, true}) {
+    const std::string pattern = expression ? "(?:a.c)" : "a.c";
+    EXPECT_TRUE(whole(pattern, "a.c")) << pattern;
+    EXPECT_TRUE(whole(pattern, "abc")) << pattern;
+    EXPECT_FALSE(whole(pattern, "a\nc")) << pattern;
+    EXPECT_FALSE(whole(pattern, "ac")) << pattern;
+    EXPECT_TRUE(end(pattern, "x.abc")) << pattern;
+    EXPECT_FALSE(end(pattern, "xabc")) << pattern;
+  }
+}
+
+TEST(NamePattern, AnEndBeginsAtTheStartOrBehindADot) {
+  EXPECT_TRUE(end("q_proj", "q_proj"));
+  EXPECT_TRUE(end("q_proj", "layers.0.q_proj"));
+  EXPECT_FALSE(end("q_proj", "xq_proj"));
+  EXPECT_FALSE(end("q_proj", "q_proj.x"));
+  EXPECT_TRUE(end("^layers.0.q_proj", "layers.0.q_proj"));
+  EXPECT_FALSE(end("^layers.0.q_proj", "model.layers.0.q_proj"));
+  EXPECT_TRUE(end("q|v", "a.v"));
+}
+
+TEST(NamePattern, APartIsARunOfWholeSegments) {
+  for (const std::string pattern : {"head", "(?:head)"}) {
+    EXPECT_TRUE(part(pattern, "head"));
+    EXPECT_TRUE(part(pattern, "model.head"));
+    EXPECT_TRUE(part(pattern, "model.head.dense"));
+    EXPECT_FALSE(part(pattern, "model.lm_head"));
+    EXPECT_FALSE(part(pattern, "heads"));
+  }
+}
+
+TEST(NamePattern, WhatIsNoExpressionIsNamedInTheError) {
+  for (const std::string pattern : {"(", "[a", "a)", "*a", "a{2", "(?P<layer>x)", "(?<=x)y", "(a)\\1", "x\\"}) {
+    const std::string text = error_of(pattern);
+    EXPECT_NE(text.find("operation: target_modules: expected a regular expression"), std::string::npos) << text;
+    EXPECT_NE(text.find("\"" + pattern + "\""), std::string::npos) << text;
+  }
+}
+
+TEST(NamePattern, AbsurdLengthsAreRefused) {
+  EXPECT_NE(error_of(std::string(NamePattern::max_pattern + 1, '*')).find("4097 bytes"), std::string::npos);
+  EXPECT_NE(error_of("((a{99}){99}){99}").find("20000"), std::string::npos);
+  EXPECT_NE(error_of("a{0,99999999999999999999999}").find("20000"), std::string::npos);
+  EXPECT_EQ(error_of("(?:layers|blocks)\\.\\d{1,2}\\..*"), "no error");
+  EXPECT_EQ(error_of(std::string(5000, 'x')), "no error") << "plain text is compared, not compiled";
+  const std::string long_name(NamePattern::max_name + 1, 'x');
+  EXPECT_THROW(static_cast<void>(whole("x*", long_name)), ConfigError);
+  EXPECT_FALSE(whole("x", long_name));
+}
+
+TEST(NamePattern, NestingUpToTheLimitCompilesAndMatches) {
+  const std::size_t depth = NamePattern::max_pattern / 2 - 1;
+  const std::string nested = std::string(depth, '(') + "a" + std::string(depth, ')');
+  EXPECT_TRUE(whole(nested, "a"));
+  const std::string empties = "(((){9}){9}){9}a";
+  EXPECT_TRUE(whole(empties, "a"));
+  std::string alternatives = "a";
+  while (alternatives.size() + 2 < NamePattern::max_pattern) alternatives += "|a";
+  EXPECT_TRUE(whole(alternatives, "a"));
+}
+
+#ifdef __GLIBCXX__
+TEST(NamePattern, NoExpressionTakesExponentialTime) {
+  const auto start = std::chrono::steady_clock::now();
+  const std::string name(NamePattern::max_name, 'a');
+  EXPECT_FALSE(whole("(a*)*b", name));
+  EXPECT_FALSE(whole("(a|aa)+b", name));
+  EXPECT_FALSE(whole("(?:a|a|a|a)*(?:a|a)*(?:a|a)*b", name));
+  // With backtracking these three take longer than anyone waits.
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20));
+}
+#endif
+
+TEST(LayerFilter, WithoutLayersEverythingPasses) {
+  EXPECT_TRUE(LayerFilter("test", {}, {}).passes("q_proj"));
+  EXPECT_TRUE(LayerFilter("test", {}, {}).passes("model.layers.7.q_proj"));
+}
+
+TEST(LayerFilter, TheFirstNumberBehindTwoSegmentsIsTheLayer) {
+  const LayerFilter filter("test", {1}, {});
+  EXPECT_TRUE(filter.passes("model.layers.1.q_proj"));
+  EXPECT_TRUE(filter.passes("model.layers.1.experts.0.w"));
+  EXPECT_FALSE(filter.passes("model.layers.0.experts.1.w"));
+  EXPECT_FALSE(filter.passes("layers.1.q_proj")) << "one segment before it is not enough";
+  EXPECT_FALSE(filter.passes("model.layers.1")) << "a number at the end is a module";
+  EXPECT_FALSE(filter.passes("model.layers.x.q_proj"));
+  EXPECT_FALSE(filter.passes("q_proj"));
+}
+
+TEST(LayerFilter, APatternStandsBeforeTheNumberAndNotFirst) {
+  const LayerFilter filter("test", {1}, {"h", "block"});
+  EXPECT_TRUE(filter.passes("transformer.h.1.attn"));
+  EXPECT_TRUE(filter.passes("encoder.block.1.layer.0.q"));
+  EXPECT_FALSE(filter.passes("encoder.block.0.layer.1.q"));
+  EXPECT_FALSE(filter.passes("h.1.attn"));
+  EXPECT_FALSE(filter.passes("model.layers.1.attn"));
+}
+
+TEST(LayerFilter, NumbersBeyondIndexAreNoLayer) {
+  EXPECT_FALSE(LayerFilter("test", {0}, {}).passes("model.layers.99999999999999999999.q"));
+}
+
+TEST(QuotedNames, AreCutAndEscaped) {
+  EXPECT_EQ(detail::quoted_name("a\nb"), "\"a\\x0ab\"");
+  EXPECT_EQ(detail::quoted_name(std::string(200, 'a')), "\"" + std::string(160, 'a') + "...\"");
+  EXPECT_EQ(detail::quoted_names(std::vector<std::string>{"a", "b", "c"}, 2), "\"a\", \"b\", ... (3)");
+}
+
+}  // namespace
+}  // namespace lora
