@@ -1,0 +1,158 @@
+// Writing a LoraModelConfig as the adapter_config.json that PEFT loads.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "lora/adapter/config.hpp"
+#include "lora/core/error.hpp"
+#include "lora/io/atomic_file.hpp"
+#include "lora/io/text.hpp"
+#include "lora/model/model_config.hpp"
+
+namespace lora {
+
+namespace detail {
+
+// It keeps the order of insertion: of the keys, ascending as PEFT writes them; of a pattern's entries, that of the
+// configuration, because the first that matches counts.
+using PeftOutputJson = nlohmann::ordered_json;
+
+[[nodiscard]] inline PeftOutputJson text_or_null(const std::string& text) {
+  return text.empty() ? PeftOutputJson(nullptr) : PeftOutputJson(text);
+}
+
+template <class T>
+[[nodiscard]] PeftOutputJson list_or_null(const std::vector<T>& values) {
+  return values.empty() ? PeftOutputJson(nullptr) : PeftOutputJson(values);
+}
+
+/// PEFT's alphas are integers, where they are.
+[[nodiscard]] inline PeftOutputJson number_json(double number) {
+  constexpr double exact = 9007199254740992.0;  // 2^53
+  if (std::trunc(number) == number && std::abs(number) < exact) return static_cast<std::int64_t>(number);
+  return number;
+}
+
+[[nodiscard]] inline PeftOutputJson selector_json(const ModuleSelector& selector) {
+  switch (selector.kind()) {
+    case ModuleSelector::Kind::none:
+      return nullptr;
+    case ModuleSelector::Kind::names:
+      return selector.names();
+    case ModuleSelector::Kind::pattern:
+      return selector.pattern();
+    case ModuleSelector::Kind::all_linear:
+      return "all-linear";
+  }
+  return nullptr;
+}
+
+[[nodiscard]] inline std::string_view bias_name(BiasMode bias) {
+  switch (bias) {
+    case BiasMode::none:
+      return "none";
+    case BiasMode::all:
+      return "all";
+    case BiasMode::lora_only:
+      return "lora_only";
+  }
+  return "none";
+}
+
+[[nodiscard]] inline PeftOutputJson initialization_json(const LoraConfig& lora) {
+  switch (lora.init_lora_weights) {
+    case InitLoraWeights::kaiming_uniform:
+      return true;
+    case InitLoraWeights::random:
+      return false;
+    case InitLoraWeights::gaussian:
+      return "gaussian";
+    case InitLoraWeights::orthogonal:
+      return "orthogonal";
+    case InitLoraWeights::olora:
+      return "olora";
+    case InitLoraWeights::pissa:
+      return lora.pissa_niter == 0 ? "pissa" : "pissa_niter_" + std::to_string(lora.pissa_niter);
+  }
+  return true;
+}
+
+[[nodiscard]] inline PeftOutputJson auto_mapping_json(const LoraModelConfig& config) {
+  if (!config.auto_mapping) return nullptr;
+  PeftOutputJson mapping;
+  mapping["base_model_class"] = config.auto_mapping->base_model_class;
+  mapping["parent_library"] = config.auto_mapping->parent_library;
+  return mapping;
+}
+
+template <class Value, class ToJson>
+[[nodiscard]] PeftOutputJson pattern_json(const std::vector<std::pair<std::string, Value>>& pattern, ToJson to_json) {
+  PeftOutputJson object = PeftOutputJson::object();
+  for (const auto& [key, value] : pattern) {
+    if (!object.contains(key)) object[key] = to_json(value);
+  }
+  return object;
+}
+
+[[nodiscard]] inline PeftOutputJson peft_config_json(const LoraModelConfig& config) {
+  const LoraConfig& lora = config.lora;
+  PeftOutputJson json;
+  json["alpha_pattern"] = pattern_json(config.alpha_pattern, number_json);
+  json["auto_mapping"] = auto_mapping_json(config);
+  json["base_model_name_or_path"] = text_or_null(config.base_model_name_or_path);
+  json["bias"] = bias_name(lora.bias);
+  if (!config.exclude_modules.empty()) json["exclude_modules"] = selector_json(config.exclude_modules);
+  json["fan_in_fan_out"] = lora.fan_in_fan_out;
+  json["inference_mode"] = true;
+  json["init_lora_weights"] = initialization_json(lora);
+  json["layers_pattern"] = list_or_null(config.layers_pattern);
+  json["layers_to_transform"] = list_or_null(config.layers_to_transform);
+  json["lora_alpha"] = number_json(lora.alpha);
+  if (lora.lora_bias) json["lora_bias"] = true;
+  json["lora_dropout"] = lora.dropout;
+  json["modules_to_save"] = list_or_null(config.modules_to_save);
+  json["peft_type"] = "LORA";
+  json["r"] = lora.rank;
+  json["rank_pattern"] = pattern_json(config.rank_pattern, [](Index rank) { return rank; });
+  json["revision"] = text_or_null(config.revision);
+  json["target_modules"] = selector_json(config.target_modules);
+  json["task_type"] = text_or_null(config.task_type);
+  if (lora.use_dora) json["use_dora"] = true;
+  if (lora.use_rslora) json["use_rslora"] = true;
+  return json;
+}
+
+}  // namespace detail
+
+/// The text of an adapter_config.json: keys ascending, two spaces of indentation. Options that came after PEFT 0.5
+/// (exclude_modules, lora_bias, use_dora, use_rslora) are written only when they are active, because a PEFT that does
+/// not know a key refuses it, while one that knows it fills in what is missing. merge_weights has no place there.
+/// @throws ConfigError for what PEFT would refuse: options out of range, rank 0, text that is not UTF-8
+[[nodiscard]] inline std::string peft_config_text(const LoraModelConfig& config) {
+  constexpr std::string_view operation = "write adapter_config.json";
+  check_config(operation, config);
+  if (config.lora.rank < 1) throw ConfigError(operation, "rank", "1 or more", std::to_string(config.lora.rank));
+  try {
+    return detail::peft_config_json(config).dump(2, ' ', true);
+  } catch (const nlohmann::json::exception& error) {
+    throw ConfigError(operation, "a name or pattern", "UTF-8", in_quotes(error.what()));
+  }
+}
+
+/// Writes an adapter_config.json atomically. @throws ConfigError as peft_config_text, IoError
+inline void write_peft_config(const std::filesystem::path& path, const LoraModelConfig& config) {
+  const std::string text = peft_config_text(config);
+  AtomicFile file(path);
+  file.write(std::as_bytes(std::span(text)));
+  file.commit();
+}
+
+}  // namespace lora

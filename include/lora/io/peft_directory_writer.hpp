@@ -1,0 +1,218 @@
+// Writing one adapter as the folder that PEFT's from_pretrained loads.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <filesystem>
+#include <limits>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "lora/core/error.hpp"
+#include "lora/core/number_text.hpp"
+#include "lora/core/types.hpp"
+#include "lora/io/atomic_file.hpp"
+#include "lora/io/dtype.hpp"
+#include "lora/io/file_descriptor.hpp"
+#include "lora/io/peft_config_writer.hpp"
+#include "lora/io/peft_directory.hpp"
+#include "lora/io/peft_tensors.hpp"
+#include "lora/io/safetensors_writer.hpp"
+#include "lora/io/text.hpp"
+#include "lora/model/adapter_state.hpp"
+#include "lora/model/model_config.hpp"
+
+namespace lora {
+
+struct PeftWriteOptions {
+  std::optional<Dtype> dtype = std::nullopt;  ///< F64, F32, F16 or BF16; that of the adapter's scalar when empty
+  bool overwrite = false;                     ///< replace an adapter that is there
+  std::string adapter = "default";            ///< any other name goes to a folder of that name
+};
+
+namespace detail {
+
+inline constexpr std::string_view write_peft = "write_peft_directory";
+
+/// A tensor to be written: what the file says of it, and its values, which stay where they are.
+template <RealScalar Scalar>
+struct PeftOutput {
+  PeftTensor tensor;
+  std::span<const Scalar> values;
+};
+
+template <RealScalar Scalar>
+[[nodiscard]] std::string module_shape_problem(const ModuleState<Scalar>& module) {
+  const std::size_t dimensions = module.kind == ModuleKind::conv1d   ? 1
+                                 : module.kind == ModuleKind::conv2d ? 2
+                                 : module.kind == ModuleKind::conv3d ? 3
+                                                                     : 0;
+  if (module.kernel_size.size() != dimensions) {
+    return "expected " + std::to_string(dimensions) + " extents of the kernel, got " + shape_text(module.kernel_size);
+  }
+  Index in = module.A.cols();
+  for (const Index extent : module.kernel_size) {
+    if (extent < 1 || in % extent != 0) {
+      return "expected a kernel whose elements divide A's " + std::to_string(module.A.cols()) + " columns, got " +
+             shape_text(module.kernel_size);
+    }
+    in /= extent;
+  }
+  return {};
+}
+
+/// All tensors of an adapter by the names PEFT writes. @throws ShapeError for kernels and saved values that do not fit.
+template <RealScalar Scalar>
+[[nodiscard]] std::vector<PeftOutput<Scalar>> peft_outputs(const AdapterState<Scalar>& state, Dtype dtype) {
+  std::vector<PeftOutput<Scalar>> outputs;
+  const auto put = [&](std::string name, std::vector<Index> shape, const auto& values) {
+    outputs.push_back({{std::move(name), dtype, std::move(shape)},
+                       std::span<const Scalar>(values.data(), static_cast<std::size_t>(values.size()))});
+  };
+  for (const auto& [name, module] : state.modules) {
+    const std::string problem = module_shape_problem(module);
+    if (!problem.empty()) throw ShapeError(write_peft, "module " + in_quotes(name), "a module of its kind", problem);
+    const bool embedding = module.kind == ModuleKind::embedding;
+    PeftShapes shapes = peft_shapes(module);
+    put(peft_name(embedding ? PeftPart::embedding_A : PeftPart::lora_A, name), std::move(shapes.A), module.A);
+    put(peft_name(embedding ? PeftPart::embedding_B : PeftPart::lora_B, name), std::move(shapes.B), module.B);
+    if (module.lora_bias.size() > 0) {
+      put(peft_name(PeftPart::lora_bias, name), std::move(shapes.lora_bias), module.lora_bias);
+    }
+    if (module.magnitude.size() > 0) {
+      put(peft_name(PeftPart::magnitude, name), std::move(shapes.magnitude), module.magnitude);
+    }
+  }
+  for (const auto& [name, saved] : state.saved) {
+    const auto [module, parameter] = split_parameter(name);
+    const bool adapted = state.modules.contains(std::string(module));
+    const std::string written =
+        adapted ? std::string(module).append(".base_layer.").append(parameter) : std::string(name);
+    put(peft_name(PeftPart::saved, written), saved.shape, saved.values);
+    std::size_t size = 1;
+    for (const Index extent : saved.shape) size *= static_cast<std::size_t>(extent);
+    if (size != saved.values.size()) {
+      throw ShapeError(write_peft, "saved tensor " + in_quotes(name), "values of shape " + shape_text(saved.shape),
+                       std::to_string(saved.values.size()) + " values");
+    }
+  }
+  return outputs;
+}
+
+/// Everything for which PEFT would not load the adapter as it is in memory.
+template <RealScalar Scalar>
+void check_peft_state(const LoraModelConfig& config, const AdapterState<Scalar>& state,
+                      const std::vector<PeftOutput<Scalar>>& outputs) {
+  std::vector<PeftTensor> tensors;
+  for (const auto& output : outputs) tensors.push_back(output.tensor);
+  const ModuleMatcher matcher = matcher_of_tensors(config, write_peft);
+  std::vector<std::string> problems = take_peft_inventory(config, matcher, tensors).problems;
+  if (state.modules.empty()) problems.emplace_back("there is no module in the adapter");
+  for (const std::string& module : untargeted_modules(config, state).value_or(std::vector<std::string>())) {
+    problems.push_back("module " + in_quotes(module) + " is not among target_modules");
+  }
+  for (const auto& [name, module] : state.modules) {
+    const double scaling = matcher.config_for(name).scaling();
+    // The scaling of the file comes from its integers by one or two rounded operations.
+    if (!(std::abs(module.scaling - scaling) <= 4 * std::numeric_limits<double>::epsilon() * std::abs(scaling))) {
+      problems.push_back("module " + in_quotes(name) + " has scaling " + number_text(module.scaling) + ", alpha and " +
+                         "rank of the configuration give " + number_text(scaling));
+    }
+  }
+  if (!problems.empty()) {
+    throw ConfigError(write_peft, "adapter", "the state that its configuration describes", problems_text(problems));
+  }
+}
+
+/// The smallest magnitude that rounds to infinity in a dtype.
+[[nodiscard]] inline double overflow_of(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::F16:
+      return 65520.0;
+    case Dtype::BF16:
+      return std::ldexp(2.0 - std::ldexp(1.0, -8), 127);
+    case Dtype::F32:
+      return std::ldexp(2.0 - std::ldexp(1.0, -24), 127);
+    default:
+      return std::numeric_limits<double>::infinity();
+  }
+}
+
+template <RealScalar Scalar>
+void check_representable(const std::vector<PeftOutput<Scalar>>& outputs, Dtype dtype) {
+  const double limit = overflow_of(dtype);
+  const auto overflows = [&](Scalar value) {
+    return std::isfinite(value) && std::abs(static_cast<double>(value)) >= limit;
+  };
+  for (const auto& output : outputs) {
+    const auto found = std::find_if(output.values.begin(), output.values.end(), overflows);
+    if (found != output.values.end()) {
+      throw ConfigError(write_peft, "tensor " + in_quotes(output.tensor.name),
+                        "values that are finite in " + std::string(name_of(dtype)), number_text(*found));
+    }
+  }
+}
+
+inline void refuse_existing(const std::filesystem::path& path) {
+  std::error_code ignored;
+  if (std::filesystem::exists(std::filesystem::symlink_status(path, ignored))) {
+    throw IoError(write_peft, in_quotes(path.native(), path.native().size()), "no such file, or overwrite = true",
+                  "a file that exists");
+  }
+}
+
+}  // namespace detail
+
+/// Writes an adapter so that PEFT loads it, and makes the folder when it is not there. Values are rounded once to the
+/// dtype. Each file is replaced as a whole or not at all, and the configuration last: whoever finds it finds the
+/// tensors too. What does not fit the configuration is refused before anything is touched.
+/// @throws ShapeError, ConfigError listing what PEFT would not load or load otherwise, IoError; ConfigError for values
+/// that the dtype turns into infinities; SafetensorsError for names that are not UTF-8
+template <RealScalar Scalar>
+void write_peft_directory(const std::filesystem::path& directory, const LoraModelConfig& config,
+                          const AdapterState<Scalar>& state, const PeftWriteOptions& options = {}) {
+  const Dtype dtype = options.dtype.value_or(dtype_of<Scalar>);
+  if (!converts_to_real(dtype)) {
+    throw ConfigError(detail::write_peft, "dtype", "F64, F32, F16 or BF16", name_of(dtype));
+  }
+  const std::filesystem::path folder = peft_adapter_path(directory, options.adapter);
+  const std::string config_text = peft_config_text(config);
+  const auto outputs = detail::peft_outputs(state, dtype);
+  detail::check_peft_state(config, state, outputs);
+  detail::check_representable(outputs, dtype);
+  SafetensorsWriter writer;
+  writer.add_metadata("format", "pt");
+  for (const auto& [tensor, values] : outputs) {
+    const Eigen::Map<const RowVector<Scalar>> row(values.data(), static_cast<Index>(values.size()));
+    writer.add(tensor.name, row, tensor.shape, dtype);
+  }
+
+  const std::filesystem::path config_path = folder / peft_config_file;
+  const std::filesystem::path tensors_path = folder / peft_tensors_file;
+  if (!options.overwrite) {
+    detail::refuse_existing(config_path);
+    detail::refuse_existing(tensors_path);
+  }
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  if (error) throw_io_error(detail::write_peft, folder, "to make the folder", error.value());
+  AtomicFile config_file(config_path);
+  config_file.write(std::as_bytes(std::span(config_text)));
+  writer.write(tensors_path);
+  config_file.commit();
+}
+
+/// Writes the configuration and state of `adapter`, as above.
+template <RealScalar Scalar>
+void write_peft_directory(const std::filesystem::path& directory, const PeftAdapter<Scalar>& adapter,
+                          const PeftWriteOptions& options = {}) {
+  write_peft_directory(directory, adapter.config, adapter.state, options);
+}
+
+}  // namespace lora
