@@ -22,6 +22,8 @@ else()
     lora_development INTERFACE -Wall -Wextra -Wpedantic -Wconversion -Wshadow
                                $<$<BOOL:${LORA_WARNINGS_AS_ERRORS}>:-Werror>)
 endif()
+# A fifth of the time g++ takes for these sources goes into collecting its own garbage.
+target_compile_options(lora_development INTERFACE $<$<CXX_COMPILER_ID:GNU>:--param=ggc-min-heapsize=1000000>)
 if(LORA_SANITIZE)
   target_compile_options(lora_development INTERFACE -fsanitize=${LORA_SANITIZE} -fno-sanitize-recover=all
                                                     -fno-omit-frame-pointer -g)

@@ -1,0 +1,84 @@
+// lora combine: several adapters of a model become one.
+#include "lora/model/combine.hpp"
+
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "adapter_file.hpp"
+#include "commands.hpp"
+#include "lora/io/peft_directory_writer.hpp"
+#include "lora/model/described_config.hpp"
+#include "output.hpp"
+
+namespace lora::tools {
+namespace {
+
+struct Arguments {
+  std::vector<std::string> adapters;
+  std::vector<double> weights;
+  std::string output;
+  std::string type = "linear";
+  std::optional<double> density;
+  std::optional<Index> svd_rank;
+  std::optional<std::uint64_t> seed;
+  bool peft = false;
+  bool force = false;
+};
+
+void run(const Arguments& arguments) {
+  require_free(arguments.output, arguments.force);
+  CombineOptions options;
+  const auto type = parse_combination_type(arguments.type);
+  if (!type) throw ConfigError("combine", "--type", "a combination that PEFT names", arguments.type);
+  options.combination_type = *type;
+  options.density = arguments.density;
+  options.svd_rank = arguments.svd_rank;
+  options.seed = arguments.seed;
+  options.compatibility = arguments.peft ? Compatibility::peft : Compatibility::exact;
+  if (!arguments.weights.empty() && arguments.weights.size() != arguments.adapters.size()) {
+    throw ConfigError("combine", "--weights", std::to_string(arguments.adapters.size()) + " numbers",
+                      std::to_string(arguments.weights.size()));
+  }
+  std::vector<AdapterFile> files;
+  for (const auto& path : arguments.adapters) files.push_back(read_adapter(path));
+  std::vector<WeightedAdapter<float>> weighted;
+  for (std::size_t i = 0; i < files.size(); ++i) {
+    weighted.push_back({&files[i].state, arguments.weights.empty() ? 1.0 : arguments.weights[i]});
+  }
+  const auto state = combine_adapters<float>(weighted, options);
+  LoraModelConfig start = files.front().config;
+  start.lora.use_rslora = false;
+  const LoraModelConfig config = described_config(start, state);
+  write_peft_directory(arguments.output, config, state, {.overwrite = arguments.force});
+  std::printf("combined %zu adapters (%s) into %s: %zu modules\n", files.size(), arguments.type.c_str(),
+              arguments.output.c_str(), state.modules.size());
+}
+
+}  // namespace
+
+void add_combine(CLI::App& app) {
+  auto* command = app.add_subcommand("combine", "Make one adapter out of several");
+  const auto arguments = std::make_shared<Arguments>();
+  command->add_option("adapters", arguments->adapters, "PEFT directories, GGUF or safetensors files")
+      ->required()
+      ->check(CLI::ExistingPath);
+  command->add_option("--output,-o", arguments->output, "New PEFT directory")->required();
+  command->add_option("--weights,-w", arguments->weights, "One for each adapter; 1 each without them");
+  command
+      ->add_option("--type,-t", arguments->type,
+                   "linear, cat, svd, ties, ties_svd, dare_linear, dare_ties, dare_linear_svd, dare_ties_svd, "
+                   "magnitude_prune, magnitude_prune_svd")
+      ->capture_default_str();
+  command->add_option("--density", arguments->density, "Share that pruning keeps")->check(CLI::Range(0.0, 1.0));
+  command->add_option("--svd-rank", arguments->svd_rank, "Rank of the types that end in svd")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--seed", arguments->seed, "Of what dare_* drops");
+  command->add_flag("--peft", arguments->peft, "PEFT's arithmetic where it differs from the exact sum");
+  command->add_flag("--force", arguments->force, "Overwrite");
+  command->footer("Example: lora combine style task --weights 0.7 0.3 --type ties --density 0.5 --output both");
+  command->callback([arguments] { run(*arguments); });
+}
+
+}  // namespace lora::tools

@@ -1,0 +1,93 @@
+// lora convert: adapters from one file format to another.
+#include <cstdio>
+#include <memory>
+#include <string>
+
+#include "adapter_file.hpp"
+#include "commands.hpp"
+#include "lora/io/peft_directory_writer.hpp"
+#include "lora/model/described_config.hpp"
+#include "output.hpp"
+
+namespace lora::tools {
+namespace {
+
+struct Arguments {
+  std::string input;
+  std::string output;
+  std::string architecture;
+  std::string dtype = "F32";
+  Index heads = 0;
+  Index heads_kv = 0;
+  bool keep_names = false;
+  bool force = false;
+};
+
+Dtype parse_real_dtype(const std::string& name) {
+  for (const Dtype dtype : {Dtype::F32, Dtype::F16, Dtype::BF16}) {
+    if (name == name_of(dtype)) return dtype;
+  }
+  throw ConfigError("convert", "--dtype", "F32, F16 or BF16", name);
+}
+
+GgufOptions gguf_options(const Arguments& arguments, bool writing) {
+  GgufOptions options;
+  if (!arguments.keep_names) options.rename = writing ? llama_cpp_name : transformers_name;
+  if (arguments.heads > 0) {
+    options.rope_heads = GgufHeads{arguments.heads, arguments.heads_kv > 0 ? arguments.heads_kv : arguments.heads};
+  }
+  options.dtype = parse_real_dtype(arguments.dtype);
+  return options;
+}
+
+void to_gguf(const Arguments& arguments) {
+  if (arguments.architecture.empty()) {
+    throw ConfigError("convert", "--architecture", "llama.cpp's name of the base model's architecture", "none");
+  }
+  AdapterFile read = read_adapter(arguments.input);
+  write_gguf_adapter(arguments.output, {std::move(read.state), {}, arguments.architecture},
+                     gguf_options(arguments, true));
+}
+
+void to_peft(const Arguments& arguments) {
+  AdapterFile read;
+  if (std::filesystem::path(arguments.input).extension() == ".gguf") {
+    read.state = read_gguf_adapter(arguments.input, gguf_options(arguments, false)).state;
+  } else {
+    read = read_adapter(arguments.input);
+  }
+  const LoraModelConfig config = described_config(read.config, read.state);
+  write_peft_directory(arguments.output, config, read.state,
+                       {.dtype = parse_real_dtype(arguments.dtype), .overwrite = arguments.force});
+}
+
+void run(const Arguments& arguments) {
+  require_free(arguments.output, arguments.force);
+  const bool gguf = std::filesystem::path(arguments.output).extension() == ".gguf";
+  gguf ? to_gguf(arguments) : to_peft(arguments);
+  std::printf("wrote %s\n", arguments.output.c_str());
+}
+
+}  // namespace
+
+void add_convert(CLI::App& app) {
+  auto* command = app.add_subcommand("convert", "Turn a PEFT directory into llama.cpp's GGUF, or anything into PEFT");
+  const auto arguments = std::make_shared<Arguments>();
+  command->add_option("input", arguments->input, "PEFT directory, GGUF or safetensors file")
+      ->required()
+      ->check(CLI::ExistingPath);
+  command->add_option("output", arguments->output, "*.gguf for GGUF, else a new PEFT directory")->required();
+  command->add_option("--architecture", arguments->architecture,
+                      "Of the base model, as llama.cpp calls it: llama, qwen2");
+  command->add_option("--dtype", arguments->dtype, "F32, F16 or BF16")->capture_default_str();
+  command->add_option(
+      "--heads", arguments->heads,
+      "num_attention_heads, for architecture llama: permutes the rows of query and key as llama.cpp does");
+  command->add_option("--heads-kv", arguments->heads_kv, "num_key_value_heads; that of --heads without it");
+  command->add_flag("--keep-names", arguments->keep_names, "Do not translate module names");
+  command->add_flag("--force", arguments->force, "Overwrite");
+  command->footer("Example: lora convert my-adapter my-adapter.gguf --architecture llama --heads 32 --heads-kv 8");
+  command->callback([arguments] { run(*arguments); });
+}
+
+}  // namespace lora::tools

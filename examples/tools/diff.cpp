@@ -1,0 +1,130 @@
+// lora diff: how two checkpoints differ, tensor by tensor.
+#include <cmath>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "checkpoint.hpp"
+#include "commands.hpp"
+#include "progress.hpp"
+#include "table.hpp"
+
+namespace lora::tools {
+namespace {
+
+struct Arguments {
+  std::string first;
+  std::string second;
+  bool json = false;
+  bool all = false;
+};
+
+struct Difference {
+  std::string name;
+  std::string state;  // "equal", "changed", "only in first", ...
+  double largest = 0;
+  double relative = 0;  // |a - b|_F / |a|_F
+};
+
+Difference compare_values(const std::string& name, const TensorView& a, const TensorView& b) {
+  constexpr std::size_t piece = std::size_t{1} << 18;
+  const auto count = static_cast<std::size_t>(a.size());
+  std::vector<double> first;
+  std::vector<double> second;
+  double squares = 0;
+  double norm = 0;
+  Difference difference{name, "changed", 0, 0};
+  const auto part_of = [](const TensorView& tensor, std::size_t begin, std::size_t size, std::vector<double>& values) {
+    const std::size_t bytes = bits_of(tensor.dtype) / 8;
+    TensorView part = tensor;
+    part.shape = {static_cast<Index>(size)};
+    part.bytes = tensor.bytes.subspan(begin * bytes, size * bytes);
+    values.resize(size);
+    part.copy_to(std::span<double>(values));
+  };
+  for (std::size_t i = 0; i < count; i += piece) {
+    const std::size_t size = std::min(piece, count - i);
+    part_of(a, i, size, first);
+    part_of(b, i, size, second);
+    for (std::size_t j = 0; j < size; ++j) {
+      const double distance = std::abs(first[j] - second[j]);
+      if (!(distance <= difference.largest)) difference.largest = distance;
+      squares += distance * distance;
+      norm += first[j] * first[j];
+    }
+  }
+  difference.relative = norm > 0 ? std::sqrt(squares / norm) : std::sqrt(squares);
+  return difference;
+}
+
+Difference compare(const std::string& name, const std::optional<TensorView>& a, const std::optional<TensorView>& b) {
+  if (!a) return {name, "only in second", 0, 0};
+  if (!b) return {name, "only in first", 0, 0};
+  if (a->shape != b->shape) return {name, "another shape", 0, 0};
+  const bool same_bytes = a->dtype == b->dtype && std::equal(a->bytes.begin(), a->bytes.end(), b->bytes.begin());
+  if (same_bytes) return {name, "equal", 0, 0};
+  if (!converts_to_real(a->dtype) || !converts_to_real(b->dtype)) return {name, "other bytes", 0, 0};
+  Difference difference = compare_values(name, *a, *b);
+  if (a->dtype != b->dtype) difference.state = "another dtype";
+  return difference;
+}
+
+void print(const std::vector<Difference>& differences, const Arguments& arguments) {
+  std::size_t equal = 0;
+  nlohmann::ordered_json tensors = nlohmann::ordered_json::array();
+  Table table({"tensor", "state", "largest", "relative"});
+  for (const Difference& difference : differences) {
+    if (difference.state == "equal") ++equal;
+    if (difference.state == "equal" && !arguments.all) continue;
+    table.add({difference.name, difference.state, number(difference.largest), number(difference.relative)});
+    tensors.push_back({{"name", difference.name},
+                       {"state", difference.state},
+                       {"largest", difference.largest},
+                       {"relative", difference.relative}});
+  }
+  if (arguments.json) {
+    const nlohmann::ordered_json report = {
+        {"equal", equal}, {"different", differences.size() - equal}, {"tensors", tensors}};
+    std::printf("%s\n", report.dump(2).c_str());
+    return;
+  }
+  if (!tensors.empty()) table.print();
+  std::printf("%zu tensors equal, %zu different\n", equal, differences.size() - equal);
+}
+
+void run(const Arguments& arguments) {
+  const Checkpoint first = Checkpoint::open(arguments.first);
+  const Checkpoint second = Checkpoint::open(arguments.second);
+  std::set<std::string> names;
+  for (const auto& name : first.names()) names.insert(name);
+  for (const auto& name : second.names()) names.insert(name);
+  std::vector<Difference> differences;
+  Progress progress("Comparing", first.bytes());
+  for (const auto& name : names) {
+    const auto a = first.find(name);
+    const auto b = second.find(name);
+    differences.push_back(compare(name, a, b));
+    if (a) first.release(*a);
+    if (b) second.release(*b);
+    if (a) progress.advance(a->bytes.size());
+  }
+  print(differences, arguments);
+}
+
+}  // namespace
+
+void add_diff(CLI::App& app) {
+  auto* command = app.add_subcommand("diff", "Say how two checkpoints differ");
+  const auto arguments = std::make_shared<Arguments>();
+  command->add_option("first", arguments->first, "Safetensors file, index, or folder")
+      ->required()
+      ->check(CLI::ExistingPath);
+  command->add_option("second", arguments->second, "Another")->required()->check(CLI::ExistingPath);
+  command->add_flag("--all", arguments->all, "List equal tensors too");
+  command->add_flag("--json", arguments->json, "Print JSON");
+  command->footer("Example: lora diff base.safetensors merged.safetensors");
+  command->callback([arguments] { run(*arguments); });
+}
+
+}  // namespace lora::tools

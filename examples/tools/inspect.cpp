@@ -1,0 +1,143 @@
+// lora inspect: what an adapter or checkpoint holds.
+#include <cmath>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "adapter_file.hpp"
+#include "checkpoint.hpp"
+#include "commands.hpp"
+#include "table.hpp"
+
+namespace lora::tools {
+namespace {
+
+struct Arguments {
+  std::string path;
+  std::string adapter = "default";
+  bool json = false;
+};
+
+std::string kind_name(ModuleKind kind) {
+  switch (kind) {
+    case ModuleKind::linear:
+      return "linear";
+    case ModuleKind::embedding:
+      return "embedding";
+    case ModuleKind::conv1d:
+      return "conv1d";
+    case ModuleKind::conv2d:
+      return "conv2d";
+    case ModuleKind::conv3d:
+      return "conv3d";
+  }
+  return "";
+}
+
+// |B A|_F without the product: the square is the trace of (B^T B)(A A^T).
+double product_norm(const ModuleState<float>& module) {
+  const Matrix<double> a = module.A.cast<double>();
+  const Matrix<double> b = module.B.cast<double>();
+  const double square = ((b.transpose() * b).cwiseProduct(a * a.transpose())).sum();
+  return std::sqrt(std::max(square, 0.0));
+}
+
+void show_adapter(const AdapterFile& adapter, bool json) {
+  Index parameters = 0;
+  nlohmann::ordered_json modules = nlohmann::ordered_json::array();
+  Table table({"module", "kind", "rank", "scaling", "in", "out", "|A|", "|B|", "|delta|"});
+  for (const auto& [name, module] : adapter.state.modules) {
+    const double delta = std::abs(module.scaling) * product_norm(module);
+    parameters += module.A.size() + module.B.size() + module.lora_bias.size() + module.magnitude.size();
+    const std::string kind = kind_name(module.kind) + (module.magnitude.size() > 0 ? " dora" : "");
+    table.add({name, kind, std::to_string(module.rank()), number(module.scaling), std::to_string(module.A.cols()),
+               std::to_string(module.B.rows()), number(module.A.norm()), number(module.B.norm()), number(delta)});
+    modules.push_back({{"name", name},
+                       {"kind", kind_name(module.kind)},
+                       {"dora", module.magnitude.size() > 0},
+                       {"rank", module.rank()},
+                       {"scaling", module.scaling},
+                       {"in", module.A.cols()},
+                       {"out", module.B.rows()},
+                       {"norm_A", module.A.norm()},
+                       {"norm_B", module.B.norm()},
+                       {"norm_delta", delta}});
+  }
+  nlohmann::ordered_json saved = nlohmann::ordered_json::object();
+  for (const auto& [name, tensor] : adapter.state.saved) {
+    saved[name] = tensor.shape;
+    parameters += static_cast<Index>(tensor.values.size());
+  }
+  if (json) {
+    const nlohmann::ordered_json all = {{"format", adapter.format},
+                                        {"bytes", adapter.bytes},
+                                        {"parameters", parameters},
+                                        {"rank", adapter.config.lora.rank},
+                                        {"alpha", adapter.config.lora.alpha},
+                                        {"modules", modules},
+                                        {"saved", saved},
+                                        {"warnings", adapter.warnings}};
+    std::printf("%s\n", all.dump(2).c_str());
+    return;
+  }
+  table.print();
+  for (const auto& [name, tensor] : saved.items())
+    std::printf("saved whole: %s %s\n", name.c_str(), tensor.dump().c_str());
+  for (const auto& warning : adapter.warnings) std::fprintf(stderr, "warning: %s\n", warning.c_str());
+  std::printf("%s adapter: %zu modules, %s parameters, %s\n", adapter.format.c_str(), adapter.state.modules.size(),
+              std::to_string(parameters).c_str(), size_text(adapter.bytes).c_str());
+}
+
+std::string shape_text(const std::vector<Index>& shape) { return nlohmann::json(shape).dump(); }
+
+void show_checkpoint(const Checkpoint& checkpoint, bool json) {
+  Table table({"tensor", "dtype", "shape", "bytes"});
+  nlohmann::ordered_json tensors = nlohmann::ordered_json::array();
+  for (const auto& name : checkpoint.names()) {
+    const auto tensor = *checkpoint.find(name);
+    const std::string dtype(name_of(tensor.dtype));
+    table.add({name, dtype, shape_text(tensor.shape), std::to_string(tensor.bytes.size())});
+    tensors.push_back({{"name", name}, {"dtype", dtype}, {"shape", tensor.shape}, {"bytes", tensor.bytes.size()}});
+  }
+  if (json) {
+    const nlohmann::ordered_json all = {{"format", "checkpoint"},
+                                        {"shards", checkpoint.shards().size()},
+                                        {"bytes", checkpoint.bytes()},
+                                        {"tensors", tensors}};
+    std::printf("%s\n", all.dump(2).c_str());
+    return;
+  }
+  table.print();
+  std::printf("checkpoint: %zu tensors in %zu file(s), %s\n", tensors.size(), checkpoint.shards().size(),
+              size_text(checkpoint.bytes()).c_str());
+}
+
+bool is_adapter(const std::filesystem::path& path, const std::string& name) {
+  if (std::filesystem::is_directory(path)) return exists(peft_adapter_path(path, name) / peft_config_file);
+  return path.extension() == ".gguf" || (path.extension() != ".json" && holds_pairs(SafetensorsFile::open(path)));
+}
+
+void run(const Arguments& arguments) {
+  if (is_adapter(arguments.path, arguments.adapter)) {
+    show_adapter(read_adapter(arguments.path, arguments.adapter), arguments.json);
+  } else {
+    show_checkpoint(Checkpoint::open(arguments.path), arguments.json);
+  }
+}
+
+}  // namespace
+
+void add_inspect(CLI::App& app) {
+  auto* command = app.add_subcommand("inspect", "Say what an adapter or checkpoint holds");
+  const auto arguments = std::make_shared<Arguments>();
+  command->add_option("path", arguments->path, "PEFT directory, GGUF or safetensors file, or checkpoint")
+      ->required()
+      ->check(CLI::ExistingPath);
+  command->add_option("--adapter", arguments->adapter, "Which of a directory's adapters")->capture_default_str();
+  command->add_flag("--json", arguments->json, "Print JSON");
+  command->footer("Example: lora inspect my-adapter --json | jq .parameters");
+  command->callback([arguments] { run(*arguments); });
+}
+
+}  // namespace lora::tools

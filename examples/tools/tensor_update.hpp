@@ -1,0 +1,154 @@
+// What merging an adapter does to one tensor of a checkpoint, block of rows by block of rows.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "lora/core/error.hpp"
+#include "lora/io/dtype_conversion.hpp"
+#include "lora/io/safetensors.hpp"
+#include "lora/model/adapter_state.hpp"
+
+namespace lora::tools {
+
+/// How far stored values are from what was computed in float.
+struct RoundingError {
+  double largest = 0;
+  double squares = 0;        ///< of the errors
+  double delta_squares = 0;  ///< of what was added
+
+  RoundingError& operator+=(const RoundingError& other) {
+    largest = std::max(largest, other.largest);
+    squares += other.squares;
+    delta_squares += other.delta_squares;
+    return *this;
+  }
+  /// Root of the squares, as a share of what was added.
+  [[nodiscard]] double relative() const { return delta_squares > 0 ? std::sqrt(squares / delta_squares) : 0.0; }
+};
+
+/// W <- W + sign * s * B * A over the rows of a stored tensor, and with DoRA W <- (m / |W + s B A|) (W + s B A), where
+/// each output is a row of the tensor, or a column where the tensor is stored transposed (fan_in_fan_out, embeddings).
+/// Computes in Scalar.
+template <RealScalar Scalar>
+class TensorUpdate {
+ public:
+  /// @throws ShapeError when the module's factors do not fit the tensor
+  TensorUpdate(const std::string& name, const TensorView& tensor, const ModuleState<float>& module, bool transposed,
+               double sign)
+      : tensor_(tensor),
+        a_(module.A.cast<Scalar>()),
+        b_(module.B.cast<Scalar>()),
+        magnitude_(module.magnitude.cast<Scalar>()),
+        transposed_(transposed),
+        scale_(static_cast<Scalar>(sign * module.scaling)) {
+    rows_ = tensor.shape.empty() ? 0 : tensor.shape.front();
+    cols_ = rows_ == 0 ? 0 : tensor.size() / rows_;
+    const Index outputs = transposed ? cols_ : rows_;
+    const Index inputs = transposed ? rows_ : cols_;
+    if (module.B.rows() != outputs || module.A.cols() != inputs) {
+      throw ShapeError("merge", name, "a weight for B " + shape(module.B) + " and A " + shape(module.A),
+                       std::to_string(rows_) + " x " + std::to_string(cols_));
+    }
+  }
+
+  /// Gives the bytes of the new tensor to `sink`. `error` gains what storing rounds away.
+  void produce(const SafetensorsWriter::Sink& sink, RoundingError& error) const {
+    const RowVector<Scalar> column_factors =
+        magnitude_.size() > 0 && transposed_ ? dora_columns() : RowVector<Scalar>();
+    std::vector<std::byte> stored;
+    for_each_block([&](Index first, Matrix<Scalar>& block) {
+      const Matrix<Scalar> before = block;
+      add_delta(first, block);
+      if (column_factors.size() > 0) {
+        block.array().rowwise() *= column_factors.array();
+      } else if (magnitude_.size() > 0) {
+        scale_rows(first, block);
+      }
+      error.delta_squares += (block - before).template cast<double>().squaredNorm();
+      store(block, stored, error);
+      sink(stored);
+    });
+  }
+
+ private:
+  static constexpr Index block_elements = Index{1} << 18;
+
+  static std::string shape(const Matrix<float>& m) {
+    return std::to_string(m.rows()) + " x " + std::to_string(m.cols());
+  }
+
+  template <class Body>
+  void for_each_block(const Body& body) const {
+    const Index step = std::max<Index>(1, block_elements / std::max<Index>(cols_, 1));
+    const std::size_t row_bytes = rows_ == 0 ? 0 : tensor_.bytes.size() / static_cast<std::size_t>(rows_);
+    Matrix<Scalar> block;
+    for (Index first = 0; first < rows_; first += step) {
+      const Index count = std::min(step, rows_ - first);
+      block.resize(count, cols_);
+      TensorView part = tensor_;
+      part.shape = {count, cols_};
+      part.bytes = tensor_.bytes.subspan(static_cast<std::size_t>(first) * row_bytes,
+                                         static_cast<std::size_t>(count) * row_bytes);
+      part.copy_to(std::span<Scalar>(block.data(), static_cast<std::size_t>(block.size())));
+      body(first, block);
+    }
+  }
+
+  void add_delta(Index first, Matrix<Scalar>& block) const {
+    if (transposed_) {
+      block.noalias() += scale_ * (a_.middleCols(first, block.rows()).transpose() * b_.transpose());
+    } else {
+      block.noalias() += scale_ * (b_.middleRows(first, block.rows()) * a_);
+    }
+  }
+
+  static Scalar dora_factor(Scalar magnitude, double norm) {
+    return norm > 0 ? static_cast<Scalar>(static_cast<double>(magnitude) / norm) : Scalar(1);
+  }
+  void scale_rows(Index first, Matrix<Scalar>& block) const {
+    for (Index i = 0; i < block.rows(); ++i) {
+      block.row(i) *= dora_factor(magnitude_[first + i], std::sqrt(block.row(i).template cast<double>().squaredNorm()));
+    }
+  }
+  [[nodiscard]] RowVector<Scalar> dora_columns() const {
+    RowVector<double> squares = RowVector<double>::Zero(cols_);
+    for_each_block([&](Index first, Matrix<Scalar>& block) {
+      add_delta(first, block);
+      squares += block.template cast<double>().cwiseAbs2().colwise().sum();
+    });
+    RowVector<Scalar> factors(cols_);
+    for (Index j = 0; j < cols_; ++j) factors[j] = dora_factor(magnitude_[j], std::sqrt(squares[j]));
+    return factors;
+  }
+
+  void store(const Matrix<Scalar>& block, std::vector<std::byte>& stored, RoundingError& error) const {
+    const auto count = static_cast<std::size_t>(block.size());
+    stored.resize(count * bits_of(tensor_.dtype) / 8);
+    encode(tensor_.dtype, std::span<const Scalar>(block.data(), count), stored.data());
+    if (tensor_.dtype == Dtype::F32 || tensor_.dtype == Dtype::F64) return;
+    Matrix<Scalar> back(block.rows(), block.cols());
+    TensorView view = tensor_;
+    view.shape = {block.rows(), block.cols()};
+    view.bytes = stored;
+    view.copy_to(std::span<Scalar>(back.data(), count));
+    const Matrix<Scalar> difference = back - block;
+    error.largest = std::max(error.largest, static_cast<double>(difference.cwiseAbs().maxCoeff()));
+    error.squares += difference.template cast<double>().squaredNorm();
+  }
+
+  TensorView tensor_;
+  Matrix<Scalar> a_;
+  Matrix<Scalar> b_;
+  RowVector<Scalar> magnitude_;
+  bool transposed_;
+  Scalar scale_;
+  Index rows_ = 0;
+  Index cols_ = 0;
+};
+
+}  // namespace lora::tools

@@ -1,0 +1,81 @@
+// Combinations of three adapters of one linear layer, as PEFT's add_weighted_adapter makes them.
+#include <string>
+#include <vector>
+
+#include "conformance/cases.hpp"
+#include "conformance/layer_options.hpp"
+#include "lora/model/combine.hpp"
+
+namespace lora::conformance {
+namespace {
+
+template <class Scalar>
+AdapterState<Scalar> read_adapter(GoldenCase& golden, std::size_t i, Index rank, double alpha) {
+  const std::string prefix = "a" + std::to_string(i) + ".";
+  ModuleState<Scalar> module;
+  module.A = golden.matrix<Scalar>(prefix + "lora_A");
+  module.B = golden.matrix<Scalar>(prefix + "lora_B");
+  module.scaling = alpha / static_cast<double>(rank);
+  AdapterState<Scalar> state;
+  state.modules.emplace("layer", std::move(module));
+  return state;
+}
+
+CombineOptions read_options(Options& options) {
+  CombineOptions result;
+  const auto name = options.get<std::string>("combination_type");
+  const auto type = parse_combination_type(name);
+  if (!type) throw UnknownCase("unknown combination_type " + name);
+  result.combination_type = *type;
+  if (options.contains("density")) result.density = options.get<double>("density");
+  if (options.contains("svd_rank")) result.svd_rank = options.get<Index>("svd_rank");
+  if (options.contains("svd_clamp")) result.svd_clamp = options.get<double>("svd_clamp");
+  const auto sign = options.get<std::string>("majority_sign_method", "total");
+  if (sign != "total" && sign != "frequency") throw UnknownCase("unknown majority_sign_method " + sign);
+  result.majority_sign_method = sign == "total" ? MajoritySign::total : MajoritySign::frequency;
+  result.compatibility = Compatibility::peft;
+  return result;
+}
+
+template <class Scalar>
+void check(GoldenCase& golden, Comparison& comparison) {
+  auto shape = golden.nested("layer");
+  auto options = golden.nested("lora");
+  const auto ranks = options.get<std::vector<Index>>("ranks");
+  const auto alphas = options.get<std::vector<double>>("alphas");
+  const auto weights = options.get<std::vector<double>>("weights");
+  const CombineOptions how = read_options(options);
+  std::vector<AdapterState<Scalar>> adapters;
+  for (std::size_t i = 0; i < ranks.size(); ++i) {
+    adapters.push_back(read_adapter<Scalar>(golden, i, ranks[i], alphas.at(i)));
+  }
+  std::vector<WeightedAdapter<Scalar>> weighted;
+  for (std::size_t i = 0; i < ranks.size(); ++i) weighted.push_back({&adapters[i], weights.at(i)});
+
+  const auto mixed = combine_adapters<Scalar>(weighted, how).modules.at("layer");
+  const auto theirs_A = golden.matrix<Scalar>("mix.lora_A");
+  const auto theirs_B = golden.matrix<Scalar>("mix.lora_B");
+  const auto their_scaling = options.get<double>("mix_scaling");
+  options.finish();
+  comparison.equal("in_features", mixed.A.cols(), shape.get<Index>("in_features"));
+  comparison.equal("out_features", mixed.B.rows(), shape.get<Index>("out_features"));
+  shape.finish();
+
+  const bool decomposed = golden.options().at("lora").at("combination_type").get<std::string>().ends_with("svd");
+  const double bound = decomposed ? Comparison::svd_bound : Comparison::rounding_bound<Scalar>;
+  const Matrix<Scalar> delta = static_cast<Scalar>(mixed.scaling) * (mixed.B * mixed.A);
+  comparison.close<Scalar>("mix.delta", delta, golden.matrix<Scalar>("mix.delta"), bound);
+  comparison.equal("rank", mixed.rank(), theirs_A.rows());
+  if (!decomposed && mixed.scaling == their_scaling) {
+    comparison.close<Scalar>("mix.lora_A", mixed.A, theirs_A);
+    comparison.close<Scalar>("mix.lora_B", mixed.B, theirs_B);
+  }
+}
+
+}  // namespace
+
+void check_combination(GoldenCase& golden, Comparison& comparison) {
+  with_scalar(golden, [&](auto zero) { check<decltype(zero)>(golden, comparison); });
+}
+
+}  // namespace lora::conformance

@@ -1,0 +1,82 @@
+// How far our numbers are from the reference, as shares of what rounding may explain.
+#pragma once
+
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include "lora/core/types.hpp"
+
+namespace lora::conformance {
+
+/// The largest error of a case. An error is |ours - theirs| relative to the largest element of theirs; a bound is that
+/// of the tensor's scalar type, or a wider one where the reference went through a singular value decomposition.
+class Comparison {
+ public:
+  static constexpr double svd_bound = 1e-4;
+
+  template <class Scalar>
+  static constexpr double rounding_bound = std::numeric_limits<Scalar>::digits > 24 ? 1e-12 : 1e-5;
+
+  template <class Scalar>
+  void close(const std::string& what, const Matrix<Scalar>& ours, const Matrix<Scalar>& theirs,
+             double bound = rounding_bound<Scalar>) {
+    if (ours.rows() != theirs.rows() || ours.cols() != theirs.cols()) {
+      throw std::runtime_error(what + " is " + shape(ours) + " and should be " + shape(theirs));
+    }
+    const double largest = theirs.size() == 0 ? 0.0 : static_cast<double>(theirs.cwiseAbs().maxCoeff());
+    const double scale = largest > 0 ? largest : 1.0;
+    double error = 0;
+    for (Index i = 0; i < ours.size(); ++i) {
+      const double distance = std::abs(static_cast<double>(ours.data()[i]) - static_cast<double>(theirs.data()[i]));
+      error = std::isfinite(distance) ? std::max(error, distance / scale) : std::numeric_limits<double>::infinity();
+      if (!std::isfinite(error)) break;
+    }
+    take(what, error, bound);
+  }
+
+  void equal(const std::string& what, long long ours, long long theirs) {
+    if (ours != theirs) {
+      throw std::runtime_error(what + " is " + std::to_string(ours) + " and should be " + std::to_string(theirs));
+    }
+    take(what, 0.0, 0.0);
+  }
+
+  [[nodiscard]] bool passed() const noexcept { return compared_ > 0 && passed_; }
+  [[nodiscard]] std::string text() const {
+    if (compared_ == 0) return "nothing was compared";
+    char numbers[96];
+    std::snprintf(numbers, sizeof(numbers), "largest error %.2e <= %.0e in ", error_, bound_);
+    std::string result = numbers;
+    if (!passed_) result.replace(result.find("<="), 2, "> ");
+    return result += what_;
+  }
+
+ private:
+  static std::string shape(const auto& matrix) {
+    return std::to_string(matrix.rows()) + " x " + std::to_string(matrix.cols());
+  }
+
+  void take(const std::string& what, double error, double bound) {
+    const bool within = error <= bound;
+    const double share = bound > 0 ? error / bound : 0.0;
+    if (++compared_ == 1 || (passed_ && !within) || (passed_ == within && share > share_)) {
+      what_ = what;
+      error_ = error;
+      bound_ = bound;
+      share_ = share;
+    }
+    passed_ = passed_ && within;
+  }
+
+  int compared_ = 0;
+  bool passed_ = true;
+  double error_ = 0;
+  double bound_ = 0;
+  double share_ = 0;
+  std::string what_;
+};
+
+}  // namespace lora::conformance
