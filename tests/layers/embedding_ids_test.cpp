@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <limits>
 #include <list>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -83,6 +84,14 @@ TEST(EmbeddingIds, TheFirstIdOutOfRangeIsNamedWithItsPosition) {
   Matrix<int> batch(2, 3);
   batch << 0, 1, 2, 3, 40, 5;
   EXPECT_EQ(refusal(batch), "look_up: ids(1, 1): expected an id from 0 to 9, got 40");
+}
+
+TEST(EmbeddingIds, PaddingCountsFromEitherEnd) {
+  EXPECT_EQ(padding_index("f", std::nullopt, 10), -1);
+  EXPECT_EQ(padding_index("f", 9, 10), 9);
+  EXPECT_EQ(padding_index("f", -10, 10), 0);
+  EXPECT_THROW((void)padding_index("f", 10, 10), ConfigError);
+  EXPECT_THROW((void)padding_index("f", -11, 10), ConfigError);
 }
 
 }  // namespace

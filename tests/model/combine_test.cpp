@@ -112,7 +112,7 @@ TEST_F(TwoAdapters, KindAndKernelSizeStay) {
     state->modules["both"].kind = ModuleKind::conv2d;
     state->modules["both"].kernel_size = {1, 3};
   }
-  const Module& mixed = combine(adapters(), cat).modules.at("both");
+  const Module mixed = combine(adapters(), cat).modules.at("both");
   EXPECT_EQ(mixed.kind, ModuleKind::conv2d);
   EXPECT_EQ(mixed.kernel_size, (std::vector<Index>{1, 3}));
 }

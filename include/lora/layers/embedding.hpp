@@ -15,7 +15,6 @@
 #include "lora/adapter/adapter.hpp"
 #include "lora/adapter/dora.hpp"
 #include "lora/core/parameter.hpp"
-#include "lora/core/random.hpp"
 #include "lora/core/shape.hpp"
 #include "lora/layers/embedding_ids.hpp"
 #include "lora/layers/embedding_passes.hpp"
@@ -61,7 +60,7 @@ class LoraEmbedding : public MergeState<LoraEmbedding<ScalarType>> {
   LoraEmbedding(const Eigen::DenseBase<W>& table, const LoraConfig& config, std::uint64_t seed,
                 std::optional<Index> padding_idx = std::nullopt)
       : table_(nonempty(table)),
-        padding_idx_(checked_padding(padding_idx, table_.rows())),
+        padding_idx_(padding_index("LoraEmbedding", padding_idx, table_.rows())),
         adapter_(make_adapter("LoraEmbedding", config, seed)),
         dora_(make_dora(adapter_)) {}
 
@@ -382,29 +381,11 @@ class LoraEmbedding : public MergeState<LoraEmbedding<ScalarType>> {
     return table.derived();
   }
 
-  // -1 where there is none.
-  static Index checked_padding(std::optional<Index> padding_idx, Index rows) {
-    if (!padding_idx.has_value()) return -1;
-    if (*padding_idx < -rows || *padding_idx >= rows) {
-      std::string expected = "an id below ";
-      expected += std::to_string(rows);
-      expected += ", or -1 to ";
-      expected += std::to_string(-rows);
-      throw ConfigError("LoraEmbedding", "padding_idx", expected, std::to_string(*padding_idx));
-    }
-    return *padding_idx < 0 ? *padding_idx + rows : *padding_idx;
-  }
-
   [[nodiscard]] LoraAdapter<Scalar> make_adapter(std::string_view operation, const LoraConfig& config,
                                                  std::uint64_t seed) const {
     check_config(operation, config);
     if (config.lora_bias) throw ConfigError(operation, "lora_bias", "false for an embedding", "true");
-    LoraFactors<Scalar> factors{Matrix<Scalar>::Zero(config.rank, num_embeddings()),
-                                Matrix<Scalar>(embedding_dim(), config.rank)};
-    if (config.init_lora_weights == InitLoraWeights::random) {
-      fill_normal(view_of(factors.A), 1.0, RandomStream(seed, detail::stream_of_A));
-    }
-    fill_normal(view_of(factors.B), 1.0, RandomStream(seed, detail::stream_of_B));
+    auto factors = embedding_factors<Scalar>(config, num_embeddings(), embedding_dim(), seed);
     return LoraAdapter<Scalar>(operation, config, seed, std::move(factors));
   }
 
@@ -493,7 +474,7 @@ class LoraEmbedding : public MergeState<LoraEmbedding<ScalarType>> {
   }
 
   Matrix<Scalar> table_;
-  Index padding_idx_;
+  Index padding_idx_;  // -1 where there is none
   LoraAdapter<Scalar> adapter_;
   DoraMagnitude<Scalar> dora_;
   MergeRecord<Scalar> merge_record_;

@@ -1,8 +1,9 @@
-// How the types that hold ids are read, and the check that every id has a row.
+// How the types that hold ids are read, and the checks that ids and padding have a row.
 #pragma once
 
 #include <concepts>
 #include <iterator>
+#include <optional>
 #include <ranges>
 #include <span>
 #include <string>
@@ -85,6 +86,21 @@ void check_ids(std::string_view operation, const IdView<Id>& view, Index num_emb
       throw ShapeError(operation, position, expected, std::to_string(id));
     }
   }
+}
+
+/// The row that `padding_idx` means, -1 where there is none; a negative one counts from the end, as in torch.
+/// @throws ConfigError when it is no row.
+[[nodiscard]] inline Index padding_index(std::string_view operation, std::optional<Index> padding_idx,
+                                         Index num_embeddings) {
+  if (!padding_idx.has_value()) return -1;
+  if (*padding_idx < -num_embeddings || *padding_idx >= num_embeddings) {
+    std::string expected = "an id below ";
+    expected += std::to_string(num_embeddings);
+    expected += ", or -1 to ";
+    expected += std::to_string(-num_embeddings);
+    throw ConfigError(operation, "padding_idx", expected, std::to_string(*padding_idx));
+  }
+  return *padding_idx < 0 ? *padding_idx + num_embeddings : *padding_idx;
 }
 
 }  // namespace lora

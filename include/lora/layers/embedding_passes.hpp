@@ -3,19 +3,37 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <limits>
 #include <utility>
 
 #include "lora/adapter/adapter.hpp"
 #include "lora/adapter/dora.hpp"
 #include "lora/adapter/gradients.hpp"
+#include "lora/adapter/initialization.hpp"
 #include "lora/adapter/record.hpp"
+#include "lora/core/random.hpp"
 #include "lora/core/workspace.hpp"
 #include "lora/kernels/low_rank.hpp"
 #include "lora/layers/embedding_ids.hpp"
 #include "lora/weight/dense.hpp"
 
 namespace lora {
+
+/// The starting values of an embedding's factors: A (rank x num_embeddings) zero and B (embedding_dim x rank) N(0, 1);
+/// with InitLoraWeights::random both N(0, 1). The same seed gives the same bits on every platform.
+/// Source: PEFT's reset_lora_parameters. @throws std::bad_alloc
+template <RealScalar Scalar>
+[[nodiscard]] LoraFactors<Scalar> embedding_factors(const LoraConfig& config, Index num_embeddings, Index embedding_dim,
+                                                    std::uint64_t seed) {
+  LoraFactors<Scalar> factors{Matrix<Scalar>::Zero(config.rank, num_embeddings),
+                              Matrix<Scalar>(embedding_dim, config.rank)};
+  if (config.init_lora_weights == InitLoraWeights::random) {
+    fill_normal(view_of(factors.A), 1.0, RandomStream(seed, detail::stream_of_A));
+  }
+  fill_normal(view_of(factors.B), 1.0, RandomStream(seed, detail::stream_of_B));
+  return factors;
+}
 
 /// What one forward pass of the output projection leaves for its backward pass: s X' B (N x rank), where X' is X, or
 /// X (.) m/n with DoRA, which adds X and the norms.
