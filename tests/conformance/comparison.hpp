@@ -1,6 +1,7 @@
 // How far our numbers are from the reference, as shares of what rounding may explain.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <limits>
@@ -11,7 +12,8 @@
 
 namespace lora::conformance {
 
-/// The largest error of a case. An error is |ours - theirs| relative to the largest element of theirs; a bound is that
+/// The largest error of a case. An error is |ours - theirs| relative to the largest element of theirs, or to the product
+/// of the norms that made them where sums cancel; a bound is that
 /// of the tensor's scalar type, or a wider one where the reference went through a singular value decomposition.
 class Comparison {
  public:
@@ -22,12 +24,13 @@ class Comparison {
 
   template <class Scalar>
   void close(const std::string& what, const Matrix<Scalar>& ours, const Matrix<Scalar>& theirs,
-             double bound = rounding_bound<Scalar>) {
+             double bound = rounding_bound<Scalar>, double norms = 0) {
     if (ours.rows() != theirs.rows() || ours.cols() != theirs.cols()) {
       throw std::runtime_error(what + " is " + shape(ours) + " and should be " + shape(theirs));
     }
     const double largest = theirs.size() == 0 ? 0.0 : static_cast<double>(theirs.cwiseAbs().maxCoeff());
-    const double scale = largest > 0 ? largest : 1.0;
+    const double size = std::max(largest, norms);
+    const double scale = size > 0 ? size : 1.0;
     double error = 0;
     for (Index i = 0; i < ours.size(); ++i) {
       const double distance = std::abs(static_cast<double>(ours.data()[i]) - static_cast<double>(theirs.data()[i]));
