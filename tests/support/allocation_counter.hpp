@@ -1,5 +1,5 @@
 // Counts every allocation of the process, and lets one fail: operator new, malloc and its relatives, in any library.
-// Include it in exactly one source of a test program, for it defines malloc.
+// It defines malloc, weakly, so that several sources of a program may include it.
 #pragma once
 
 #include <atomic>
@@ -82,21 +82,21 @@ void* __libc_calloc(std::size_t count, std::size_t size) noexcept;
 void* __libc_realloc(void* block, std::size_t size) noexcept;
 void* __libc_memalign(std::size_t alignment, std::size_t size) noexcept;
 
-void* malloc(std::size_t size) noexcept { return lora::testing::count_allocation() ? __libc_malloc(size) : nullptr; }
+__attribute__((weak)) void* malloc(std::size_t size) noexcept { return lora::testing::count_allocation() ? __libc_malloc(size) : nullptr; }
 
-void* calloc(std::size_t count, std::size_t size) noexcept {
+__attribute__((weak)) void* calloc(std::size_t count, std::size_t size) noexcept {
   return lora::testing::count_allocation() ? __libc_calloc(count, size) : nullptr;
 }
 
-void* realloc(void* block, std::size_t size) noexcept {
+__attribute__((weak)) void* realloc(void* block, std::size_t size) noexcept {
   return lora::testing::count_allocation() ? __libc_realloc(block, size) : nullptr;
 }
 
-void* aligned_alloc(std::size_t alignment, std::size_t size) noexcept {
+__attribute__((weak)) void* aligned_alloc(std::size_t alignment, std::size_t size) noexcept {
   return lora::testing::count_allocation() ? __libc_memalign(alignment, size) : nullptr;
 }
 
-int posix_memalign(void** block, std::size_t alignment, std::size_t size) noexcept {
+__attribute__((weak)) int posix_memalign(void** block, std::size_t alignment, std::size_t size) noexcept {
   *block = lora::testing::count_allocation() ? __libc_memalign(alignment, size) : nullptr;
   return *block == nullptr ? ENOMEM : 0;
 }
