@@ -12,9 +12,9 @@
 
 namespace lora::conformance {
 
-/// The largest error of a case. An error is |ours - theirs| relative to the largest element of theirs, or to the product
-/// of the norms that made them where sums cancel; a bound is that
-/// of the tensor's scalar type, or a wider one where the reference went through a singular value decomposition.
+/// The largest error of a case. An error is |ours - theirs| relative to the largest element of theirs, or to the
+/// product of the norms that made them where sums cancel; a bound is that of the tensor's scalar type, or a wider one
+/// where the reference went through a singular value decomposition.
 class Comparison {
  public:
   static constexpr double svd_bound = 1e-4;

@@ -82,7 +82,9 @@ void* __libc_calloc(std::size_t count, std::size_t size) noexcept;
 void* __libc_realloc(void* block, std::size_t size) noexcept;
 void* __libc_memalign(std::size_t alignment, std::size_t size) noexcept;
 
-__attribute__((weak)) void* malloc(std::size_t size) noexcept { return lora::testing::count_allocation() ? __libc_malloc(size) : nullptr; }
+__attribute__((weak)) void* malloc(std::size_t size) noexcept {
+  return lora::testing::count_allocation() ? __libc_malloc(size) : nullptr;
+}
 
 __attribute__((weak)) void* calloc(std::size_t count, std::size_t size) noexcept {
   return lora::testing::count_allocation() ? __libc_calloc(count, size) : nullptr;
