@@ -62,6 +62,6 @@ build_target() {
 }
 
 packages_build=(g++ cmake ninja-build libeigen3-dev)
-packages_tests=("${packages_build[@]}" libgtest-dev librapidcheck-dev nlohmann-json3-dev zlib1g-dev)
+packages_tests=("${packages_build[@]}" libgtest-dev librapidcheck-dev nlohmann-json3-dev libcli11-dev zlib1g-dev)
 packages_examples=("${packages_build[@]}" nlohmann-json3-dev libcli11-dev zlib1g-dev gnuplot-nox dataset-fashion-mnist)
 packages_benchmarks=("${packages_build[@]}" libbenchmark-dev libcli11-dev nlohmann-json3-dev gnuplot-nox)

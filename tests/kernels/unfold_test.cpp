@@ -3,9 +3,11 @@
 
 #include <cstdint>
 #include <gtest/gtest.h>
+#include <limits>
 #include <vector>
 
 #include "support/bits.hpp"
+#include "support/kernel_oracle.hpp"
 #include "support/random_matrix.hpp"
 
 namespace lora::kernels {
@@ -13,12 +15,15 @@ namespace {
 
 using lora::testing::random_matrix;
 using lora::testing::same_bits;
+using lora::testing::supported_isas;
 
 constexpr Index samples = 3;
 constexpr Index channels = 2;
 
 const std::vector<ImageWalk> walks = {
     ImageWalk::pointwise(7),
+    ImageWalk::pointwise(77),
+    {.input = {1, 3, 41}, .output = {1, 3, 41}, .kernel = {1, 3, 3}, .padding = {0, 1, 1}},
     {.input = {1, 1, 5}, .output = {1, 1, 3}, .kernel = {1, 1, 3}},
     {.input = {1, 4, 5}, .output = {1, 4, 5}, .kernel = {1, 3, 3}, .padding = {0, 1, 1}},
     {.input = {1, 7, 6}, .output = {1, 3, 4}, .kernel = {1, 3, 2}, .stride = {1, 3, 2}, .padding = {0, 1, 1}},
@@ -49,20 +54,22 @@ Index seen(const ImageWalk& walk, Index line, Index q) {
   return line / walk.taps() * walk.input_size() + element;
 }
 
+template <class Scalar>
 struct Mask {
   explicit Mask(Index features) : bytes(static_cast<std::size_t>(samples * ((features + 7) / 8))) {
     std::uint32_t state = 1;
     for (auto& byte : bytes) byte = static_cast<std::uint8_t>((state = state * 1664525U + 1013904223U) >> 24U);
-    mask = {bytes.data(), (features + 7) / 8, 1.25};
+    mask = {bytes.data(), (features + 7) / 8, Scalar(1.25)};
   }
   std::vector<std::uint8_t> bytes;
-  DropoutMask<double> mask;
+  DropoutMask<Scalar> mask;
 };
 
 // All lines at all positions by the definition.
-Matrix<double> unfolded(const ImageWalk& walk, const Matrix<double>& images, const DropoutMask<double>& mask) {
+template <class Scalar>
+Matrix<Scalar> unfolded(const ImageWalk& walk, const Matrix<Scalar>& images, const DropoutMask<Scalar>& mask) {
   const Index size = walk.output_size();
-  Matrix<double> result = Matrix<double>::Zero(channels * walk.taps(), samples * size);
+  Matrix<Scalar> result = Matrix<Scalar>::Zero(channels * walk.taps(), samples * size);
   for (Index l = 0; l < result.rows(); ++l) {
     for (Index p = 0; p < result.cols(); ++p) {
       const Index feature = seen(walk, l, p % size);
@@ -72,69 +79,90 @@ Matrix<double> unfolded(const ImageWalk& walk, const Matrix<double>& images, con
   return result;
 }
 
-Matrix<double> images_of(const ImageWalk& walk) {
-  return random_matrix<double>(samples, channels * walk.input_size(), 1);
+template <class Scalar>
+Matrix<Scalar> images_of(const ImageWalk& walk) {
+  return random_matrix<Scalar>(samples, channels * walk.input_size(), 1);
 }
 
-TEST(Unfold, IsItsDefinitionForAnyBlockWithZerosBehindIt) {
+template <class Scalar>
+class Unfold : public ::testing::Test {};
+template <class Scalar>
+class Fold : public ::testing::Test {};
+using Scalars = ::testing::Types<float, double>;
+TYPED_TEST_SUITE(Unfold, Scalars);
+TYPED_TEST_SUITE(Fold, Scalars);
+
+TYPED_TEST(Unfold, IsItsDefinitionForAnyBlockWithZerosBehindIt) {
+  using Scalar = TypeParam;
   for (const auto& walk : walks) {
-    const auto images = images_of(walk);
-    const Mask drawn(images.cols());
-    for (const auto& mask : {DropoutMask<double>{}, drawn.mask}) {
+    const auto images = images_of<Scalar>(walk);
+    const Mask<Scalar> drawn(images.cols());
+    for (const auto& mask : {DropoutMask<Scalar>{}, drawn.mask}) {
       const auto expected = unfolded(walk, images, mask);
       for (const auto& block : {UnfoldBlock{0, expected.rows(), 0, expected.cols()}, UnfoldBlock{1, 1, 1, 2},
                                 UnfoldBlock{0, expected.rows(), walk.output_size() - 1, walk.output_size() + 1}}) {
         const Index columns = block.end - block.begin;
         const Index lines = std::min(block.lines, expected.rows() - block.first_line);
-        Matrix<double> got = Matrix<double>::Constant(lines, columns + 3, 99.0);
-        unfold<double>(walk, view_of(images), mask, {block.first_line, lines, block.begin, block.end}, got.data(),
-                       columns + 3);
-        Matrix<double> wanted = Matrix<double>::Zero(lines, columns + 3);
+        Matrix<Scalar> wanted = Matrix<Scalar>::Zero(lines, columns + 3);
         wanted.leftCols(columns) = expected.block(block.first_line, block.begin, lines, columns);
-        EXPECT_TRUE(same_bits(got, wanted));
+        for (const Isa isa : supported_isas()) {
+          Matrix<Scalar> got = Matrix<Scalar>::Constant(lines, columns + 3, Scalar(99));
+          unfold<Scalar>(walk, view_of(images), mask, {block.first_line, lines, block.begin, block.end}, got.data(),
+                         columns + 3, isa);
+          EXPECT_TRUE(same_bits(got, wanted)) << isa_name(isa);
+        }
       }
     }
   }
 }
 
-TEST(Unfold, ReadsImagesOfAnyStrides) {
+TYPED_TEST(Unfold, ReadsImagesOfAnyStrides) {
+  using Scalar = TypeParam;
   for (const auto& walk : walks) {
-    const auto images = images_of(walk);
-    const Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic> by_columns = images;
-    const auto expected = unfolded(walk, images, {});
-    Matrix<double> got(expected.rows(), expected.cols());
-    unfold<double>(walk, view_of(by_columns), {}, {0, got.rows(), 0, got.cols()}, got.data(), got.cols());
+    const auto images = images_of<Scalar>(walk);
+    const Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic> by_columns = images;
+    const auto expected = unfolded<Scalar>(walk, images, {});
+    Matrix<Scalar> got(expected.rows(), expected.cols());
+    unfold<Scalar>(walk, view_of(by_columns), {}, {0, got.rows(), 0, got.cols()}, got.data(), got.cols());
     EXPECT_TRUE(same_bits(got, expected));
   }
 }
 
 // <unfold(X), G> = <X, fold(G)>, with and without a mask.
-TEST(Fold, IsTheAdjointOfUnfold) {
+TYPED_TEST(Fold, IsTheAdjointOfUnfold) {
+  using Scalar = TypeParam;
   for (const auto& walk : walks) {
-    const auto images = images_of(walk);
-    const Mask drawn(images.cols());
-    for (const auto& mask : {DropoutMask<double>{}, drawn.mask}) {
+    const auto images = images_of<Scalar>(walk);
+    const Mask<Scalar> drawn(images.cols());
+    for (const auto& mask : {DropoutMask<Scalar>{}, drawn.mask}) {
       const auto lines = unfolded(walk, images, mask);
-      const auto g = random_matrix<double>(lines.rows(), lines.cols(), 2);
-      Matrix<double> folded = Matrix<double>::Zero(images.rows(), images.cols());
-      add_folded<double>(walk, g.data(), g.cols(), {0, g.rows(), 0, g.cols()}, mask, view_of(folded));
-      EXPECT_NEAR(lines.cwiseProduct(g).sum(), images.cwiseProduct(folded).sum(),
-                  1e-13 * static_cast<double>(1 + lines.size()));
+      const auto g = random_matrix<Scalar>(lines.rows(), lines.cols(), 2);
+      for (const Isa isa : supported_isas()) {
+        Matrix<Scalar> folded = Matrix<Scalar>::Zero(images.rows(), images.cols());
+        add_folded<Scalar>(walk, g.data(), g.cols(), {0, g.rows(), 0, g.cols()}, mask, view_of(folded), isa);
+        const auto inner = [](const Matrix<Scalar>& a, const Matrix<Scalar>& b) {
+          return a.template cast<double>().cwiseProduct(b.template cast<double>()).sum();
+        };
+        // Elements sum at most 12 taps, of numbers below 1.25.
+        EXPECT_NEAR(inner(lines, g), inner(images, folded),
+                    12 * 1.25 * std::numeric_limits<Scalar>::epsilon() * static_cast<double>(1 + lines.size()));
+      }
     }
   }
 }
 
-TEST(Fold, GivesTheSameBitsHoweverPositionsAreCut) {
+TYPED_TEST(Fold, GivesTheSameBitsHoweverPositionsAreCut) {
+  using Scalar = TypeParam;
   for (const auto& walk : walks) {
-    const auto images = images_of(walk);
+    const auto images = images_of<Scalar>(walk);
     const Index positions = samples * walk.output_size();
-    const auto g = random_matrix<double>(channels * walk.taps(), positions, 2);
-    Matrix<double> whole = Matrix<double>::Ones(images.rows(), images.cols());
-    Matrix<double> pieces = whole;
-    add_folded<double>(walk, g.data(), positions, {0, g.rows(), 0, positions}, {}, view_of(whole));
+    const auto g = random_matrix<Scalar>(channels * walk.taps(), positions, 2);
+    Matrix<Scalar> whole = Matrix<Scalar>::Ones(images.rows(), images.cols());
+    Matrix<Scalar> pieces = whole;
+    add_folded<Scalar>(walk, g.data(), positions, {0, g.rows(), 0, positions}, {}, view_of(whole));
     for (Index p = 0; p < positions; p += 3) {
       const UnfoldBlock block{0, g.rows(), p, std::min(positions, p + 3)};
-      add_folded<double>(walk, g.data() + p, positions, block, {}, view_of(pieces));
+      add_folded<Scalar>(walk, g.data() + p, positions, block, {}, view_of(pieces));
     }
     EXPECT_TRUE(same_bits(pieces, whole));
   }

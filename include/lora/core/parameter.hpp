@@ -93,6 +93,14 @@ class ParameterList {
   static constexpr std::size_t capacity = 6;
 
   void push_back(Parameter<Scalar> parameter) { items_.at(size_++) = std::move(parameter); }
+  /// Adds a handle on `value`, with the next of `states`, unless `gradient` is empty: then the value does not train.
+  template <class Value, class Gradient, std::size_t count>
+  void add_trained(std::string name, ParameterRole role, Value& value, Gradient& gradient,
+                   std::array<OptimizerState<Scalar>, count>& states, const bool* locked) {
+    if (gradient.size() == 0) return;
+    push_back(
+        {std::move(name), role, value.data(), gradient.data(), value.rows(), value.cols(), states.at(size_), locked});
+  }
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
   [[nodiscard]] bool empty() const noexcept { return size_ == 0; }
   [[nodiscard]] Parameter<Scalar>* data() noexcept { return items_.data(); }

@@ -9,25 +9,24 @@
 #include <utility>
 
 #include "lora/core/executor.hpp"
+#include "lora/core/large_page_bytes.hpp"
 
 namespace lora {
 
-/// A 64-byte aligned block of bytes that grows on demand and never shrinks. Contents do not survive growth.
-/// A copy starts empty: scratch belongs to its owner.
+/// A block of bytes that grows on demand and never shrinks, aligned and laid on large pages as LargePageBytes. Contents
+/// do not survive growth. A copy starts empty: scratch belongs to its owner.
 class AlignedBuffer {
  public:
-  static constexpr std::size_t alignment = 64;
+  static constexpr std::size_t alignment = LargePageBytes::smallest_alignment;
 
   AlignedBuffer() = default;
   AlignedBuffer(const AlignedBuffer& /*other*/) noexcept {}
-  AlignedBuffer(AlignedBuffer&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+  AlignedBuffer(AlignedBuffer&&) noexcept = default;
   AlignedBuffer& operator=(AlignedBuffer other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(bytes_, other.bytes_);
+    bytes_ = std::move(other.bytes_);
     return *this;
   }
-  ~AlignedBuffer() { release(); }
+  ~AlignedBuffer() = default;
 
   /// Room for `count` objects of a trivial type T. Allocates only when the block is too small.
   /// @throws std::bad_alloc, in which case the block is unchanged.
@@ -35,22 +34,14 @@ class AlignedBuffer {
   [[nodiscard]] T* reserve(std::size_t count) {
     if (count > std::numeric_limits<std::size_t>::max() / sizeof(T)) throw std::bad_alloc();
     const std::size_t wanted = count * sizeof(T);
-    if (wanted > bytes_) {
-      void* fresh = ::operator new (wanted, std::align_val_t{alignment});
-      release();
-      data_ = fresh;
-      bytes_ = wanted;
-    }
-    return static_cast<T*>(data_);
+    if (wanted > bytes_.size()) bytes_ = LargePageBytes(wanted);
+    return reinterpret_cast<T*>(bytes_.data());
   }
 
-  [[nodiscard]] std::size_t bytes() const noexcept { return bytes_; }
+  [[nodiscard]] std::size_t bytes() const noexcept { return bytes_.size(); }
 
  private:
-  void release() noexcept { ::operator delete (data_, std::align_val_t{alignment}); }
-
-  void* data_ = nullptr;
-  std::size_t bytes_ = 0;
+  LargePageBytes bytes_;
 };
 
 /// Scratch for one call at a time, and the executor that call runs on. One workspace per concurrent caller.

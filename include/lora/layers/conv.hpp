@@ -17,6 +17,7 @@
 #include "lora/layers/frozen_conv.hpp"
 #include "lora/layers/images.hpp"
 #include "lora/layers/merge_state.hpp"
+#include "lora/layers/remembered_input.hpp"
 
 namespace lora {
 
@@ -107,7 +108,7 @@ class LoraConv : public MergeState<LoraConv<ScalarType, Dim>> {
   /// @throws ShapeError; StateError while merged. Then nothing has changed.
   template <class A, class B>
   void set_factors(const Eigen::DenseBase<A>& a, const Eigen::DenseBase<B>& b) {
-    require_unmerged("LoraConv::set_factors");
+    this->require_unmerged("LoraConv::set_factors");
     check_shape("LoraConv::set_factors", "A", a, rank(), geometry().fan_in());
     check_shape("LoraConv::set_factors", "B", b, out_channels(), adapter_.group_rank());
     Matrix<Scalar> new_a = a.derived();
@@ -118,26 +119,26 @@ class LoraConv : public MergeState<LoraConv<ScalarType, Dim>> {
   /// Replaces the bias of B. @throws ShapeError; StateError while merged.
   template <class B>
   void set_lora_bias(const Eigen::DenseBase<B>& lora_bias) {
-    require_unmerged("LoraConv::set_lora_bias");
+    this->require_unmerged("LoraConv::set_lora_bias");
     check_shape("LoraConv::set_lora_bias", "lora_bias", lora_bias, 1, adapter_.lora_bias().size());
     adapter_.lora_bias() = lora_bias.derived();
   }
   /// Replaces the magnitude of DoRA. @throws ShapeError, also without use_dora; StateError while merged.
   template <class M>
   void set_magnitude(const Eigen::DenseBase<M>& magnitude) {
-    require_unmerged("LoraConv::set_magnitude");
+    this->require_unmerged("LoraConv::set_magnitude");
     check_shape("LoraConv::set_magnitude", "magnitude", magnitude, 1, adapter_.magnitude().size());
     adapter_.magnitude() = magnitude.derived();
   }
   /// Changes alpha, and with it the scaling. @throws ConfigError; StateError while merged.
   void set_alpha(double alpha) {
-    require_unmerged("LoraConv::set_alpha");
+    this->require_unmerged("LoraConv::set_alpha");
     adapter_.set_alpha("LoraConv::set_alpha", alpha);
   }
   /// Replaces the adapter by a fresh one, with its gradients and optimiser state; the layer's modes stay. Handles from
   /// parameters() become invalid. @throws ConfigError; StateError while merged. Then nothing has changed.
   void reset_adapter(const LoraConfig& config, std::uint64_t seed) {
-    require_unmerged("LoraConv::reset_adapter");
+    this->require_unmerged("LoraConv::reset_adapter");
     ConvAdapter<Scalar> fresh("LoraConv::reset_adapter", geometry(), config, seed);
     fresh.start_magnitude(view_of(weight()));
     adapter_ = std::move(fresh);
@@ -273,9 +274,7 @@ class LoraConv : public MergeState<LoraConv<ScalarType, Dim>> {
     ParameterList<Scalar> list;
     Gradients& g = gradients();
     const auto add = [&](const char* name, ParameterRole role, auto& value, auto& gradient) {
-      if (gradient.size() == 0) return;
-      list.push_back({name, role, value.data(), gradient.data(), value.rows(), value.cols(), states_[list.size()],
-                      this->merged_flag()});
+      list.add_trained(name, role, value, gradient, states_, this->merged_flag());
     };
     add("lora_A.weight", ParameterRole::lora_A, adapter_.A(), g.A);
     add("lora_B.weight", ParameterRole::lora_B, adapter_.B(), g.B);
@@ -335,12 +334,6 @@ class LoraConv : public MergeState<LoraConv<ScalarType, Dim>> {
     dropout_step_ = 0;
   }
 
-  void require_unmerged(std::string_view operation) const {
-    if (this->merged()) {
-      throw StateError(operation, "layer", "an unmerged layer (call train() or unmerge() first)", "a merged one");
-    }
-  }
-
   template <class Input>
   [[nodiscard]] auto answer(std::string_view operation, const Input& x, const Extents& extents) const {
     const Extents output = lora::output_extents(operation, geometry(), extents);
@@ -393,7 +386,7 @@ class LoraConv : public MergeState<LoraConv<ScalarType, Dim>> {
   template <class Input, class Output>
   void run_training(const Input& x, const Extents& extents, Record& record, Output& y, Workspace& workspace) const {
     constexpr std::string_view operation = "LoraConv::forward";
-    require_unmerged(operation);
+    this->require_unmerged(operation);
     with_images<Scalar, Dim>(x, [&](const MatrixView<const Scalar>& rows) {
       auto call = call_of(operation, x, rows, extents, y, workspace);
       record.clear();
@@ -421,11 +414,10 @@ class LoraConv : public MergeState<LoraConv<ScalarType, Dim>> {
   void remember(const Input& x, const Extents& extents, Output& y) {
     if (!this->training()) return run_inference(x, extents, y, workspace_);
     with_images<Scalar, Dim>(x, [&](const MatrixView<const Scalar>& rows) {
-      const auto wanted = static_cast<std::size_t>(rows.rows * rows.cols);
-      if (remembered_x_.size() < wanted) remembered_x_.resize(wanted);
+      remembered_x_.reserve(rows);
       record_.position = {dropout_step_, 0};
       run_training(x, extents, record_, y, workspace_);
-      MatrixView<Scalar>{remembered_x_.data(), rows.rows, rows.cols, rows.cols, 1}.map() = rows.map();
+      remembered_x_.assign(rows);
       ++dropout_step_;
     });
   }
@@ -433,7 +425,7 @@ class LoraConv : public MergeState<LoraConv<ScalarType, Dim>> {
   [[nodiscard]] MatrixView<const Scalar> remembered(std::string_view operation) const {
     if (record_.samples() < 0) throw StateError(operation, "layer", "a forward(x) in training mode before", "none");
     const Index features = detail::saturated_product(in_channels(), record_.extents());
-    return {remembered_x_.data(), record_.samples(), features, features, 1};
+    return remembered_x_.view(record_.samples(), features);
   }
 
   // Adds the gradients of the parameters, and writes dx where it is not null.
@@ -467,7 +459,7 @@ class LoraConv : public MergeState<LoraConv<ScalarType, Dim>> {
                       const OutputGradient& dy, const MatrixView<const Scalar>& dy_rows,
                       const Gradients& gradients) const {
     constexpr std::string_view operation = "LoraConv::backward";
-    require_unmerged(operation);
+    this->require_unmerged(operation);
     if (record.samples() < 0) throw StateError(operation, "record", "one that forward has filled", "a new one");
     const Extents output = lora::output_extents(operation, geometry(), record.extents());
     const Index positions = detail::saturated_product(record.samples(), output);
@@ -493,7 +485,7 @@ class LoraConv : public MergeState<LoraConv<ScalarType, Dim>> {
   Gradients gradients_;
   std::array<OptimizerState<Scalar>, 5> states_;
   Record record_;
-  std::vector<Scalar> remembered_x_;
+  RememberedInput<Scalar> remembered_x_;
   Workspace workspace_;
   std::uint64_t dropout_step_ = 0;
 };

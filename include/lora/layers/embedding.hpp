@@ -19,6 +19,7 @@
 #include "lora/layers/embedding_ids.hpp"
 #include "lora/layers/embedding_passes.hpp"
 #include "lora/layers/merge_state.hpp"
+#include "lora/layers/remembered_input.hpp"
 #include "lora/layers/rows.hpp"
 #include "lora/weight/dense.hpp"
 #include "lora/weight/merge_record.hpp"
@@ -103,7 +104,7 @@ class LoraEmbedding : public MergeState<LoraEmbedding<ScalarType>> {
   /// changed.
   template <class A, class B>
   void set_factors(const Eigen::DenseBase<A>& a, const Eigen::DenseBase<B>& b) {
-    require_unmerged("LoraEmbedding::set_factors");
+    this->require_unmerged("LoraEmbedding::set_factors");
     check_shape("LoraEmbedding::set_factors", "A", a, rank(), num_embeddings());
     check_shape("LoraEmbedding::set_factors", "B", b, embedding_dim(), rank());
     Matrix<Scalar> new_a = a.derived();
@@ -114,19 +115,19 @@ class LoraEmbedding : public MergeState<LoraEmbedding<ScalarType>> {
   /// Replaces the magnitude of DoRA. @throws ShapeError, also without use_dora; StateError while merged.
   template <class M>
   void set_magnitude(const Eigen::DenseBase<M>& magnitude) {
-    require_unmerged("LoraEmbedding::set_magnitude");
+    this->require_unmerged("LoraEmbedding::set_magnitude");
     check_shape("LoraEmbedding::set_magnitude", "magnitude", magnitude, 1, dora_.value().size());
     dora_.value() = magnitude.derived();
   }
   /// Changes alpha, and with it the scaling. @throws ConfigError; StateError while merged.
   void set_alpha(double alpha) {
-    require_unmerged("LoraEmbedding::set_alpha");
+    this->require_unmerged("LoraEmbedding::set_alpha");
     adapter_.set_alpha("LoraEmbedding::set_alpha", alpha);
   }
   /// Replaces the adapter by a fresh one, with its gradients and optimiser state; the layer's modes stay. Handles from
   /// parameters() become invalid. @throws ConfigError; StateError while merged. Then nothing has changed.
   void reset_adapter(const LoraConfig& config, std::uint64_t seed) {
-    require_unmerged("LoraEmbedding::reset_adapter");
+    this->require_unmerged("LoraEmbedding::reset_adapter");
     auto adapter = make_adapter("LoraEmbedding::reset_adapter", config, seed);
     auto dora = make_dora(adapter);
     adapter_ = std::move(adapter);
@@ -163,7 +164,7 @@ class LoraEmbedding : public MergeState<LoraEmbedding<ScalarType>> {
   /// @throws ShapeError; StateError while merged. Then nothing has changed.
   template <EmbeddingIds Ids, class Output>
   void forward(const Ids& ids, Record& record, Output&& y, Workspace& workspace) const {
-    require_unmerged("LoraEmbedding::forward");
+    this->require_unmerged("LoraEmbedding::forward");
     with_ids(ids, [&](const auto& view) {
       const auto out = lookup_output("LoraEmbedding::forward", view, y);
       passes().forward(view, record, out, workspace);
@@ -215,7 +216,7 @@ class LoraEmbedding : public MergeState<LoraEmbedding<ScalarType>> {
   /// merged
   template <class Input, class Output>
   void project_forward(const Input& x, ProjectionRecord& record, Output&& y, Workspace& workspace) const {
-    require_unmerged("LoraEmbedding::project_forward");
+    this->require_unmerged("LoraEmbedding::project_forward");
     with_rows<Scalar>(x, [&](const MatrixView<const Scalar>& rows) {
       const auto out = projection_output("LoraEmbedding::project_forward", rows, y);
       passes().project_forward(rows, record, out, workspace);
@@ -294,10 +295,9 @@ class LoraEmbedding : public MergeState<LoraEmbedding<ScalarType>> {
   void project_forward(const Input& x, Output&& y) {
     if (!this->training()) return project(x, y, workspace_);
     with_rows<Scalar>(x, [&](const MatrixView<const Scalar>& rows) {
-      const auto wanted = static_cast<std::size_t>(rows.rows * rows.cols);
-      if (remembered_x_.size() < wanted) remembered_x_.resize(wanted);
+      remembered_x_.reserve(rows);
       project_forward(rows.map(), projection_record_, y, workspace_);
-      MatrixView<Scalar>{remembered_x_.data(), rows.rows, rows.cols, rows.cols, 1}.map() = rows.map();
+      remembered_x_.assign(rows);
     });
   }
 
@@ -317,7 +317,7 @@ class LoraEmbedding : public MergeState<LoraEmbedding<ScalarType>> {
       throw StateError("LoraEmbedding::project_backward", "layer", "a project_forward(x) in training mode before",
                        "none");
     }
-    const MatrixView<const Scalar> x{remembered_x_.data(), rows, embedding_dim(), embedding_dim(), 1};
+    const MatrixView<const Scalar> x = remembered_x_.view(rows, embedding_dim());
     project_backward(x.map(), projection_record_, dy, gradients(), dx, workspace_);
   }
 
@@ -343,9 +343,7 @@ class LoraEmbedding : public MergeState<LoraEmbedding<ScalarType>> {
     ParameterList<Scalar> list;
     Gradients& g = gradients();
     const auto add = [&](const char* name, ParameterRole role, auto& value, auto& gradient) {
-      if (gradient.size() == 0) return;
-      list.push_back({name, role, value.data(), gradient.data(), value.rows(), value.cols(), states_[list.size()],
-                      this->merged_flag()});
+      list.add_trained(name, role, value, gradient, states_, this->merged_flag());
     };
     add("lora_embedding_A", ParameterRole::lora_A, adapter_.A(), g.A);
     add("lora_embedding_B", ParameterRole::lora_B, adapter_.B(), g.B);
@@ -428,12 +426,6 @@ class LoraEmbedding : public MergeState<LoraEmbedding<ScalarType>> {
     projection_record_.pass.clear();
   }
 
-  void require_unmerged(std::string_view operation) const {
-    if (this->merged()) {
-      throw StateError(operation, "layer", "an unmerged layer (call train() or unmerge() first)", "a merged one");
-    }
-  }
-
   template <class Ids>
   [[nodiscard]] static Index count(const Ids& ids) noexcept {
     return static_cast<Index>(std::size(ids));
@@ -456,7 +448,7 @@ class LoraEmbedding : public MergeState<LoraEmbedding<ScalarType>> {
   }
 
   void check_record(std::string_view operation, const Record& record, const Gradients& gradients) const {
-    require_unmerged(operation);
+    this->require_unmerged(operation);
     if (record.rows() < 0) throw StateError(operation, "record", "one that a forward pass has filled", "a new one");
     check_shape(operation, "record", record.down_projection(), -1, rank());
     check_shape(operation, "record", record.unscaled_output(), -1, magnitude().size());
@@ -483,7 +475,7 @@ class LoraEmbedding : public MergeState<LoraEmbedding<ScalarType>> {
   Record record_;
   ProjectionRecord projection_record_;
   std::vector<std::int64_t> remembered_ids_;
-  std::vector<Scalar> remembered_x_;
+  RememberedInput<Scalar> remembered_x_;
   Workspace workspace_;
 };
 

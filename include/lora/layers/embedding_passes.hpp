@@ -192,7 +192,7 @@ class EmbeddingPasses {
   [[nodiscard]] MatrixView<const Scalar> scaled_b_transposed(Workspace& workspace) const {
     auto* memory = workspace.reserve<Scalar>(Workspace::Slot::up_factor, rank() * dim());
     const MatrixView<Scalar> transposed{memory, rank(), dim(), dim(), 1};
-    transposed.map() = adapter_.scaling() * adapter_.B().transpose();
+    kernels::transpose_scaled<Scalar>(view_of(adapter_.B()), adapter_.scaling(), memory);
     return transposed;
   }
 

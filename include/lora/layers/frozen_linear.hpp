@@ -31,6 +31,12 @@ struct FrozenLinear {
   template <class B>
   FrozenLinear(std::string_view operation, Weight w, const Eigen::DenseBase<B>& b, bool transposed)
       : FrozenLinear(operation, std::move(w), transposed) {
+    set_bias(operation, b);
+  }
+
+  /// @throws ShapeError unless the bias is a vector of out_features; then nothing has changed
+  template <class B>
+  void set_bias(std::string_view operation, const Eigen::DenseBase<B>& b) {
     static_assert(B::IsVectorAtCompileTime, "lora: the bias is a vector");
     static_assert(std::is_same_v<typename B::Scalar, Scalar>, "lora: the bias' scalar type is not the layer's");
     if (b.size() != out_features()) {

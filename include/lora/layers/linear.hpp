@@ -14,7 +14,9 @@
 #include "lora/adapter/adaptation.hpp"
 #include "lora/core/parameter.hpp"
 #include "lora/core/shape.hpp"
+#include "lora/layers/frozen_linear.hpp"
 #include "lora/layers/merge_state.hpp"
+#include "lora/layers/remembered_input.hpp"
 #include "lora/layers/rows.hpp"
 #include "lora/weight/frozen_weight.hpp"
 #include "lora/weight/merge_record.hpp"
@@ -53,34 +55,29 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
   template <class W, class B>
   LoraLinear(const Eigen::DenseBase<W>& w0, const Eigen::DenseBase<B>& bias, const LoraConfig& config,
              std::uint64_t seed)
-      : LoraLinear(weight_from(w0, config), bias, config, seed) {}
+      : LoraLinear(Base::weight_from(w0, config.fan_in_fan_out), bias, config, seed) {}
 
   /// Without bias.
   template <class W>
   LoraLinear(const Eigen::DenseBase<W>& w0, const LoraConfig& config, std::uint64_t seed)
-      : LoraLinear(weight_from(w0, config), config, seed) {}
+      : LoraLinear(Base::weight_from(w0, config.fan_in_fan_out), config, seed) {}
 
   /// Wraps a frozen weight of any kind, which is always out_features x in_features: its maker has seen to the
   /// orientation, and `config.fan_in_fan_out` decides how weight() and delta_weight() are handed out.
   template <class B>
   LoraLinear(Weight weight, const Eigen::DenseBase<B>& bias, const LoraConfig& config, std::uint64_t seed)
       : LoraLinear(std::move(weight), config, seed) {
-    static_assert(B::IsVectorAtCompileTime, "lora: the bias is a vector");
-    static_assert(std::is_same_v<typename B::Scalar, Scalar>, "lora: the bias' scalar type is not the layer's");
-    if (bias.size() != out_features()) {
-      throw ShapeError("LoraLinear", "bias", std::to_string(out_features()) + " elements", std::to_string(bias.size()));
-    }
-    bias_.resize(bias.size());
-    for (Index j = 0; j < bias.size(); ++j) bias_[j] = bias.derived().coeff(j);
+    base_.set_bias("LoraLinear", bias);
   }
 
   /// With pissa and olora the weight becomes the residual W0 - s*B*A, in the caller's memory where it is a view.
   /// @throws as above, and StateError when pissa or olora meet a weight that is read-only.
   LoraLinear(Weight weight, const LoraConfig& config, std::uint64_t seed)
-      : weight_(nonempty(std::move(weight))), adaptation_(make_adaptation("LoraLinear", weight_, config, seed)) {}
+      : base_("LoraLinear", std::move(weight), config.fan_in_fan_out),
+        adaptation_(make_adaptation("LoraLinear", base_.weight, config, seed)) {}
 
-  [[nodiscard]] Index in_features() const noexcept { return weight_.in_features(); }
-  [[nodiscard]] Index out_features() const noexcept { return weight_.out_features(); }
+  [[nodiscard]] Index in_features() const noexcept { return base_.weight.in_features(); }
+  [[nodiscard]] Index out_features() const noexcept { return base_.weight.out_features(); }
   [[nodiscard]] Index rank() const noexcept { return adapter().rank(); }
   [[nodiscard]] Scalar scaling() const noexcept { return adapter().scaling(); }
   [[nodiscard]] const LoraConfig& config() const noexcept { return adapter().config(); }
@@ -92,31 +89,31 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
   /// DoRA's magnitude, out_features scalars; empty without use_dora.
   [[nodiscard]] const RowVector<Scalar>& magnitude() const noexcept { return dora().value(); }
   /// Empty without bias.
-  [[nodiscard]] const RowVector<Scalar>& bias() const noexcept { return bias_; }
-  [[nodiscard]] bool has_bias() const noexcept { return bias_.size() > 0; }
-  [[nodiscard]] const Weight& frozen_weight() const noexcept { return weight_; }
+  [[nodiscard]] const RowVector<Scalar>& bias() const noexcept { return base_.bias; }
+  [[nodiscard]] bool has_bias() const noexcept { return base_.bias.size() > 0; }
+  [[nodiscard]] const Weight& frozen_weight() const noexcept { return base_.weight; }
 
   /// The weight as inference uses it now, merged or not, oriented as the caller stores it. A copy.
   [[nodiscard]] Matrix<Scalar> weight() const {
-    return oriented([&](const MatrixView<Scalar>& out) { read_back(weight_, out); });
+    return base_.oriented([&](const MatrixView<Scalar>& out) { read_back(base_.weight, out); });
   }
   /// W0, whether or not the layer is merged, oriented as the caller stores it. A copy, equal bit for bit to what was
   /// given; after pissa and olora, to the residual.
   [[nodiscard]] Matrix<Scalar> base_weight() const {
     if (!this->merged()) return weight();
-    return oriented([&](const MatrixView<Scalar>& out) { merge_record_.read_unmerged(weight_, out); });
+    return base_.oriented([&](const MatrixView<Scalar>& out) { merge_record_.read_unmerged(base_.weight, out); });
   }
   /// s*B*A (its transpose with fan_in_fan_out): what merging adds, bit for bit. Merging with DoRA then multiplies every
   /// output's weights by its magnitude over their norm, which this leaves out, as PEFT's get_delta_weight does.
   [[nodiscard]] Matrix<Scalar> delta_weight() const {
-    return oriented([&](const MatrixView<Scalar>& out) { write_delta(adapter().update(), out); });
+    return base_.oriented([&](const MatrixView<Scalar>& out) { write_delta(adapter().update(), out); });
   }
 
   /// Replaces A and B; the magnitude of DoRA stays. @throws ShapeError; StateError while merged. Then nothing has
   /// changed.
   template <class A, class B>
   void set_factors(const Eigen::DenseBase<A>& a, const Eigen::DenseBase<B>& b) {
-    require_unmerged("LoraLinear::set_factors");
+    this->require_unmerged("LoraLinear::set_factors");
     check_shape("LoraLinear::set_factors", "A", a, rank(), in_features());
     check_shape("LoraLinear::set_factors", "B", b, out_features(), rank());
     Matrix<Scalar> new_a = a.derived();
@@ -127,20 +124,20 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
   /// Replaces the bias of B. @throws ShapeError; StateError while merged.
   template <class B>
   void set_lora_bias(const Eigen::DenseBase<B>& lora_bias) {
-    require_unmerged("LoraLinear::set_lora_bias");
+    this->require_unmerged("LoraLinear::set_lora_bias");
     check_shape("LoraLinear::set_lora_bias", "lora_bias", lora_bias, 1, adapter().lora_bias().size());
     adapter().lora_bias() = lora_bias.derived();
   }
   /// Replaces the magnitude of DoRA. @throws ShapeError, also without use_dora; StateError while merged.
   template <class M>
   void set_magnitude(const Eigen::DenseBase<M>& magnitude) {
-    require_unmerged("LoraLinear::set_magnitude");
+    this->require_unmerged("LoraLinear::set_magnitude");
     check_shape("LoraLinear::set_magnitude", "magnitude", magnitude, 1, dora().value().size());
     dora().value() = magnitude.derived();
   }
   /// Changes alpha, and with it the scaling. @throws ConfigError; StateError while merged.
   void set_alpha(double alpha) {
-    require_unmerged("LoraLinear::set_alpha");
+    this->require_unmerged("LoraLinear::set_alpha");
     adapter().set_alpha("LoraLinear::set_alpha", alpha);
   }
   /// Replaces the adapter by a fresh one, with its gradients and optimiser state; the layer's modes stay. W0 is what it
@@ -149,12 +146,12 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
   /// constructor. Then nothing has changed.
   void reset_adapter(const LoraConfig& config, std::uint64_t seed) {
     constexpr std::string_view operation = "LoraLinear::reset_adapter";
-    require_unmerged(operation);
+    this->require_unmerged(operation);
     if (config.fan_in_fan_out != this->config().fan_in_fan_out) {
       throw ConfigError(operation, "fan_in_fan_out", config.fan_in_fan_out ? "false" : "true",
                         config.fan_in_fan_out ? "true" : "false");
     }
-    adaptation_ = make_adaptation(operation, weight_, config, seed);
+    adaptation_ = make_adaptation(operation, base_.weight, config, seed);
     gradients_ = {};
     states_ = {};
     record_.clear();
@@ -178,9 +175,9 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
       const auto term = this->merged() ? LowRankTerm<Scalar>{} : adapter().infer(rows, workspace);
       const Scalar* bias = effective_bias(workspace);
       if (dora().active() && !this->merged()) {
-        dora().infer(weight_, adapter().update(), rows, bias, term, out, workspace);
+        dora().infer(base_.weight, adapter().update(), rows, bias, term, out, workspace);
       } else {
-        weight_.product(rows, bias, term, out, workspace);
+        base_.weight.product(rows, bias, term, out, workspace);
       }
     });
   }
@@ -189,15 +186,16 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
   /// @throws ShapeError; StateError while merged
   template <class Input, class Output>
   void forward(const Input& x, Record& record, Output&& y, Workspace& workspace) const {
-    require_unmerged("LoraLinear::forward");
+    this->require_unmerged("LoraLinear::forward");
     with_rows<Scalar>(x, [&](const MatrixView<const Scalar>& rows) {
       const auto out = output("LoraLinear::forward", rows, y);
       const auto term = adapter().forward(rows, record, workspace);
       const Scalar* bias = effective_bias(workspace);
       if (dora().active()) {
-        dora().forward(weight_, adapter().update(), rows, adapter().mask(record), bias, term, record, out, workspace);
+        dora().forward(base_.weight, adapter().update(), rows, adapter().mask(record), bias, term, record, out,
+                       workspace);
       } else {
-        weight_.product(rows, bias, term, out, workspace);
+        base_.weight.product(rows, bias, term, out, workspace);
       }
     });
   }
@@ -250,11 +248,10 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
   void forward(const Input& x, Output&& y) {
     if (!this->training()) return infer(x, y, workspace_);
     with_rows<Scalar>(x, [&](const MatrixView<const Scalar>& rows) {
-      const auto wanted = static_cast<std::size_t>(rows.rows * rows.cols);
-      if (remembered_x_.size() < wanted) remembered_x_.resize(wanted);
+      remembered_x_.reserve(rows);
       record_.position = {dropout_step_, 0};
       forward(rows.map(), record_, y, workspace_);
-      MatrixView<Scalar>{remembered_x_.data(), rows.rows, rows.cols, rows.cols, 1}.map() = rows.map();
+      remembered_x_.assign(rows);
       ++dropout_step_;
     });
   }
@@ -293,15 +290,13 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
     ParameterList<Scalar> list;
     Gradients& g = gradients();
     const auto add = [&](const char* name, ParameterRole role, auto& value, auto& gradient) {
-      if (gradient.size() == 0) return;
-      list.push_back({name, role, value.data(), gradient.data(), value.rows(), value.cols(), states_[list.size()],
-                      this->merged_flag()});
+      list.add_trained(name, role, value, gradient, states_, this->merged_flag());
     };
     add("lora_A.weight", ParameterRole::lora_A, adapter().A(), g.A);
     add("lora_B.weight", ParameterRole::lora_B, adapter().B(), g.B);
     add("lora_magnitude_vector.weight", ParameterRole::magnitude, dora().value(), g.magnitude);
     add("lora_B.bias", ParameterRole::lora_bias, adapter().lora_bias(), g.lora_bias);
-    add("bias", ParameterRole::bias, bias_, g.bias);
+    add("bias", ParameterRole::bias, base_.bias, g.bias);
     return list;
   }
 
@@ -321,34 +316,14 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
   [[nodiscard]] std::size_t merge_bytes() const noexcept { return merge_record_.bytes(); }
   /// Bytes of W0 as stored, the factors, the magnitude with the norms of W0, and the bias.
   [[nodiscard]] std::size_t parameter_bytes() const noexcept {
-    const Index scalars = lora_A().size() + lora_B().size() + lora_bias().size() + bias_.size();
-    return weight_.bytes() + dora().bytes() + static_cast<std::size_t>(scalars) * sizeof(Scalar);
+    const Index scalars = lora_A().size() + lora_B().size() + lora_bias().size() + base_.bias.size();
+    return base_.weight.bytes() + dora().bytes() + static_cast<std::size_t>(scalars) * sizeof(Scalar);
   }
 
  private:
+  using Base = FrozenLinear<Scalar, Weight>;
+
   friend class MergeState<LoraLinear>;
-
-  static Weight nonempty(Weight weight) {
-    if (weight.out_features() < 1 || weight.in_features() < 1) {
-      throw ShapeError("LoraLinear", "weight", "at least 1 x 1",
-                       shape_text(weight.out_features(), weight.in_features()));
-    }
-    return weight;
-  }
-
-  template <class W>
-  static Weight weight_from(const Eigen::DenseBase<W>& w0, const LoraConfig& config) {
-    static_assert(std::is_same_v<typename W::Scalar, Scalar>, "lora: the weight's scalar type is not the layer's");
-    if constexpr ((W::Flags & Eigen::DirectAccessBit) != 0) {
-      const auto view = view_of(w0);
-      return Weight(config.fan_in_fan_out ? view.transpose() : view);
-    } else {
-      static_assert(std::is_copy_constructible_v<Weight>, "lora: a weight that views memory cannot view an expression");
-      const typename W::PlainObject evaluated = w0.derived();
-      const MatrixView<const Scalar> view = view_of(evaluated);
-      return Weight(config.fan_in_fan_out ? view.transpose() : view);
-    }
-  }
 
   [[nodiscard]] const LoraAdapter<Scalar>& adapter() const noexcept { return adaptation_.adapter; }
   [[nodiscard]] LoraAdapter<Scalar>& adapter() noexcept { return adaptation_.adapter; }
@@ -358,41 +333,27 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
   [[nodiscard]] bool merges_weights() const noexcept { return config().merge_weights; }
   void apply_merge() {
     std::span<const Scalar> factors;
-    if (dora().active()) factors = dora().factors(weight_, adapter().update(), workspace_);
-    merge_record_ = MergeRecord<Scalar>::merge("LoraLinear::merge", weight_, adapter().update(), factors);
+    if (dora().active()) factors = dora().factors(base_.weight, adapter().update(), workspace_);
+    merge_record_ = MergeRecord<Scalar>::merge("LoraLinear::merge", base_.weight, adapter().update(), factors);
   }
   void apply_unmerge() noexcept {
-    merge_record_.unmerge(weight_);
+    merge_record_.unmerge(base_.weight);
     merge_record_ = {};
   }
   void drop_merged_adapter() {
     const LoraConfig plain{
         .rank = 0, .fan_in_fan_out = config().fan_in_fan_out, .merge_weights = config().merge_weights};
-    RowVector<Scalar> bias = bias_;
+    RowVector<Scalar> bias = base_.bias;
     if (config().lora_bias) {
       if (!has_bias()) bias = RowVector<Scalar>::Zero(out_features());
       bias += scaling() * lora_bias();
     }
-    adaptation_ = make_adaptation("LoraLinear::merge_and_unload", weight_, plain, 0);
-    bias_.swap(bias);
+    adaptation_ = make_adaptation("LoraLinear::merge_and_unload", base_.weight, plain, 0);
+    base_.bias.swap(bias);
     merge_record_ = {};
     gradients_ = {};
     states_ = {};
     record_.clear();
-  }
-
-  void require_unmerged(std::string_view operation) const {
-    if (this->merged()) {
-      throw StateError(operation, "layer", "an unmerged layer (call train() or unmerge() first)", "a merged one");
-    }
-  }
-
-  template <class Write>
-  [[nodiscard]] Matrix<Scalar> oriented(const Write& write) const {
-    const bool transposed = config().fan_in_fan_out;
-    Matrix<Scalar> result(transposed ? in_features() : out_features(), transposed ? out_features() : in_features());
-    write(transposed ? view_of(result).transpose() : view_of(result));
-    return result;
   }
 
   template <class Output>
@@ -406,10 +367,10 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
 
   // bias + s * lora_bias, or null. lora_bias counts whether the layer is merged or not.
   [[nodiscard]] const Scalar* effective_bias(Workspace& workspace) const {
-    if (!config().lora_bias) return has_bias() ? bias_.data() : nullptr;
+    if (!config().lora_bias) return has_bias() ? base_.bias.data() : nullptr;
     auto* sum = workspace.reserve<Scalar>(Workspace::Slot::bias, out_features());
     for (Index j = 0; j < out_features(); ++j)
-      sum[j] = (has_bias() ? bias_[j] : Scalar(0)) + scaling() * lora_bias()[j];
+      sum[j] = (has_bias() ? base_.bias[j] : Scalar(0)) + scaling() * lora_bias()[j];
     return sum;
   }
 
@@ -423,11 +384,11 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
     if (dx == nullptr) return;
     const auto mask = adapter().mask(record);
     if (!mask.active()) {
-      weight_.product_transposed(dz, term, *dx, workspace);
+      base_.weight.product_transposed(dz, term, *dx, workspace);
     } else if (dora().active()) {
-      dora().input_gradient(weight_, dy, term, mask, *dx, workspace);
+      dora().input_gradient(base_.weight, dy, term, mask, *dx, workspace);
     } else {
-      weight_.product_transposed(dy, {}, *dx, workspace);
+      base_.weight.product_transposed(dy, {}, *dx, workspace);
       if (rank() > 0) kernels::add_project_up(term.down, term.up, mask, *dx, workspace.executor());
     }
   }
@@ -435,7 +396,7 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
   void check_backward(const MatrixView<const Scalar>& x, const Record& record, const MatrixView<const Scalar>& dy,
                       const Gradients& gradients) const {
     constexpr std::string_view operation = "LoraLinear::backward";
-    require_unmerged(operation);
+    this->require_unmerged(operation);
     if (record.rows() < 0) throw StateError(operation, "record", "one that forward has filled", "a new one");
     check_shape(operation, "record", record.down_projection(), -1, rank());
     if (!adapter().fits(record, record.rows())) {
@@ -451,23 +412,22 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
     check_shape(operation, "gradients.magnitude", gradients.magnitude, 1, magnitude().size());
   }
 
-  [[nodiscard]] Index trained_bias_size() const noexcept { return config().trains_bias() ? bias_.size() : 0; }
+  [[nodiscard]] Index trained_bias_size() const noexcept { return config().trains_bias() ? base_.bias.size() : 0; }
 
   [[nodiscard]] MatrixView<const Scalar> remembered(std::string_view operation) const {
     if (record_.rows() < 0) {
       throw StateError(operation, "layer", "a forward(x) in training mode before", "none");
     }
-    return {remembered_x_.data(), record_.rows(), in_features(), in_features(), 1};
+    return remembered_x_.view(record_.rows(), in_features());
   }
 
-  Weight weight_;
-  RowVector<Scalar> bias_;
+  Base base_;
   Adaptation<Scalar> adaptation_;
   MergeRecord<Scalar> merge_record_;
   Gradients gradients_;
   std::array<OptimizerState<Scalar>, 5> states_;
   Record record_;
-  std::vector<Scalar> remembered_x_;
+  RememberedInput<Scalar> remembered_x_;
   Workspace workspace_;
   std::uint64_t dropout_step_ = 0;
 };

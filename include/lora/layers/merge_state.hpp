@@ -1,6 +1,10 @@
 // train, eval, merge and unmerge: the state machine that all layers share.
 #pragma once
 
+#include <string_view>
+
+#include "lora/core/error.hpp"
+
 namespace lora {
 
 /// Base of a layer that can merge. `Layer` provides `void apply_merge()` and `void apply_unmerge() noexcept`, which
@@ -64,6 +68,13 @@ class MergeState {
   MergeState(MergeState&&) noexcept = default;
   MergeState& operator=(const MergeState&) = default;
   MergeState& operator=(MergeState&&) noexcept = default;
+
+  /// @throws StateError while merged
+  void require_unmerged(std::string_view operation) const {
+    if (merged_) {
+      throw StateError(operation, "layer", "an unmerged layer (call train() or unmerge() first)", "a merged one");
+    }
+  }
 
   /// True while the factors must not change.
   [[nodiscard]] const bool* merged_flag() const noexcept { return &merged_; }

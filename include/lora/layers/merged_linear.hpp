@@ -13,8 +13,10 @@
 #include "lora/adapter/adapter.hpp"
 #include "lora/core/parameter.hpp"
 #include "lora/core/shape.hpp"
+#include "lora/layers/frozen_linear.hpp"
 #include "lora/layers/merge_state.hpp"
 #include "lora/layers/merged_linear_adapter.hpp"
+#include "lora/layers/remembered_input.hpp"
 #include "lora/layers/rows.hpp"
 #include "lora/weight/frozen_weight.hpp"
 #include "lora/weight/merge_record.hpp"
@@ -53,13 +55,13 @@ class MergedLinear : public MergeState<MergedLinear<ScalarType, WeightType>> {
   template <class W, class B>
   MergedLinear(const Eigen::DenseBase<W>& w0, const Eigen::DenseBase<B>& bias, std::vector<bool> enable_lora,
                const LoraConfig& config, std::uint64_t seed)
-      : MergedLinear(weight_from(w0, config), bias, std::move(enable_lora), config, seed) {}
+      : MergedLinear(Base::weight_from(w0, config.fan_in_fan_out), bias, std::move(enable_lora), config, seed) {}
 
   /// Without bias.
   template <class W>
   MergedLinear(const Eigen::DenseBase<W>& w0, std::vector<bool> enable_lora, const LoraConfig& config,
                std::uint64_t seed)
-      : MergedLinear(weight_from(w0, config), std::move(enable_lora), config, seed) {}
+      : MergedLinear(Base::weight_from(w0, config.fan_in_fan_out), std::move(enable_lora), config, seed) {}
 
   /// Wraps a frozen weight of any kind, which is always out_features x in_features: its maker has seen to the
   /// orientation, and `config.fan_in_fan_out` decides how weight() and delta_weight() are handed out.
@@ -67,22 +69,16 @@ class MergedLinear : public MergeState<MergedLinear<ScalarType, WeightType>> {
   MergedLinear(Weight weight, const Eigen::DenseBase<B>& bias, std::vector<bool> enable_lora, const LoraConfig& config,
                std::uint64_t seed)
       : MergedLinear(std::move(weight), std::move(enable_lora), config, seed) {
-    static_assert(B::IsVectorAtCompileTime, "lora: the bias is a vector");
-    static_assert(std::is_same_v<typename B::Scalar, Scalar>, "lora: the bias' scalar type is not the layer's");
-    if (bias.size() != out_features()) {
-      throw ShapeError("MergedLinear", "bias", std::to_string(out_features()) + " elements",
-                       std::to_string(bias.size()));
-    }
-    bias_.resize(bias.size());
-    for (Index j = 0; j < bias.size(); ++j) bias_[j] = bias.derived().coeff(j);
+    base_.set_bias("MergedLinear", bias);
   }
 
   MergedLinear(Weight weight, std::vector<bool> enable_lora, const LoraConfig& config, std::uint64_t seed)
-      : weight_(nonempty(std::move(weight))),
-        adapter_("MergedLinear", weight_.in_features(), weight_.out_features(), std::move(enable_lora), config, seed) {}
+      : base_("MergedLinear", std::move(weight), config.fan_in_fan_out),
+        adapter_("MergedLinear", base_.weight.in_features(), base_.weight.out_features(), std::move(enable_lora),
+                 config, seed) {}
 
-  [[nodiscard]] Index in_features() const noexcept { return weight_.in_features(); }
-  [[nodiscard]] Index out_features() const noexcept { return weight_.out_features(); }
+  [[nodiscard]] Index in_features() const noexcept { return base_.weight.in_features(); }
+  [[nodiscard]] Index out_features() const noexcept { return base_.weight.out_features(); }
   /// Of each projection.
   [[nodiscard]] Index rank() const noexcept { return adapter_.rank(); }
   [[nodiscard]] const std::vector<bool>& enable_lora() const noexcept { return adapter_.enable_lora(); }
@@ -95,31 +91,31 @@ class MergedLinear : public MergeState<MergedLinear<ScalarType, WeightType>> {
   /// (out_features / G) E x r.
   [[nodiscard]] const Matrix<Scalar>& lora_B() const noexcept { return adapter_.B(); }
   /// Empty without bias.
-  [[nodiscard]] const RowVector<Scalar>& bias() const noexcept { return bias_; }
-  [[nodiscard]] bool has_bias() const noexcept { return bias_.size() > 0; }
-  [[nodiscard]] const Weight& frozen_weight() const noexcept { return weight_; }
+  [[nodiscard]] const RowVector<Scalar>& bias() const noexcept { return base_.bias; }
+  [[nodiscard]] bool has_bias() const noexcept { return base_.bias.size() > 0; }
+  [[nodiscard]] const Weight& frozen_weight() const noexcept { return base_.weight; }
 
   /// The weight as inference uses it now, merged or not, oriented as the caller stores it. A copy.
   [[nodiscard]] Matrix<Scalar> weight() const {
-    return oriented([&](const MatrixView<Scalar>& out) { read_back(weight_, out); });
+    return base_.oriented([&](const MatrixView<Scalar>& out) { read_back(base_.weight, out); });
   }
   /// W0, whether or not the layer is merged, oriented as the caller stores it. A copy, equal bit for bit to what was
   /// given.
   [[nodiscard]] Matrix<Scalar> base_weight() const {
     if (!this->merged()) return weight();
-    return oriented([&](const MatrixView<Scalar>& out) { merge_record_.read_unmerged(weight_, out); });
+    return base_.oriented([&](const MatrixView<Scalar>& out) { merge_record_.read_unmerged(base_.weight, out); });
   }
   /// s*B_e*A_e in the rows of the enabled projections, zero elsewhere (transposed with fan_in_fan_out): what merging
   /// adds, bit for bit.
   [[nodiscard]] Matrix<Scalar> delta_weight() const {
     const Matrix<Scalar> b = adapter_.expanded_B();
-    return oriented([&](const MatrixView<Scalar>& out) { write_delta(update(b), out); });
+    return base_.oriented([&](const MatrixView<Scalar>& out) { write_delta(update(b), out); });
   }
 
   /// Replaces A and B. @throws ShapeError; StateError while merged. Then nothing has changed.
   template <class A, class B>
   void set_factors(const Eigen::DenseBase<A>& a, const Eigen::DenseBase<B>& b) {
-    require_unmerged("MergedLinear::set_factors");
+    this->require_unmerged("MergedLinear::set_factors");
     check_shape("MergedLinear::set_factors", "A", a, lora_A().rows(), lora_A().cols());
     check_shape("MergedLinear::set_factors", "B", b, lora_B().rows(), lora_B().cols());
     Matrix<Scalar> new_a = a.derived();
@@ -129,7 +125,7 @@ class MergedLinear : public MergeState<MergedLinear<ScalarType, WeightType>> {
   }
   /// Changes alpha, and with it the scaling. @throws ConfigError; StateError while merged.
   void set_alpha(double alpha) {
-    require_unmerged("MergedLinear::set_alpha");
+    this->require_unmerged("MergedLinear::set_alpha");
     adapter_.set_alpha("MergedLinear::set_alpha", alpha);
   }
 
@@ -138,7 +134,7 @@ class MergedLinear : public MergeState<MergedLinear<ScalarType, WeightType>> {
   /// from the layer's; StateError while merged. Then nothing has changed.
   void reset_adapter(const LoraConfig& config, std::uint64_t seed) {
     constexpr std::string_view operation = "MergedLinear::reset_adapter";
-    require_unmerged(operation);
+    this->require_unmerged(operation);
     if (config.fan_in_fan_out != this->config().fan_in_fan_out) {
       throw ConfigError(operation, "fan_in_fan_out", config.fan_in_fan_out ? "false" : "true",
                         config.fan_in_fan_out ? "true" : "false");
@@ -164,7 +160,7 @@ class MergedLinear : public MergeState<MergedLinear<ScalarType, WeightType>> {
   void infer(const Input& x, Output&& y, Workspace& workspace) const {
     with_rows<Scalar>(x, [&](const MatrixView<const Scalar>& rows) {
       const auto out = output("MergedLinear::infer", rows, y);
-      weight_.product(rows, bias_or_null(), {}, out, workspace);
+      base_.weight.product(rows, bias_or_null(), {}, out, workspace);
       if (!this->merged()) adapter_.infer(rows, out, workspace);
     });
   }
@@ -173,11 +169,11 @@ class MergedLinear : public MergeState<MergedLinear<ScalarType, WeightType>> {
   /// @throws ShapeError; StateError while merged
   template <class Input, class Output>
   void forward(const Input& x, Record& record, Output&& y, Workspace& workspace) const {
-    require_unmerged("MergedLinear::forward");
+    this->require_unmerged("MergedLinear::forward");
     with_rows<Scalar>(x, [&](const MatrixView<const Scalar>& rows) {
       const auto out = output("MergedLinear::forward", rows, y);
       adapter_.project(rows, record, workspace);
-      weight_.product(rows, bias_or_null(), {}, out, workspace);
+      base_.weight.product(rows, bias_or_null(), {}, out, workspace);
       adapter_.add(record, out, workspace);
     });
   }
@@ -233,11 +229,10 @@ class MergedLinear : public MergeState<MergedLinear<ScalarType, WeightType>> {
   void forward(const Input& x, Output&& y) {
     if (!this->training()) return infer(x, y, workspace_);
     with_rows<Scalar>(x, [&](const MatrixView<const Scalar>& rows) {
-      const auto wanted = static_cast<std::size_t>(rows.rows * rows.cols);
-      if (remembered_x_.size() < wanted) remembered_x_.resize(wanted);
+      remembered_x_.reserve(rows);
       record_.position = {dropout_step_, 0};
       forward(rows.map(), record_, y, workspace_);
-      MatrixView<Scalar>{remembered_x_.data(), rows.rows, rows.cols, rows.cols, 1}.map() = rows.map();
+      remembered_x_.assign(rows);
       ++dropout_step_;
     });
   }
@@ -274,13 +269,11 @@ class MergedLinear : public MergeState<MergedLinear<ScalarType, WeightType>> {
     ParameterList<Scalar> list;
     Gradients& g = gradients();
     const auto add = [&](const char* name, ParameterRole role, auto& value, auto& gradient) {
-      if (gradient.size() == 0) return;
-      list.push_back({name, role, value.data(), gradient.data(), value.rows(), value.cols(), states_[list.size()],
-                      this->merged_flag()});
+      list.add_trained(name, role, value, gradient, states_, this->merged_flag());
     };
     add("lora_A", ParameterRole::lora_A, adapter_.A(), g.A);
     add("lora_B", ParameterRole::lora_B, adapter_.B(), g.B);
-    add("bias", ParameterRole::bias, bias_, g.bias);
+    add("bias", ParameterRole::bias, base_.bias, g.bias);
     return list;
   }
 
@@ -300,34 +293,14 @@ class MergedLinear : public MergeState<MergedLinear<ScalarType, WeightType>> {
   [[nodiscard]] std::size_t merge_bytes() const noexcept { return merge_record_.bytes(); }
   /// Bytes of W0 as stored, the factors and the bias.
   [[nodiscard]] std::size_t parameter_bytes() const noexcept {
-    const Index scalars = lora_A().size() + lora_B().size() + bias_.size();
-    return weight_.bytes() + static_cast<std::size_t>(scalars) * sizeof(Scalar);
+    const Index scalars = lora_A().size() + lora_B().size() + base_.bias.size();
+    return base_.weight.bytes() + static_cast<std::size_t>(scalars) * sizeof(Scalar);
   }
 
  private:
+  using Base = FrozenLinear<Scalar, Weight>;
+
   friend class MergeState<MergedLinear>;
-
-  static Weight nonempty(Weight weight) {
-    if (weight.out_features() < 1 || weight.in_features() < 1) {
-      throw ShapeError("MergedLinear", "weight", "at least 1 x 1",
-                       shape_text(weight.out_features(), weight.in_features()));
-    }
-    return weight;
-  }
-
-  template <class W>
-  static Weight weight_from(const Eigen::DenseBase<W>& w0, const LoraConfig& config) {
-    static_assert(std::is_same_v<typename W::Scalar, Scalar>, "lora: the weight's scalar type is not the layer's");
-    if constexpr ((W::Flags & Eigen::DirectAccessBit) != 0) {
-      const auto view = view_of(w0);
-      return Weight(config.fan_in_fan_out ? view.transpose() : view);
-    } else {
-      static_assert(std::is_copy_constructible_v<Weight>, "lora: a weight that views memory cannot view an expression");
-      const typename W::PlainObject evaluated = w0.derived();
-      const MatrixView<const Scalar> view = view_of(evaluated);
-      return Weight(config.fan_in_fan_out ? view.transpose() : view);
-    }
-  }
 
   // The update of the whole weight; `b` is expanded_B().
   [[nodiscard]] LowRankUpdate<Scalar> update(const Matrix<Scalar>& b) const noexcept {
@@ -337,10 +310,10 @@ class MergedLinear : public MergeState<MergedLinear<ScalarType, WeightType>> {
   [[nodiscard]] bool merges_weights() const noexcept { return config().merge_weights; }
   void apply_merge() {
     const Matrix<Scalar> b = adapter_.expanded_B();
-    merge_record_ = MergeRecord<Scalar>::merge("MergedLinear::merge", weight_, update(b));
+    merge_record_ = MergeRecord<Scalar>::merge("MergedLinear::merge", base_.weight, update(b));
   }
   void apply_unmerge() noexcept {
-    merge_record_.unmerge(weight_);
+    merge_record_.unmerge(base_.weight);
     merge_record_ = {};
   }
   void drop_merged_adapter() {
@@ -355,20 +328,6 @@ class MergedLinear : public MergeState<MergedLinear<ScalarType, WeightType>> {
     dropout_step_ = 0;
   }
 
-  void require_unmerged(std::string_view operation) const {
-    if (this->merged()) {
-      throw StateError(operation, "layer", "an unmerged layer (call train() or unmerge() first)", "a merged one");
-    }
-  }
-
-  template <class Write>
-  [[nodiscard]] Matrix<Scalar> oriented(const Write& write) const {
-    const bool transposed = config().fan_in_fan_out;
-    Matrix<Scalar> result(transposed ? in_features() : out_features(), transposed ? out_features() : in_features());
-    write(transposed ? view_of(result).transpose() : view_of(result));
-    return result;
-  }
-
   template <class Output>
   [[nodiscard]] MatrixView<Scalar> output(std::string_view operation, const MatrixView<const Scalar>& x,
                                           Output& y) const {
@@ -378,7 +337,7 @@ class MergedLinear : public MergeState<MergedLinear<ScalarType, WeightType>> {
     return out;
   }
 
-  [[nodiscard]] const Scalar* bias_or_null() const noexcept { return has_bias() ? bias_.data() : nullptr; }
+  [[nodiscard]] const Scalar* bias_or_null() const noexcept { return has_bias() ? base_.bias.data() : nullptr; }
 
   // Returns V for the input's gradient.
   MatrixView<const Scalar> parameter_gradients(const MatrixView<const Scalar>& x, const Record& record,
@@ -394,14 +353,14 @@ class MergedLinear : public MergeState<MergedLinear<ScalarType, WeightType>> {
     const auto mask = adapter_.mask(record);
     const MatrixView<const Scalar> a = view_of(lora_A());
     const bool rides_along = rank() > 0 && !mask.active();
-    weight_.product_transposed(dy, rides_along ? LowRankTerm<Scalar>{v, a} : LowRankTerm<Scalar>{}, dx, workspace);
+    base_.weight.product_transposed(dy, rides_along ? LowRankTerm<Scalar>{v, a} : LowRankTerm<Scalar>{}, dx, workspace);
     if (rank() > 0 && mask.active()) kernels::add_project_up(v, a, mask, dx, workspace.executor());
   }
 
   void check_backward(const MatrixView<const Scalar>& x, const Record& record, const MatrixView<const Scalar>& dy,
                       const Gradients& gradients) const {
     constexpr std::string_view operation = "MergedLinear::backward";
-    require_unmerged(operation);
+    this->require_unmerged(operation);
     if (record.rows() < 0) throw StateError(operation, "record", "one that forward has filled", "a new one");
     check_shape(operation, "record", record.down_projection(), -1, adapter_.total_rank());
     if (!adapter_.fits(record, record.rows())) {
@@ -414,23 +373,22 @@ class MergedLinear : public MergeState<MergedLinear<ScalarType, WeightType>> {
     check_shape(operation, "gradients.bias", gradients.bias, 1, trained_bias_size());
   }
 
-  [[nodiscard]] Index trained_bias_size() const noexcept { return config().trains_bias() ? bias_.size() : 0; }
+  [[nodiscard]] Index trained_bias_size() const noexcept { return config().trains_bias() ? base_.bias.size() : 0; }
 
   [[nodiscard]] MatrixView<const Scalar> remembered(std::string_view operation) const {
     if (record_.rows() < 0) {
       throw StateError(operation, "layer", "a forward(x) in training mode before", "none");
     }
-    return {remembered_x_.data(), record_.rows(), in_features(), in_features(), 1};
+    return remembered_x_.view(record_.rows(), in_features());
   }
 
-  Weight weight_;
-  RowVector<Scalar> bias_;
+  Base base_;
   MergedLinearAdapter<Scalar> adapter_;
   MergeRecord<Scalar> merge_record_;
   Gradients gradients_;
   std::array<OptimizerState<Scalar>, 3> states_;
   Record record_;
-  std::vector<Scalar> remembered_x_;
+  RememberedInput<Scalar> remembered_x_;
   Workspace workspace_;
   std::uint64_t dropout_step_ = 0;
 };

@@ -206,7 +206,7 @@ class MergedLinearAdapter {
   [[nodiscard]] MatrixView<const Scalar> scaled_b_transposed(Workspace& workspace) const {
     auto* memory = workspace.reserve<Scalar>(Workspace::Slot::up_factor, b_.size());
     const MatrixView<Scalar> transposed{memory, b_.cols(), b_.rows(), b_.rows(), 1};
-    transposed.map() = scaling() * b_.transpose();
+    kernels::transpose_scaled<Scalar>(view_of(b_), scaling(), memory);
     return transposed;
   }
 

@@ -16,6 +16,7 @@
 #include "lora/layers/adapter_sum.hpp"
 #include "lora/layers/multi_adapter_state.hpp"
 #include "lora/layers/multi_record.hpp"
+#include "lora/layers/remembered_input.hpp"
 #include "lora/layers/row_groups.hpp"
 #include "lora/layers/rows.hpp"
 #include "lora/weight/packed.hpp"
@@ -173,11 +174,10 @@ class MultiLoraLinear : public MultiAdapterState<MultiLoraLinear<ScalarType, Wei
   void forward(const Input& x, Output&& y) {
     if (!this->training()) return infer(x, y, workspace_);
     with_rows<Scalar>(x, [&](const MatrixView<const Scalar>& rows) {
-      const auto wanted = static_cast<std::size_t>(rows.rows * rows.cols);
-      if (remembered_x_.size() < wanted) remembered_x_.resize(wanted);
+      remembered_x_.reserve(rows);
       record_.position = {dropout_step_, 0};
       forward(rows.map(), record_, y, workspace_);
-      MatrixView<Scalar>{remembered_x_.data(), rows.rows, rows.cols, rows.cols, 1}.map() = rows.map();
+      remembered_x_.assign(rows);
       ++dropout_step_;
     });
   }
@@ -423,11 +423,11 @@ class MultiLoraLinear : public MultiAdapterState<MultiLoraLinear<ScalarType, Wei
     if (record_.rows() < 0) {
       throw StateError(operation, "layer", "a forward(x) in training mode before", "none");
     }
-    return {remembered_x_.data(), record_.rows(), in_features(), in_features(), 1};
+    return remembered_x_.view(record_.rows(), in_features());
   }
 
   Record record_;
-  std::vector<Scalar> remembered_x_;
+  RememberedInput<Scalar> remembered_x_;
   Workspace workspace_;
   std::uint64_t dropout_step_ = 0;
 };

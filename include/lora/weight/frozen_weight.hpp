@@ -14,7 +14,8 @@ namespace lora {
 template <class Scalar>
 struct LowRankTerm {
   MatrixView<const Scalar> down;  ///< U or V, N x r
-  MatrixView<const Scalar> up;    ///< s*B transposed (r x out_features) or A (r x in_features), rows contiguous
+  /// (s*B)^T (r x out_features) or A (r x in_features). Rows are contiguous; in product(), columns may be instead.
+  MatrixView<const Scalar> up;
 
   [[nodiscard]] Index rank() const noexcept { return up.rows; }
 };
