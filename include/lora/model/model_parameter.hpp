@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -43,16 +42,22 @@ class ModelParameter {
   [[nodiscard]] Parameter<Scalar> handle() { return parameter_->parameter(name_, ParameterRole::weight); }
 
   /// Whether an adapter has replaced the values.
-  [[nodiscard]] bool replaced() const noexcept { return original_.has_value(); }
+  [[nodiscard]] bool replaced() const noexcept { return replaced_; }
   /// Keeps the values, which an adapter is about to change.
-  void replace() { original_ = parameter_->value; }
+  void replace() {
+    original_ = parameter_->value;
+    replaced_ = true;
+  }
   /// Gives the values back that replace() kept, if it did.
   void restore() noexcept {
-    if (original_) parameter_->value.swap(*original_);
-    original_.reset();
+    if (replaced_) parameter_->value.swap(original_);
+    keep();
   }
   /// Forgets the values that replace() kept: those of now stay.
-  void keep() noexcept { original_.reset(); }
+  void keep() noexcept {
+    original_.resize(0, 0);
+    replaced_ = false;
+  }
 
   /// The values of now. A copy.
   [[nodiscard]] SavedTensor<Scalar> saved() const {
@@ -68,7 +73,8 @@ class ModelParameter {
   std::string name_;
   Trainable<Scalar>* parameter_;
   std::vector<Index> shape_;
-  std::optional<Matrix<Scalar>> original_;
+  Matrix<Scalar> original_;
+  bool replaced_ = false;
   bool trainable_ = true;
 };
 
