@@ -18,12 +18,19 @@ using Run = testing::ProgramRun;
 
 Run run(const std::vector<std::string>& arguments) { return testing::run_program(LORA_CONFORMANCE_PROGRAM, arguments); }
 
-Run run_on(const std::filesystem::path& folder) { return run({folder.string()}); }
+Run run_on(const std::string& folder) {
+  std::vector<std::string> arguments(1);
+  arguments.front() = folder;
+  return run(arguments);
+}
+
+void write_file(const std::string& path, const std::string& bytes) { std::ofstream(path, std::ios::binary) << bytes; }
 
 // A golden case with one text in its header replaced by another of the same length, or with its last byte changed.
-void write_changed(const std::filesystem::path& target, const std::string& name, const std::string& from,
-                   const std::string& to) {
-  std::ifstream source(std::string(LORA_GOLDEN_DIR) + "/" + name + ".safetensors", std::ios::binary);
+void write_changed(const std::string& target, const std::string& name, const std::string& from, const std::string& to) {
+  std::string original = LORA_GOLDEN_DIR;
+  original.append("/").append(name).append(".safetensors");
+  std::ifstream source(original, std::ios::binary);
   std::string bytes(std::istreambuf_iterator<char>(source), {});
   if (from.empty()) {
     bytes[bytes.size() - 1] = static_cast<char>(bytes[bytes.size() - 1] ^ 0x40);
@@ -32,19 +39,21 @@ void write_changed(const std::filesystem::path& target, const std::string& name,
     ASSERT_NE(bytes.find(from), std::string::npos);
     bytes.replace(bytes.find(from), from.size(), to);
   }
-  std::ofstream(target / (name + ".safetensors"), std::ios::binary) << bytes;
+  std::string path = target;
+  path.append("/").append(name).append(".safetensors");
+  write_file(path, bytes);
 }
 
 TEST(Conformance, EveryGoldenCasePasses) {
-  const auto result = run({LORA_GOLDEN_DIR});
+  const auto result = run_on(LORA_GOLDEN_DIR);
   EXPECT_EQ(result.exit_code, 0) << result.output;
   EXPECT_NE(result.output.find("109 passed, 0 failed\n"), std::string::npos) << result.output;
 }
 
 TEST(Conformance, AWrongNumberFails) {
   const TemporaryFolder folder;
-  write_changed(folder.path(), "linear_9x13_r3_f64", "", "");
-  const auto result = run_on(folder.path());
+  write_changed(folder.path().string(), "linear_9x13_r3_f64", "", "");
+  const auto result = run_on(folder.path().string());
   EXPECT_EQ(result.exit_code, 1);
   EXPECT_NE(result.output.find("FAIL  linear_9x13_r3_f64"), std::string::npos) << result.output;
   EXPECT_NE(result.output.find("0 passed, 1 failed\n"), std::string::npos) << result.output;
@@ -52,10 +61,11 @@ TEST(Conformance, AWrongNumberFails) {
 
 TEST(Conformance, WhatItDoesNotKnowFails) {
   const TemporaryFolder folder;
-  write_changed(folder.path(), "linear_9x13_r3_f64", R"(\"lora_dropout\")", R"(\"lora_droppin\")");
-  write_changed(folder.path(), "merged_linear_0", R"(\"kind\": \"merged_linear\")", R"(\"kind\": \"merged_lineur\")");
-  write_changed(folder.path(), "embedding_10x6_r2", R"("y_merged")", R"("y_mergex")");
-  const auto result = run_on(folder.path());
+  write_changed(folder.path().string(), "linear_9x13_r3_f64", R"(\"lora_dropout\")", R"(\"lora_droppin\")");
+  write_changed(folder.path().string(), "merged_linear_0", R"(\"kind\": \"merged_linear\")",
+                R"(\"kind\": \"merged_lineur\")");
+  write_changed(folder.path().string(), "embedding_10x6_r2", R"("y_merged")", R"("y_mergex")");
+  const auto result = run_on(folder.path().string());
   EXPECT_EQ(result.exit_code, 1);
   EXPECT_NE(result.output.find("unknown option lora_droppin"), std::string::npos) << result.output;
   EXPECT_NE(result.output.find("unknown kind merged_lineur"), std::string::npos) << result.output;
@@ -64,12 +74,13 @@ TEST(Conformance, WhatItDoesNotKnowFails) {
 
 TEST(Conformance, AWrongVerdictAndAnIncompleteAdapterFail) {
   const TemporaryFolder folder;
-  std::filesystem::create_directory(folder.path() / "malformed");
-  std::ofstream(folder.path() / "malformed/expect.json") << R"({"short": "HeaderTooLarge"})";
-  std::ofstream(folder.path() / "malformed/short.safetensors") << "abc";
-  std::filesystem::create_directory(folder.path() / "adapter");
-  std::ofstream(folder.path() / "adapter/adapter_config.json") << "{}";
-  const auto result = run_on(folder.path());
+  const std::string root = folder.path().string();
+  std::filesystem::create_directories(root + "/malformed");
+  std::filesystem::create_directories(root + "/adapter");
+  write_file(root + "/malformed/expect.json", R"({"short": "HeaderTooLarge"})");
+  write_file(root + "/malformed/short.safetensors", "abc");
+  write_file(root + "/adapter/adapter_config.json", "{}");
+  const auto result = run_on(folder.path().string());
   EXPECT_EQ(result.exit_code, 1);
   EXPECT_NE(result.output.find("the verdict is HeaderTooSmall and should be HeaderTooLarge"), std::string::npos);
   EXPECT_NE(result.output.find("0 passed, 2 failed\n"), std::string::npos) << result.output;
@@ -77,8 +88,8 @@ TEST(Conformance, AWrongVerdictAndAnIncompleteAdapterFail) {
 
 TEST(Conformance, NothingToDoIsNoSuccess) {
   const TemporaryFolder folder;
-  EXPECT_EQ(run_on(folder.path()).exit_code, 1);
-  EXPECT_EQ(run_on(folder.path() / "missing").exit_code, 2);
+  EXPECT_EQ(run_on(folder.path().string()).exit_code, 1);
+  EXPECT_EQ(run_on(folder.path().string() + "/missing").exit_code, 2);
   EXPECT_EQ(run({}).exit_code, 2);
   EXPECT_EQ(run({"--help"}).exit_code, 0);
 }

@@ -283,7 +283,9 @@ TEST_F(Tool, ServesPublishedAdapters) {
     const auto report = nlohmann::json::parse(listing.output);
     SafetensorsWriter writer;
     std::uint64_t seed = 0;
+    std::size_t changed = report.at("saved").size();
     for (const auto& module : report.at("modules")) {
+      if (module.at("norm_delta").get<double>() > 0) ++changed;  // some of the published modules were never trained
       writer.add(module.at("name").get<std::string>() + ".weight",
                  random_matrix<float>(module.at("out"), module.at("in"), ++seed));
     }
@@ -297,9 +299,7 @@ TEST_F(Tool, ServesPublishedAdapters) {
     const auto run = tool({"merge", base, (real / name).string(), path(name + ".merged.safetensors")});
     ASSERT_EQ(run.exit_code, 0) << run.output;
     const auto changes = tool({"diff", base, path(name + ".merged.safetensors"), "--json"});
-    EXPECT_EQ(nlohmann::json::parse(changes.output).at("different"),
-              report.at("modules").size() + report.at("saved").size())
-        << name;
+    EXPECT_EQ(nlohmann::json::parse(changes.output).at("different"), changed) << name;
   }
 }
 

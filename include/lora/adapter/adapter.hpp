@@ -72,13 +72,13 @@ class LoraAdapter {
   /// The update of the weight: s*B*A.
   [[nodiscard]] LowRankUpdate<Scalar> update() const noexcept { return {view_of(a_), view_of(b_), scaling()}; }
 
-  /// In inference: U = s X A^T in the workspace, and the term U * B^T for the weight's product, without a copy of B.
+  /// In inference: U = X A^T in the workspace, and the term U * s*B^T for the weight's product.
   [[nodiscard]] LowRankTerm<Scalar> infer(const MatrixView<const Scalar>& x, Workspace& workspace) const {
     if (rank() == 0) return {};
     auto* memory = workspace.reserve<Scalar>(Workspace::Slot::down_projection, x.rows * rank());
     const MatrixView<Scalar> u{memory, x.rows, rank(), rank(), 1};
-    kernels::project_down(x, DropoutMask<Scalar>{}, view_of(a_), scaling(), u, workspace.executor());
-    return {u, view_of(b_).transpose()};
+    kernels::project_down(x, DropoutMask<Scalar>{}, view_of(a_), Scalar(1), u, workspace.executor());
+    return {u, scaled_b_transposed(workspace)};
   }
 
   /// In training: draws the dropout bits and U = drop(X) A^T into the record, and returns the term for the product.

@@ -95,7 +95,7 @@ class ParameterList {
   void push_back(Parameter<Scalar> parameter) { items_.at(size_++) = std::move(parameter); }
   /// Adds a handle on `value`, with the next of `states`, unless `gradient` is empty: then the value does not train.
   template <class Value, class Gradient, std::size_t count>
-  void add_trained(std::string name, ParameterRole role, Value& value, Gradient& gradient,
+  void add_trained(const char* name, ParameterRole role, Value& value, Gradient& gradient,
                    std::array<OptimizerState<Scalar>, count>& states, const bool* locked) {
     if (gradient.size() == 0) return;
     push_back(
