@@ -26,7 +26,7 @@ endif()
 target_compile_options(lora_development INTERFACE $<$<CXX_COMPILER_ID:GNU>:--param=ggc-min-heapsize=1000000>)
 if(LORA_SANITIZE)
   target_compile_options(lora_development INTERFACE -fsanitize=${LORA_SANITIZE} -fno-sanitize-recover=all
-                                                    -fno-omit-frame-pointer -g)
+                                                    -fno-omit-frame-pointer -gline-tables-only)
   target_link_options(lora_development INTERFACE -fsanitize=${LORA_SANITIZE})
 endif()
 

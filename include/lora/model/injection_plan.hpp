@@ -145,9 +145,9 @@ class InjectionPlan {
         add(trouble, "misshapen", name, " (" + misfit + ")");
       }
     }
-    for (const auto& [name, module] : state.modules) {
-      const auto named = [&](const auto& entry) { return entry.first == name; };
-      if (std::none_of(layers_.begin(), layers_.end(), named)) add(trouble, "unknown", name);
+    for (const auto& module : state.modules) {
+      const auto named = [&](const auto& entry) { return entry.first == module.first; };
+      if (std::none_of(layers_.begin(), layers_.end(), named)) add(trouble, "unknown", module.first);
     }
   }
 

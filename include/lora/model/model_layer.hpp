@@ -29,7 +29,7 @@ class ModelLayer {
   /// Scalars of the frozen weight and its bias.
   [[nodiscard]] virtual Index base_size() const noexcept = 0;
   /// Scalars of the adapter.
-  [[nodiscard]] virtual Index adapter_size() const = 0;
+  [[nodiscard]] virtual Index adapter_size() const noexcept = 0;
 
   /// The configuration this layer needs for an adapter that a file describes with `config`.
   [[nodiscard]] virtual LoraConfig config_of_file(const LoraConfig& config) const = 0;
@@ -90,6 +90,12 @@ struct StandardLayerTraits {
   [[nodiscard]] static Index base_size(const Layer& layer) {
     return layer.lora_A().cols() * layer.lora_B().rows() + bias_size(layer);
   }
+  [[nodiscard]] static Index adapter_size(const Layer& layer) {
+    Index size = layer.lora_A().size() + layer.lora_B().size();
+    if constexpr (requires { layer.lora_bias(); }) size += layer.lora_bias().size();
+    if constexpr (requires { layer.magnitude(); }) size += layer.magnitude().size();
+    return size;
+  }
   /// The configuration the layer needs for an adapter that a file describes with `config`.
   [[nodiscard]] static LoraConfig config_of_file(const Layer& /*layer*/, const LoraConfig& config) { return config; }
 
@@ -132,10 +138,7 @@ class HeldLayer final : public ModelLayer<typename Layer::Scalar> {
   [[nodiscard]] ModuleKind kind() const noexcept override { return Traits::kind; }
   [[nodiscard]] const LoraConfig& config() const noexcept override { return layer_->config(); }
   [[nodiscard]] Index base_size() const noexcept override { return Traits::base_size(*layer_); }
-  [[nodiscard]] Index adapter_size() const override {
-    const ModuleState<Scalar> state = Traits::state(*layer_);
-    return state.A.size() + state.B.size() + state.lora_bias.size() + state.magnitude.size();
-  }
+  [[nodiscard]] Index adapter_size() const noexcept override { return Traits::adapter_size(*layer_); }
   [[nodiscard]] LoraConfig config_of_file(const LoraConfig& config) const override {
     return Traits::config_of_file(*layer_, config);
   }

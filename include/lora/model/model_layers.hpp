@@ -44,6 +44,9 @@ struct ModelLayerTraits<LoraEmbedding<ScalarType>> {
     return {layer.num_embeddings(), layer.embedding_dim()};
   }
   [[nodiscard]] static Index base_size(const Layer& layer) { return layer.num_embeddings() * layer.embedding_dim(); }
+  [[nodiscard]] static Index adapter_size(const Layer& layer) {
+    return layer.lora_embedding_A().size() + layer.lora_embedding_B().size() + layer.magnitude().size();
+  }
   [[nodiscard]] static LoraConfig config_of_file(const Layer& /*layer*/, const LoraConfig& config) { return config; }
   [[nodiscard]] static ModuleState<ScalarType> state(const Layer& layer) {
     ModuleState<ScalarType> state;
@@ -73,6 +76,7 @@ struct ModelLayerTraits<MergedLinear<ScalarType, Weight>> {
   [[nodiscard]] static Index base_size(const Layer& layer) {
     return layer.in_features() * layer.out_features() + layer.bias().size();
   }
+  [[nodiscard]] static Index adapter_size(const Layer& layer) { return layer.lora_A().size() + layer.lora_B().size(); }
   [[nodiscard]] static LoraConfig config_of_file(const Layer& layer, LoraConfig config) {
     const Index enabled = enabled_count(layer);
     if (config.rank % enabled == 0) {
