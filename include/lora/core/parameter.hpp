@@ -98,8 +98,7 @@ class ParameterList {
   void add_trained(const char* name, ParameterRole role, Value& value, Gradient& gradient,
                    std::array<OptimizerState<Scalar>, count>& states, const bool* locked) {
     if (gradient.size() == 0) return;
-    push_back(
-        {std::move(name), role, value.data(), gradient.data(), value.rows(), value.cols(), states.at(size_), locked});
+    push_back({name, role, value.data(), gradient.data(), value.rows(), value.cols(), states.at(size_), locked});
   }
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
   [[nodiscard]] bool empty() const noexcept { return size_ == 0; }

@@ -14,6 +14,7 @@
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include "lora/core/error.hpp"
@@ -66,38 +67,39 @@ inline constexpr std::array<std::string_view, 6> ignored_peft_keys{
   throw FormatError(operation, label, expected, "a Git LFS pointer; the file itself was not fetched (git lfs pull)");
 }
 
-/// A parsed document, and the keys of rank_pattern and alpha_pattern in the file's order, which decides among them.
-struct PeftConfigJson {
-  nlohmann::json object;
-  std::vector<std::string> rank_keys;
-  std::vector<std::string> alpha_keys;
+/// The keys of rank_pattern and alpha_pattern in the file's order, which decides among them.
+struct PeftPatternKeys {
+  std::vector<std::string> rank;
+  std::vector<std::string> alpha;
 };
 
-[[nodiscard]] inline PeftConfigJson parse_peft_json(std::string_view text, std::string_view label) {
+[[nodiscard]] inline std::pair<nlohmann::json, PeftPatternKeys> parse_peft_json(std::string_view text,
+                                                                                std::string_view label) {
   constexpr std::size_t largest = std::size_t{1} << 24;
   if (is_git_lfs_pointer(text)) throw_git_lfs_pointer(peft_config_operation, label, "JSON");
   if (text.size() > largest) {
     throw FormatError(peft_config_operation, label, "at most " + std::to_string(largest) + " bytes",
                       std::to_string(text.size()));
   }
-  PeftConfigJson result;
+  std::pair<nlohmann::json, PeftPatternKeys> result;
+  PeftPatternKeys& keys = result.second;
   std::string outer;
   const auto note_keys = [&](int depth, nlohmann::json::parse_event_t event, nlohmann::json& parsed) {
     if (event != nlohmann::json::parse_event_t::key) return true;
     if (depth == 1) outer = parsed.get<std::string>();
-    if (depth == 2 && outer == "rank_pattern") result.rank_keys.push_back(parsed.get<std::string>());
-    if (depth == 2 && outer == "alpha_pattern") result.alpha_keys.push_back(parsed.get<std::string>());
+    if (depth == 2 && outer == "rank_pattern") keys.rank.push_back(parsed.get<std::string>());
+    if (depth == 2 && outer == "alpha_pattern") keys.alpha.push_back(parsed.get<std::string>());
     return true;
   };
   try {
-    result.object = nlohmann::json::parse(text.begin(), text.end(), note_keys);
+    result.first = nlohmann::json::parse(text.begin(), text.end(), note_keys);
   } catch (const nlohmann::json::parse_error& error) {
     throw FormatError(peft_config_operation, label, "JSON", "an error at byte " + std::to_string(error.byte));
   } catch (const nlohmann::json::exception& error) {
     throw FormatError(peft_config_operation, label, "JSON", in_quotes(error.what()));
   }
-  if (!result.object.is_object()) {
-    throw FormatError(peft_config_operation, label, "an object", std::string("a JSON ") + result.object.type_name());
+  if (!result.first.is_object()) {
+    throw FormatError(peft_config_operation, label, "an object", std::string("a JSON ") + result.first.type_name());
   }
   return result;
 }
@@ -105,12 +107,13 @@ struct PeftConfigJson {
 /// Turns a document into a configuration. Every key is asked for by name; what is left over is unknown.
 class PeftConfigReader {
  public:
-  PeftConfigReader(const PeftConfigJson& json, std::string_view label) : json_(json), label_(label) {}
+  PeftConfigReader(const nlohmann::json& object, const PeftPatternKeys& keys, std::string_view label)
+      : object_(object), keys_(keys), label_(label) {}
 
   [[nodiscard]] PeftConfig read() {
     const std::string type = text("peft_type");
     if (type != "LORA") {
-      if (!json_.object.contains("peft_type")) refuse("peft_type", "\"LORA\"", "no such key");
+      if (!object_.contains("peft_type")) refuse("peft_type", "\"LORA\"", "no such key");
       throw ConfigError(peft_config_operation, label_ + ": peft_type", "\"LORA\"", in_quotes(type));
     }
     PeftConfig result;
@@ -153,10 +156,10 @@ class PeftConfigReader {
     config.revision = text("revision");
     config.task_type = text("task_type");
     read_auto_mapping(config.auto_mapping);
-    for_each_pattern("rank_pattern", json_.rank_keys, [&](const std::string& key, const Json& value) {
+    for_each_pattern("rank_pattern", keys_.rank, [&](const std::string& key, const Json& value) {
       config.rank_pattern.emplace_back(key, as_integer("rank_pattern " + in_quotes(key), value));
     });
-    for_each_pattern("alpha_pattern", json_.alpha_keys, [&](const std::string& key, const Json& value) {
+    for_each_pattern("alpha_pattern", keys_.alpha, [&](const std::string& key, const Json& value) {
       config.alpha_pattern.emplace_back(key, as_number("alpha_pattern " + in_quotes(key), value));
     });
   }
@@ -259,7 +262,7 @@ class PeftConfigReader {
 
   void warn_of_unknown(std::vector<std::string>& warnings) {
     for (const std::string_view key : ignored_peft_keys) asked_.emplace(key);
-    for (const auto& [key, value] : json_.object.items()) {
+    for (const auto& [key, value] : object_.items()) {
       if (!asked_.contains(key)) {
         warnings.push_back(label_ + ": unknown key " + in_quotes(key) + " = " + describe(value) + " is ignored");
       }
@@ -268,8 +271,8 @@ class PeftConfigReader {
 
   [[nodiscard]] const Json* find(const std::string& key) {
     asked_.insert(key);
-    const auto found = json_.object.find(key);
-    return found == json_.object.end() || found->is_null() ? nullptr : &*found;
+    const auto found = object_.find(key);
+    return found == object_.end() || found->is_null() ? nullptr : &*found;
   }
 
   [[nodiscard]] Index integer(const std::string& key, Index otherwise) {
@@ -357,7 +360,8 @@ class PeftConfigReader {
     refuse(key, expected, describe(value));
   }
 
-  const PeftConfigJson& json_;
+  const nlohmann::json& object_;
+  const PeftPatternKeys& keys_;
   std::string label_;
   std::set<std::string, std::less<>> asked_;
   std::vector<std::string> unsupported_;
@@ -372,8 +376,8 @@ class PeftConfigReader {
 /// range. Regular expressions are not compiled here.
 [[nodiscard]] inline PeftConfig parse_peft_config(std::string_view text,
                                                   std::string_view label = "adapter_config.json") {
-  const detail::PeftConfigJson json = detail::parse_peft_json(text, label);
-  return detail::PeftConfigReader(json, label).read();
+  const auto [object, keys] = detail::parse_peft_json(text, label);
+  return detail::PeftConfigReader(object, keys, label).read();
 }
 
 /// Reads an adapter_config.json. @throws IoError; as parse_peft_config
