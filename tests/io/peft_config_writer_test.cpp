@@ -23,7 +23,9 @@ TEST(PeftConfigWriter, GoldenConfigurationsKeepEveryValueTheyShare) {
     SCOPED_TRACE(name);
     const auto path = testing::golden_adapter(name) / "adapter_config.json";
     json original = testing::json_of(path);
-    if (original.at("layers_pattern").is_string()) original["layers_pattern"] = {original.at("layers_pattern")};
+    if (original.at("layers_pattern").is_string()) {
+      original["layers_pattern"] = json::array({original.at("layers_pattern")});
+    }
     const json again = written(read_peft_config(path).config);
     for (const auto& [key, value] : again.items()) EXPECT_EQ(value, original.at(key)) << key;
     // What was left out has PEFT's default in the original.

@@ -31,9 +31,11 @@ class LargePageBytes {
   }
   LargePageBytes(LargePageBytes&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
-  LargePageBytes& operator=(LargePageBytes other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(size_, other.size_);
+  // Not by value: in templates clang 14 does not destroy the parameter of `block = {}`.
+  LargePageBytes& operator=(LargePageBytes&& other) noexcept {
+    LargePageBytes taken(std::move(other));
+    std::swap(data_, taken.data_);
+    std::swap(size_, taken.size_);
     return *this;
   }
   ~LargePageBytes() { ::operator delete(data_, alignment(size_)); }

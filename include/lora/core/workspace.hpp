@@ -22,10 +22,11 @@ class AlignedBuffer {
   AlignedBuffer() = default;
   AlignedBuffer(const AlignedBuffer& /*other*/) noexcept {}
   AlignedBuffer(AlignedBuffer&&) noexcept = default;
-  AlignedBuffer& operator=(AlignedBuffer other) noexcept {
-    bytes_ = std::move(other.bytes_);
+  AlignedBuffer& operator=(const AlignedBuffer& /*other*/) noexcept {
+    bytes_ = LargePageBytes();
     return *this;
   }
+  AlignedBuffer& operator=(AlignedBuffer&&) noexcept = default;
   ~AlignedBuffer() = default;
 
   /// Room for `count` objects of a trivial type T. Allocates only when the block is too small.

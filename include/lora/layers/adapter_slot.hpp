@@ -204,10 +204,8 @@ class AdapterSlots {
     for (const auto& slot : other.slots_) slots_.push_back(std::make_unique<Slot>(*slot));
   }
   AdapterSlots(AdapterSlots&&) noexcept = default;
-  AdapterSlots& operator=(AdapterSlots other) noexcept {
-    slots_.swap(other.slots_);
-    return *this;
-  }
+  AdapterSlots& operator=(const AdapterSlots& other) { return *this = AdapterSlots(other); }
+  AdapterSlots& operator=(AdapterSlots&&) noexcept = default;
   ~AdapterSlots() = default;
 
   [[nodiscard]] Index size() const noexcept { return static_cast<Index>(slots_.size()); }

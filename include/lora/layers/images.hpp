@@ -103,7 +103,7 @@ template <int Dim, class Input>
     typename Output::Dimensions dimensions;
     dimensions[0] = samples;
     dimensions[1] = channels;
-    for (std::size_t d = 0; d < extents.size(); ++d) dimensions[static_cast<int>(d) + 2] = extents[d];
+    for (std::size_t d = 0; d < extents.size(); ++d) dimensions[d + 2] = extents[d];
     return Output(dimensions);
   } else {
     for (const Index extent : extents) channels *= extent;

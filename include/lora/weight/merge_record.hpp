@@ -40,15 +40,8 @@ class MergeRecord {
     std::copy(other.codes_.data(), other.codes_.data() + codes_.size(), codes_.data());
   }
   MergeRecord(MergeRecord&&) noexcept = default;
-  MergeRecord& operator=(MergeRecord other) noexcept {
-    std::swap(delta_, other.delta_);
-    std::swap(factors_, other.factors_);
-    std::swap(reciprocals_, other.reciprocals_);
-    std::swap(codes_, other.codes_);
-    std::swap(exceptions_, other.exceptions_);
-    std::swap(copy_, other.copy_);
-    return *this;
-  }
+  MergeRecord& operator=(const MergeRecord& other) { return *this = MergeRecord(other); }
+  MergeRecord& operator=(MergeRecord&&) noexcept = default;
   ~MergeRecord() = default;
 
   /// W <- f (.) (W + s*B*A): row j is multiplied by output_factors[j], or by nothing when there are none.

@@ -52,11 +52,13 @@ class PackedWeight {
         isa_(other.isa_),
         storage_(std::move(other.storage_)),
         panels_(std::exchange(other.panels_, nullptr)) {}
-  PackedWeight& operator=(PackedWeight other) noexcept {
-    std::swap(layout_, other.layout_);
-    std::swap(isa_, other.isa_);
-    std::swap(storage_, other.storage_);
-    std::swap(panels_, other.panels_);
+  PackedWeight& operator=(const PackedWeight& other) { return *this = PackedWeight(other); }
+  PackedWeight& operator=(PackedWeight&& other) noexcept {
+    PackedWeight taken(std::move(other));
+    std::swap(layout_, taken.layout_);
+    std::swap(isa_, taken.isa_);
+    std::swap(storage_, taken.storage_);
+    std::swap(panels_, taken.panels_);
     return *this;
   }
   ~PackedWeight() = default;
