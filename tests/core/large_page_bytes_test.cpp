@@ -40,17 +40,18 @@ TEST(LargePageBytes, MovingLeavesNone) {
   EXPECT_EQ(first.size(), 100U);
 }
 
-template <class Block>
-void release(Block& block) {
-  block = {};
-}
+template <class Scalar>
+struct Holder {
+  LargePageBytes bytes{100};
+  void release() { bytes = {}; }
+};
 
 // The address sanitizer finds the block that clang 14 leaked where the assignment took its argument by value.
 TEST(LargePageBytes, AssigningNothingInATemplateFreesTheBlock) {
-  LargePageBytes bytes(100);
-  release(bytes);
-  EXPECT_EQ(bytes.data(), nullptr);
-  EXPECT_EQ(bytes.size(), 0U);
+  Holder<float> holder;
+  holder.release();
+  EXPECT_EQ(holder.bytes.data(), nullptr);
+  EXPECT_EQ(holder.bytes.size(), 0U);
 }
 
 }  // namespace
