@@ -12,10 +12,15 @@ install(
   PATTERN "*.inc")
 install(FILES ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/lora)
 
-# Two export sets: a user without a JSON parser never loads the second.
+# An export set each: a user without a JSON parser or MPI never loads those that need it.
+set(export_sets lora-targets lora-io-targets)
 install(TARGETS lora EXPORT lora-targets INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(TARGETS lora_io EXPORT lora-io-targets)
-foreach(set IN ITEMS lora-targets lora-io-targets)
+if(LORA_MPI)
+  list(APPEND export_sets lora-mpi-targets)
+  install(TARGETS lora_mpi EXPORT lora-mpi-targets)
+endif()
+foreach(set IN LISTS export_sets)
   install(
     EXPORT ${set}
     NAMESPACE lora::
@@ -29,4 +34,4 @@ write_basic_package_version_file(
   COMPATIBILITY SameMinorVersion
   ARCH_INDEPENDENT)
 install(FILES ${PROJECT_BINARY_DIR}/package/lora-config.cmake ${PROJECT_BINARY_DIR}/package/lora-config-version.cmake
-              ${PROJECT_SOURCE_DIR}/cmake/eigen.cmake DESTINATION ${package_dir})
+              ${PROJECT_SOURCE_DIR}/cmake/eigen.cmake ${PROJECT_SOURCE_DIR}/cmake/mpi.cmake DESTINATION ${package_dir})

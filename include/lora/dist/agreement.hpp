@@ -1,0 +1,84 @@
+// Ranks that should have the same configuration find out whether they have, and fail together when they have not.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "lora/core/error.hpp"
+#include "lora/dist/communicator.hpp"
+
+namespace lora::mpi {
+
+namespace detail {
+
+/// The text of rank `root`, on every rank.
+[[nodiscard]] inline std::string broadcast_text(const Communicator& ranks, std::string_view text, int root) {
+  auto size = static_cast<std::uint64_t>(text.size());
+  check("MPI_Bcast", MPI_Bcast(&size, 1, MPI_UINT64_T, root, ranks.handle()));
+  std::string result(text);
+  result.resize(static_cast<std::size_t>(size));
+  const int count = checked_count("lora::mpi::broadcast_text", size);
+  check("MPI_Bcast", MPI_Bcast(result.data(), count, MPI_CHAR, root, ranks.handle()));
+  return result;
+}
+
+/// The first rank that says so, or -1.
+[[nodiscard]] inline int first_rank_where(const Communicator& ranks, bool here) {
+  const int mine = here ? ranks.rank() : ranks.size();
+  int first = 0;
+  check("MPI_Allreduce", MPI_Allreduce(&mine, &first, 1, MPI_INT, MPI_MIN, ranks.handle()));
+  return first == ranks.size() ? -1 : first;
+}
+
+/// At most 80 bytes of `text` about the byte `position`, quoted.
+[[nodiscard]] inline std::string excerpt(std::string_view text, std::size_t position) {
+  constexpr std::size_t length = 80;
+  if (text.size() <= length) return std::string("'").append(text).append("'");
+  const std::size_t begin = std::min(position - std::min(position, length / 2), text.size() - length);
+  std::string result = begin > 0 ? "'..." : "'";
+  result.append(text.substr(begin, length));
+  return result.append(begin + length < text.size() ? "...'" : "'");
+}
+
+}  // namespace detail
+
+/// Something that every rank must have alike: "config", its JSON; "seed", "42"; "shapes", ...
+struct Agreed {
+  std::string name;
+  std::string value;
+};
+
+/// Compares `value` byte by byte with that of rank 0. Collective. Where some rank differs, every rank throws the same
+/// error, which names `name`, rank 0's value, the first rank that differs, and its value; of long values, the part
+/// where they part. Sends the value once from rank 0 to all.
+/// @throws ConfigError on every rank or on none; MpiError
+inline void require_agreement(const Communicator& ranks, std::string_view name, std::string_view value) {
+  const std::string expected = detail::broadcast_text(ranks, value, 0);
+  const int other = detail::first_rank_where(ranks, expected != value);
+  if (other < 0) return;
+  const std::string got = detail::broadcast_text(ranks, value, other);
+  const auto part = std::ranges::mismatch(expected, got).in1 - expected.begin();
+  const auto position = static_cast<std::size_t>(part);
+  std::string text = detail::excerpt(got, position);
+  text.append(" on rank ").append(std::to_string(other));
+  throw ConfigError("lora::mpi::require_agreement", name, detail::excerpt(expected, position) + " as on rank 0", text);
+}
+
+/// The same for several values, in order; first the ranks must agree on their names.
+inline void require_agreement(const Communicator& ranks, std::span<const Agreed> all) {
+  std::string names;
+  for (const auto& one : all) names.append(names.empty() ? "" : ", ").append(one.name);
+  require_agreement(ranks, "names of what is agreed on", names);
+  for (const auto& one : all) require_agreement(ranks, one.name, one.value);
+}
+inline void require_agreement(const Communicator& ranks, std::initializer_list<Agreed> all) {
+  require_agreement(ranks, std::span<const Agreed>(all.begin(), all.size()));
+}
+
+}  // namespace lora::mpi

@@ -1,0 +1,131 @@
+// Some gradients in one buffer on their way to their mean over the ranks.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <span>
+#include <vector>
+
+#include "lora/core/types.hpp"
+#include "lora/dist/communicator.hpp"
+#include "lora/dist/shard.hpp"
+
+namespace lora::mpi {
+
+/// Gradients of n scalars, packed one after the other, that p ranks average in two exchanges:
+///
+/// 1. `send`: rank j gets the j-th slice of n/p scalars from every rank (MPI_Ialltoallv);
+/// 2. `average`: each rank forms, for its own slice, f_0 g_0 + f_1 g_1 + ... in double, in the order of the ranks,
+/// rounds
+///    once, and hands the slice to all (MPI_Iallgatherv); `unpack` waits and writes the gradients.
+///
+/// Every element is computed once, on one rank, from all contributions in one fixed order, and copied. Hence all ranks
+/// hold the same bits, which depend neither on who arrived first, nor on MPI's algorithms, nor on how gradients were
+/// divided into buckets. Each rank sends 2 n (p-1)/p scalars and holds 2 n of them. Buffers grow and are kept.
+///
+/// While an exchange is under way MPI reads and writes the buffers: the bucket must neither move nor end.
+template <RealScalar Scalar>
+class GradientBucket {
+ public:
+  /// Packs the gradients and begins the first exchange. Collective, as all of the members below.
+  void send(const Communicator& ranks, std::span<const std::span<Scalar>> gradients) {
+    gradients_.assign(gradients.begin(), gradients.end());
+    lay_out(ranks);
+    Scalar* next = packed_.data();
+    for (const auto& gradient : gradients_) next = std::ranges::copy(gradient, next).out;
+    detail::check("MPI_Ialltoallv",
+                  MPI_Ialltoallv(packed_.data(), counts_.data(), offsets_.data(), type(), received_.data(),
+                                 own_counts_.data(), own_offsets_.data(), type(), ranks.handle(), &request_));
+  }
+
+  /// Lets MPI work on the exchange; never waits.
+  void progress() {
+    int done = 0;
+    detail::check("MPI_Test", MPI_Test(&request_, &done, MPI_STATUS_IGNORE));
+  }
+
+  /// Waits for the first exchange, averages with the ranks' `factors`, and begins the second. A rank of factor 0 adds
+  /// nothing, whatever its gradients hold.
+  void average(const Communicator& ranks, std::span<const double> factors) {
+    detail::check("MPI_Wait", MPI_Wait(&request_, MPI_STATUS_IGNORE));
+    average_slice(offsets_[static_cast<std::size_t>(ranks.rank())], factors);
+    detail::check("MPI_Iallgatherv", MPI_Iallgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, packed_.data(), counts_.data(),
+                                                     offsets_.data(), type(), ranks.handle(), &request_));
+  }
+
+  /// Waits for the second exchange and writes the means into the gradients.
+  void unpack() {
+    detail::check("MPI_Wait", MPI_Wait(&request_, MPI_STATUS_IGNORE));
+    const Scalar* next = packed_.data();
+    for (const auto& gradient : gradients_) {
+      std::copy_n(next, gradient.size(), gradient.data());
+      next += gradient.size();
+    }
+  }
+
+ private:
+  static constexpr Index piece_size = 1024;
+  using Piece = Eigen::Array<double, Eigen::Dynamic, 1, Eigen::ColMajor, piece_size, 1>;  // on the stack
+
+  [[nodiscard]] static MPI_Datatype type() noexcept { return detail::datatype<Scalar>(); }
+
+  void lay_out(const Communicator& ranks) {
+    Index size = 0;
+    for (const auto& gradient : gradients_) size += static_cast<Index>(gradient.size());
+    static_cast<void>(detail::checked_count("lora::mpi::GradientBucket", size));
+    const auto ranks_count = static_cast<std::size_t>(ranks.size());
+    counts_.resize(ranks_count);
+    offsets_.resize(ranks_count);
+    own_offsets_.resize(ranks_count);
+    const Shard own = shard(size, ranks.rank(), ranks.size());
+    own_counts_.assign(ranks_count, static_cast<int>(own.count));
+    for (int rank = 0; rank < ranks.size(); ++rank) {
+      const Shard slice = shard(size, rank, ranks.size());
+      const auto i = static_cast<std::size_t>(rank);
+      counts_[i] = static_cast<int>(slice.count);
+      offsets_[i] = static_cast<int>(slice.begin);
+      own_offsets_[i] = detail::checked_count("lora::mpi::GradientBucket", own.count * rank);
+    }
+    packed_.resize(static_cast<std::size_t>(size));
+    received_.resize(static_cast<std::size_t>(own.count) * ranks_count);
+  }
+
+  // By pieces that stay in the cache, so that the sums in double are packet loops and need no memory of their own.
+  void average_slice(int offset, std::span<const double> factors) {
+    const Index own = own_counts_.front();
+    for (Index begin = 0; begin < own; begin += piece_size) {
+      const Index size = std::min(piece_size, own - begin);
+      Eigen::Map<Eigen::Array<Scalar, Eigen::Dynamic, 1>>(packed_.data() + offset + begin, size) =
+          mean_of_ranks(begin, size, factors).template cast<Scalar>();
+    }
+  }
+
+  // The first term stands for itself, so that one contribution of factor 1 keeps its bits, signed zeros among them.
+  [[nodiscard]] Piece mean_of_ranks(Index begin, Index size, std::span<const double> factors) const {
+    Piece sum = Piece::Zero(size);
+    bool first = true;
+    for (std::size_t rank = 0; rank < factors.size(); ++rank) {
+      if (factors[rank] == 0) continue;
+      const Scalar* from = received_.data() + own_offsets_[rank] + begin;
+      const auto term = Eigen::Map<const Eigen::Array<Scalar, Eigen::Dynamic, 1>>(from, size).template cast<double>();
+      if (first) {
+        sum = factors[rank] * term;
+      } else {
+        sum += factors[rank] * term;
+      }
+      first = false;
+    }
+    return sum;
+  }
+
+  std::vector<std::span<Scalar>> gradients_;
+  std::vector<Scalar> packed_;    // n
+  std::vector<Scalar> received_;  // p x n/p, in the order of the ranks
+  std::vector<int> counts_;       // scalars of each rank's slice
+  std::vector<int> offsets_;      // and where it begins in packed_
+  std::vector<int> own_counts_;
+  std::vector<int> own_offsets_;
+  MPI_Request request_ = MPI_REQUEST_NULL;
+};
+
+}  // namespace lora::mpi

@@ -1,0 +1,44 @@
+// The parameters of a model on several ranks: that they are the same kind, and the same values to start from.
+#pragma once
+
+#include <span>
+#include <string>
+#include <type_traits>
+
+#include "lora/core/parameter.hpp"
+#include "lora/core/shape.hpp"
+#include "lora/dist/agreement.hpp"
+#include "lora/dist/communicator.hpp"
+#include "lora/optim/state.hpp"
+
+namespace lora::mpi {
+
+/// One line a parameter: "encoder.0.qkv.lora_A.weight 8 x 768 float", in order.
+template <class Scalar>
+[[nodiscard]] std::string layout_text(std::span<const Parameter<Scalar>> parameters) {
+  std::string text;
+  for (const auto& parameter : parameters) {
+    text.append(parameter.name()).append(" ").append(shape_text(parameter.rows(), parameter.cols()));
+    text.append(std::is_same_v<Scalar, float> ? " float\n" : " double\n");
+  }
+  return text;
+}
+
+/// Gives every rank the values that rank `root` has. Collective. Gradients and optimiser states stay.
+/// Each parameter travels by itself and in place: no allocation but for the comparison of names and shapes before.
+/// @throws ConfigError on every rank when names, shapes or scalars differ between ranks; StateError while merged;
+/// MpiError
+template <class Range>
+  requires ParameterRange<const Range>
+void broadcast_values(const Communicator& ranks, const Range& parameters, int root = 0) {
+  using Scalar = parameter_scalar_t<const Range>;
+  const std::span<const Parameter<Scalar>> list(parameters);
+  require_agreement(ranks, "parameters", layout_text(list));
+  for (const auto& parameter : list) {
+    auto value = parameter.value();
+    const int count = detail::checked_count("lora::mpi::broadcast_values", value.size());
+    detail::check("MPI_Bcast", MPI_Bcast(value.data(), count, detail::datatype<Scalar>(), root, ranks.handle()));
+  }
+}
+
+}  // namespace lora::mpi

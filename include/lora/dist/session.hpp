@@ -1,0 +1,136 @@
+// MPI's beginning and end in a program, and what becomes of the other ranks when one fails.
+#pragma once
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <type_traits>
+#include <utility>
+
+#include "lora/core/error.hpp"
+#include "lora/dist/communicator.hpp"
+
+namespace lora::mpi {
+
+/// Initialises MPI and finalises it, unless the program had it initialised already. Threads may run beside the one that
+/// made the session, which alone calls MPI (MPI_THREAD_FUNNELED).
+class Session {
+ public:
+  /// How long a failed rank waits for the others to fail as well and print their messages, before it ends them.
+  static constexpr std::chrono::milliseconds patience{1000};
+
+  /// @throws StateError when MPI was finalised before or does not allow threads
+  Session(int& argc, char**& argv) {
+    require_not_finalized();
+    int initialized = 0;
+    MPI_Initialized(&initialized);
+    owner_ = initialized == 0;
+    int threads = MPI_THREAD_SINGLE;
+    if (owner_) {
+      detail::check("MPI_Init_thread", MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &threads));
+    } else {
+      detail::check("MPI_Query_thread", MPI_Query_thread(&threads));
+    }
+    if (threads < MPI_THREAD_FUNNELED) {
+      throw StateError("lora::mpi::Session", "MPI", "support for MPI_THREAD_FUNNELED", "MPI_THREAD_SINGLE");
+    }
+    control_.emplace(MPI_COMM_WORLD);
+  }
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  /// Waits for every rank. A rank that an exception carries past its session ends the job, as abort() does.
+  ~Session() {
+    if (std::uncaught_exceptions() > exceptions_) abort("an exception left the session");
+    control_.reset();
+    if (owner_) MPI_Finalize();
+  }
+
+  /// Says which rank failed and why on standard error, waits at most `patience` for the other ranks to call it as well,
+  /// and ends the whole job with exit code `code`, wherever the other ranks are.
+  [[noreturn]] void abort(std::string_view message, int code = EXIT_FAILURE) const noexcept {
+    report(message);
+    // Where all have failed one ends the job: the launcher gets confused by many.
+    if (all_leave(patience) && control_->rank() != 0) std::this_thread::sleep_for(patience);
+    MPI_Abort(MPI_COMM_WORLD, code);
+    std::_Exit(code);
+  }
+
+  /// The last thing a rank does, with its exit code. Waits for the others when the code is 0. With another code it
+  /// waits at most `patience`, and ends the job when some rank still works then: it might wait for this one for ever.
+  int leave(int code) const noexcept {
+    if (code == EXIT_SUCCESS) {
+      static_cast<void>(all_leave(std::nullopt));
+    } else if (!all_leave(patience)) {
+      report(std::string("returned exit code ").append(std::to_string(code)));
+      MPI_Abort(MPI_COMM_WORLD, code);
+    }
+    return code;
+  }
+
+ private:
+  static void require_not_finalized() {
+    int finalized = 0;
+    MPI_Finalized(&finalized);
+    if (finalized != 0) throw StateError("lora::mpi::Session", "MPI", "one that was not finalised", "a finalised one");
+  }
+
+  // One write, so that the lines of several ranks do not mix.
+  void report(std::string_view message) const noexcept {
+    std::fflush(stdout);
+    std::fprintf(stderr, "rank %d of %d: %.*s\n", control_->rank(), control_->size(), static_cast<int>(message.size()),
+                 message.data());
+    std::fflush(stderr);
+  }
+
+  // Whether every rank came here within `limit`.
+  bool all_leave(std::optional<std::chrono::milliseconds> limit) const noexcept {
+    MPI_Request arrival = MPI_REQUEST_NULL;
+    if (MPI_Ibarrier(control_->handle(), &arrival) != MPI_SUCCESS) return false;
+    const auto begin = std::chrono::steady_clock::now();
+    for (int done = 0; done == 0;) {
+      if (MPI_Test(&arrival, &done, MPI_STATUS_IGNORE) != MPI_SUCCESS) return false;
+      if (done != 0) break;
+      if (limit && std::chrono::steady_clock::now() - begin > *limit) return false;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    return true;
+  }
+
+  bool owner_ = false;
+  std::optional<Communicator> control_;  // the user's messages never meet those of leaving
+  int exceptions_ = std::uncaught_exceptions();
+};
+
+/// Runs `body(world)` between MPI's beginning and end; `int main` returns what this returns. `body` returns nothing or
+/// an exit code. An exception on any rank is printed with the rank's number, and the job ends with a non-zero exit code
+/// on every rank: none waits for the one that failed.
+///
+///     int main(int argc, char** argv) {
+///       return lora::mpi::run(argc, argv, [](const lora::mpi::Communicator& world) { ... });
+///     }
+template <class Body>
+int run(int& argc, char**& argv, Body&& body) {
+  const Session session(argc, argv);
+  try {
+    const Communicator world(MPI_COMM_WORLD);
+    int code = EXIT_SUCCESS;
+    if constexpr (std::is_void_v<std::invoke_result_t<Body, const Communicator&>>) {
+      std::forward<Body>(body)(world);
+    } else {
+      code = std::forward<Body>(body)(world);
+    }
+    return session.leave(code);
+  } catch (const std::exception& error) {
+    session.abort(error.what());
+  } catch (...) {
+    session.abort("an exception that is no std::exception");
+  }
+}
+
+}  // namespace lora::mpi
