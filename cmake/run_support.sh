@@ -64,7 +64,7 @@ build_target() {
 packages_build=(g++ cmake ninja-build libeigen3-dev)
 packages_mpi=(libopenmpi-dev openmpi-bin)
 packages_tests=("${packages_build[@]}" libgtest-dev librapidcheck-dev nlohmann-json3-dev libcli11-dev zlib1g-dev
-  libutf8proc-dev "${packages_mpi[@]}")
+  libutf8proc-dev curl ca-certificates "${packages_mpi[@]}")
 packages_examples=("${packages_build[@]}" nlohmann-json3-dev libcli11-dev zlib1g-dev gnuplot-nox dataset-fashion-mnist
-  libutf8proc-dev curl "${packages_mpi[@]}")
+  libutf8proc-dev curl ca-certificates "${packages_mpi[@]}")
 packages_benchmarks=("${packages_build[@]}" libbenchmark-dev libcli11-dev nlohmann-json3-dev gnuplot-nox)

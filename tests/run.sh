@@ -49,6 +49,8 @@ if [ ${#folders[@]} -gt 0 ]; then
 fi
 
 build_target lora_tests
+"$root/examples/sentence_encoder/fetch_model.sh" >/dev/null ||
+  say "Going on without the sentence encoder's weights: the tests that need them are skipped"
 status=0
 ctest --test-dir "$root/build" --output-on-failure --no-tests=error --timeout 600 -j "$(jobs)" \
   ${filter:+--tests-regex "$filter"} | tee "$root/build/tests.log" || status=$?

@@ -1,6 +1,7 @@
 // The job's MPI, where the program is built with it.
 #include "sentence_encoder/job.hpp"
 
+#include <array>
 #include <cstdlib>
 #include <memory>
 #include <string>
@@ -65,6 +66,11 @@ int run_as_job(int argc, char** argv, const std::function<int(const Job&)>& body
     };
     job.require_agreement = [&](const std::string& name, const std::string& value) {
       lora::mpi::require_agreement(world, name, value);
+    };
+    job.measure_reductions = [&] {
+      // From what latency decides to what bandwidth does.
+      constexpr std::array<lora::Index, 4> sizes = {1'000, 30'000, 500'000, 5'000'000};
+      return lora::mpi::measure_reductions(world, sizes);
     };
     return body(job);
   });

@@ -4,8 +4,10 @@
 #include <functional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "lora/core/parameter.hpp"
+#include "lora/dist/traffic.hpp"
 #include "sentence_encoder/fine_tuning.hpp"
 
 namespace examples::sentence_encoder {
@@ -20,6 +22,11 @@ struct Job {
   std::function<void(std::span<const lora::Parameter<float>>)> take_first_ranks_values = [](auto&&) {};
   /// Throws lora::ConfigError on every rank unless all have this value alike.
   std::function<void(const std::string& name, const std::string& value)> require_agreement = [](auto&&, auto&&) {};
+
+  /// Times the averaging of gradients between the ranks; every rank calls it, and gets the same. Nothing when alone.
+  std::function<std::vector<lora::mpi::ReductionTime>()> measure_reductions = [] {
+    return std::vector<lora::mpi::ReductionTime>{};
+  };
 
   [[nodiscard]] bool first() const noexcept { return rank == 0; }
 };

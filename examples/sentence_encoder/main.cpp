@@ -17,6 +17,7 @@
 #include "sentence_encoder/job.hpp"
 #include "sentence_encoder/options.hpp"
 #include "sentence_encoder/page.hpp"
+#include "sentence_encoder/traffic_table.hpp"
 
 namespace {
 
@@ -67,6 +68,7 @@ void train_all(const Options& options, const Job& job, const Inputs& inputs, Res
   }
   train_frozen(options, inputs, job, results);
   train_methods(options, inputs, job, results);
+  results.reductions = job.measure_reductions();
 }
 
 void print(const Results& results) {
@@ -74,6 +76,9 @@ void print(const Results& results) {
   for (const auto& check : results.checks) {
     std::printf("%s  %s\n        %s\n", check.passed ? "ok    " : "FAILED", check.claim.c_str(),
                 check.evidence.c_str());
+  }
+  if (results.ranks > 1) {
+    std::printf("\n%s\n%s\n", plain_text(traffic_table(results)).c_str(), traffic_note(results).c_str());
   }
   if (results.scale.name != "full") {
     std::printf("\nA subset of the texts, one seed (%s scale); --full takes all, with three seeds.\n",

@@ -9,6 +9,7 @@
 #include "sentence_encoder/figures.hpp"
 #include "sentence_encoder/results.hpp"
 #include "sentence_encoder/results_json.hpp"
+#include "sentence_encoder/traffic_table.hpp"
 
 namespace examples::sentence_encoder {
 
@@ -101,6 +102,9 @@ inline void add_headline(Report& report, const Results& results) {
   report.heading("Saving and merging");
   report.paragraph("Checked on " + results.adapter().method.name() + " and all test texts:");
   report.table(check_table(results));
+  if (results.ranks > 1) {
+    report.heading("Between the ranks").table(traffic_table(results)).paragraph(traffic_note(results));
+  }
   report.heading("Settings").table(detail::settings_table(results, options));
   report.paragraph(
       "Every method was trained at each of these learning rates. The one in brackets did best on the "

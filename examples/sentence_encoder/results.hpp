@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "common/text_table.hpp"
+#include "lora/dist/traffic.hpp"
 #include "sentence_encoder/labelled_texts.hpp"
 #include "sentence_encoder/method_run.hpp"
 #include "sentence_encoder/metrics.hpp"
@@ -72,6 +73,7 @@ struct Results {
   std::vector<Mistake> mistakes;
   std::vector<Check> checks;
   int ranks = 1;
+  std::vector<lora::mpi::ReductionTime> reductions;  ///< between the ranks of the job; none when there is one
   double seconds = 0;
 
   [[nodiscard]] const MethodResult& full() const { return methods.back(); }
