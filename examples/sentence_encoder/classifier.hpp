@@ -90,13 +90,13 @@ class ClassifierOnTask {
  public:
   ClassifierOnTask(Classifier<Layers>& classifier, const Task& task) : classifier_(&classifier), task_(&task) {}
 
-  double loss_and_gradients(std::span<const Index> batch, RowRange part) {
+  double loss_and_gradients(std::span<const Index> batch, Shard part) {
     classifier_->encoder().zero_grad();
     classifier_->head().zero_grad();
     const BatchPosition position{
-        dropout_step_++, task_->train.token_count(batch.first(static_cast<std::size_t>(part.first))), part.first};
+        dropout_step_++, task_->train.token_count(batch.first(static_cast<std::size_t>(part.begin))), part.begin};
     if (part.count == 0) return 0;
-    task_->train.pack_rows(part.of(batch), batch_, labels_);
+    task_->train.pack_rows(rows_of(batch, part), batch_, labels_);
     const auto& embeddings = classifier_->encoder().forward(batch_, position, pass_);
     classifier_->head().infer(embeddings, logits_);
     logits_gradient_.resize(logits_.rows(), logits_.cols());

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "lora/core/number_text.hpp"
+#include "lora/dist/shard.hpp"
 #include "lora/optim/adamw.hpp"
 #include "lora/optim/clip.hpp"
 #include "lora/optim/schedule.hpp"
@@ -42,19 +43,16 @@ struct FineTuningOptions {
   }
 };
 
-/// The rows first, ..., first + count - 1 of a batch.
-struct RowRange {
-  Index first = 0;
-  Index count = 0;
+using lora::mpi::Shard;
 
-  [[nodiscard]] std::span<const Index> of(std::span<const Index> batch) const {
-    return batch.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count));
-  }
-};
+/// The part's rows of a batch.
+[[nodiscard]] inline std::span<const Index> rows_of(std::span<const Index> batch, const Shard& part) {
+  return batch.subspan(static_cast<std::size_t>(part.begin), static_cast<std::size_t>(part.count));
+}
 
 /// What is trained. Rows are indices into training data that the classifier knows.
 template <class Classifier>
-concept TrainableClassifier = requires(Classifier& classifier, std::span<const Index> batch, RowRange part) {
+concept TrainableClassifier = requires(Classifier& classifier, std::span<const Index> batch, Shard part) {
   /// Sets all gradients to those of the mean loss over a part of the batch's rows and returns that; zero of no rows.
   { classifier.loss_and_gradients(batch, part) } -> std::convertible_to<double>;
   /// On validation data; more is better.
@@ -74,13 +72,6 @@ struct JobShare {
       {};
   /// The number that rank 0 has, on every rank.
   std::function<double(double)> of_first_rank = {};
-
-  /// This rank's part of a batch: no two parts differ by more than one row, and every row is in one.
-  [[nodiscard]] RowRange part_of(Index batch_rows) const noexcept {
-    const Index least = batch_rows / ranks;
-    const Index longer = batch_rows % ranks;
-    return {rank * least + std::min<Index>(rank, longer), least + (rank < longer ? 1 : 0)};
-  }
 };
 
 /// One run of training, from its start or a checkpoint to its end. With a folder, rank 0 keeps the best parameters in
@@ -117,7 +108,7 @@ class FineTuning {
   /// @throws lora::StateError for gradients that are not finite, lora::IoError
   void step() {
     const auto batch = order_.batch(state_.step);
-    const RowRange part = share_.part_of(static_cast<Index>(batch.size()));
+    const Shard part = lora::mpi::shard(static_cast<Index>(batch.size()), share_.rank, share_.ranks);
     double loss = classifier_->loss_and_gradients(batch, part);
     // The gradients of this rank's rows are complete here, and nothing has used them yet.
     if (share_.ranks > 1) loss = share_.average(parameters_, part.count, loss);

@@ -29,8 +29,8 @@ class HeadOnEmbeddings {
                    const Task& task)
       : head_(&head), train_(&train), validation_(&validation), task_(&task) {}
 
-  double loss_and_gradients(std::span<const Index> batch, RowRange part) {
-    const auto rows = part.of(batch);
+  double loss_and_gradients(std::span<const Index> batch, Shard part) {
+    const auto rows = rows_of(batch, part);
     head_->zero_grad();
     if (rows.empty()) return 0;
     embeddings_.resize(static_cast<Index>(rows.size()), train_->cols());

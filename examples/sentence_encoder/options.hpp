@@ -54,11 +54,12 @@ struct Scale {
              3,
              {{lora, 1}, {lora, 2}, {lora, 4}, {lora, 8}, {lora, 16}, {lora, 32}, {dora, 8}, {rslora, 32}, {full, 0}},
              {5e-4, 1e-3, 3e-3},
-             {5e-5, 1e-4, 3e-4},
+             {1e-4, 3e-4, 1e-3},
              30};
   } else {
-    scale = {"default",    {3200, 700, 0}, 4, 1, {{lora, 2}, {lora, 8}, {lora, 32}, {dora, 8}, {rslora, 32}, {full, 0}},
-             {1e-3, 3e-3}, {1e-4, 3e-4},   10};
+    scale = {
+        "default",    {3200, 700, 0},     4, 1, {{lora, 2}, {lora, 8}, {lora, 32}, {dora, 8}, {rslora, 32}, {full, 0}},
+        {1e-3, 3e-3}, {1e-4, 3e-4, 1e-3}, 10};
   }
   if (options.epochs > 0) scale.epochs = options.epochs;
   return scale;

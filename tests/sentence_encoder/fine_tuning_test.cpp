@@ -259,17 +259,4 @@ TEST(FineTuning, TheJobsAverageReplacesGradientsBeforeTheStep) {
   EXPECT_EQ(run.training.last_loss(), 0.25);
 }
 
-TEST(JobShare, RanksDivideABatchAmongThem) {
-  for (int ranks = 1; ranks <= 9; ++ranks) {
-    Index next = 0;
-    for (int rank = 0; rank < ranks; ++rank) {
-      const RowRange part = JobShare{.rank = rank, .ranks = ranks}.part_of(7);
-      EXPECT_EQ(part.first, next);
-      EXPECT_TRUE(part.count == 7 / ranks || part.count == 7 / ranks + 1);
-      next += part.count;
-    }
-    EXPECT_EQ(next, 7);
-  }
-}
-
 }  // namespace

@@ -126,7 +126,7 @@ struct Trained {
   }
 
   /// Of the mean loss of a part of the batch, at dropout step 0.
-  Gradients of(std::span<const Index> batch, RowRange part) {
+  Gradients of(std::span<const Index> batch, Shard part) {
     ClassifierOnTask<Layers> on_task(*classifier, task());
     loss = on_task.loss_and_gradients(batch, part);
     Gradients all;

@@ -29,14 +29,17 @@ class ToyClassifier {
     }
   }
 
-  double loss_and_gradients(std::span<const Index> batch, RowRange part) {
-    const auto rows = part.of(batch);
+  double loss_and_gradients(std::span<const Index> batch, Shard part) {
+    const auto rows = rows_of(batch, part);
     weight_.ensure_gradient();
     bias_.ensure_gradient();
     weight_.gradient.setZero();
     bias_.gradient.setZero();
-    if (rows.empty()) return 0;
-    const lora::Matrix<float> x = noisy(rows);
+    if (rows.empty()) {
+      ++dropout_step_;
+      return 0;
+    }
+    const lora::Matrix<float> x = noisy(batch).middleRows(part.begin, part.count);
     std::vector<std::uint8_t> labels;
     for (const Index row : rows) labels.push_back(labels_[static_cast<std::size_t>(row)]);
     const lora::Matrix<float> logits = logits_of(x);

@@ -15,9 +15,8 @@ namespace lora::mpi {
 /// Gradients of n scalars, packed one after the other, that p ranks average in two exchanges:
 ///
 /// 1. `send`: rank j gets the j-th slice of n/p scalars from every rank (MPI_Ialltoallv);
-/// 2. `average`: each rank forms, for its own slice, f_0 g_0 + f_1 g_1 + ... in double, in the order of the ranks,
-/// rounds
-///    once, and hands the slice to all (MPI_Iallgatherv); `unpack` waits and writes the gradients.
+/// 2. `average`: each rank forms f_0 g_0 + f_1 g_1 + ... for its own slice, in double, in the order of the ranks,
+///    rounds once, and hands the slice to all (MPI_Iallgatherv); `unpack` waits and writes the gradients.
 ///
 /// Every element is computed once, on one rank, from all contributions in one fixed order, and copied. Hence all ranks
 /// hold the same bits, which depend neither on who arrived first, nor on MPI's algorithms, nor on how gradients were

@@ -1,0 +1,89 @@
+// The sentence encoder's training as ranks of one job: the run that one process would do.
+#include <functional>
+#include <gtest/gtest.h>
+#include <utility>
+
+#include "dist/ranks.hpp"
+#include "lora/dist/gradient_reducer.hpp"
+#include "sentence_encoder/fine_tuning.hpp"
+#include "sentence_encoder/job.hpp"
+#include "sentence_encoder/toy_classifier.hpp"
+
+namespace {
+
+using examples::sentence_encoder::FineTuning;
+using examples::sentence_encoder::FineTuningOptions;
+using examples::sentence_encoder::Job;
+using examples::sentence_encoder::JobShare;
+using examples::sentence_encoder::run_as_job;
+using examples::sentence_encoder::testing::ToyClassifier;
+using lora::testing::same_on_all_ranks;
+
+FineTuningOptions toy_options() {
+  FineTuningOptions options;
+  options.epochs = 5;
+  options.batch_size = 11;  // parts differ in size, and of the last batch, 2 of 90 points, ranks 2 and 3 get none
+  options.learning_rate = 0.05;
+  options.seed = 3;
+  return options;
+}
+
+struct ToyRun {
+  explicit ToyRun(JobShare share)
+      : training(classifier, ToyClassifier::points, toy_options(), "toy", {}, std::move(share)) {}
+
+  ToyClassifier classifier;
+  FineTuning<ToyClassifier> training;
+};
+
+/// Runs `body` on every rank with what mpirun's job gives each.
+void on_every_rank(const std::function<void(const Job&)>& body) {
+  int argc = 0;
+  char** argv = nullptr;
+  EXPECT_EQ(run_as_job(argc, argv,
+                       [&](const Job& job) {
+                         body(job);
+                         return 0;
+                       }),
+            0);
+}
+
+TEST(FineTuningOnRanks, EndsOnAllWithTheSameBits) {
+  on_every_rank([](const Job& job) {
+    ToyRun run(job.share_of_run());
+    while (!run.training.finished()) run.training.step();
+    EXPECT_GT(run.training.state().best_score, 0.9);  // a third is chance
+    for (const auto& parameter : run.classifier.parameters()) {
+      EXPECT_TRUE(same_on_all_ranks(lora::Matrix<float>(parameter.value()))) << parameter.name();
+    }
+    const lora::Matrix<double> state{{static_cast<double>(run.training.state().step), run.training.state().best_score,
+                                      static_cast<double>(run.training.state().best_step)}};
+    EXPECT_TRUE(same_on_all_ranks(state));
+  });
+}
+
+// The first loss is that of the start; the second also tells of the first update, whose elements AdamW makes g / |g|:
+// an error relative to g moves them by no more than itself. No gradient of the bias is 0 there, as 11 rows of three
+// classes are never balanced: AdamW would make a step of what rounding leaves. Logits sum 6 products, losses 11 rows.
+TEST(FineTuningOnRanks, HasTheLossesOfOneProcess) {
+  on_every_rank([](const Job& job) {
+    ToyRun alone({});
+    ToyRun shared(job.share_of_run());
+    for (int step = 0; step < 2; ++step) {
+      alone.training.step();
+      shared.training.step();
+      const double loss = alone.training.last_loss();
+      EXPECT_NEAR(shared.training.last_loss(), loss, lora::mpi::gradient_tolerance<float>(11, 6, job.ranks) * loss);
+    }
+  });
+}
+
+TEST(FineTuningOnRanks, MeasuresItsReductions) {
+  on_every_rank([](const Job& job) {
+    const auto measured = job.measure_reductions();
+    ASSERT_GE(measured.size(), 2U);
+    for (const auto& one : measured) EXPECT_GT(one.seconds, 0);
+  });
+}
+
+}  // namespace
