@@ -1,10 +1,10 @@
 #include "roofs.hpp"
 
-#define LORA_DECLARE_ROOFS(isa)                         \
-  namespace lora::bench::isa {                          \
-  double multiply_add(long rounds, float* sink);        \
-  float sum(const float* data, long count, long ahead); \
-  void scale(float* data, long count, float factor);    \
+#define LORA_DECLARE_ROOFS(isa)                                      \
+  namespace lora::bench::isa {                                       \
+  double multiply_add(long rounds, float* sink);                     \
+  float sum(const float* data, long count, long ahead, int streams); \
+  void scale(float* data, long count, float factor);                 \
   }
 
 LORA_DECLARE_ROOFS(portable)

@@ -8,7 +8,7 @@ namespace lora::bench {
 /// The three loops of roofs.inc, for the best instruction set of this machine.
 struct Roofs {
   double (*multiply_add)(long rounds, float* sink);
-  float (*sum)(const float* data, long count, long ahead);
+  float (*sum)(const float* data, long count, long ahead, int streams);
   void (*scale)(float* data, long count, float factor);
 };
 

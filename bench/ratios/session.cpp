@@ -64,7 +64,7 @@ Contender Session::peak() const {
 
 void Session::make_cold_array() {
   if (cold_floats_ > 0) return;
-  cold_floats_ = static_cast<long>(options_.cold_bytes / sizeof(float)) / 128 * 128;
+  cold_floats_ = static_cast<long>(options_.cold_bytes / sizeof(float)) / 512 * 512;
   auto* const data = cold_.reserve<float>(static_cast<std::size_t>(cold_floats_));
 #if defined(MADV_HUGEPAGE)
   // The roof is what the machine can do, with large pages where it has them. madvise takes whole pages; it may refuse.
@@ -74,20 +74,23 @@ void Session::make_cold_array() {
 #endif
   std::fill(data, data + cold_floats_, 1.0F);
 
-  std::vector<long> distances{0, 128, 512, 2048};  // floats
-  std::vector<Contender> contenders;
-  for (const long ahead : distances) {
-    contenders.push_back({"", [this, data, ahead] {
-                            volatile float keep = roofs_.sum(data, cold_floats_, ahead);
-                            (void)keep;
-                          }});
+  std::vector<ReadingWay> ways;
+  for (const int streams : {1, 2, 4}) {
+    for (const long ahead : {0L, 128L, 512L, 2048L}) ways.push_back({streams, ahead});
   }
+  std::vector<Contender> contenders;
+  for (const auto& way : ways) contenders.push_back({"", [this, &way] { read_cold_array(way); }});
   const auto timings = time_interleaved(contenders, {.minimum_repetitions = 3, .maximum_repetitions = 3});
   std::size_t best = 0;
   for (std::size_t i = 1; i < timings.size(); ++i) {
     if (timings[i].summary().lower_quartile < timings[best].summary().lower_quartile) best = i;
   }
-  read_ahead_ = distances[best];
+  reading_ = ways[best];
+}
+
+void Session::read_cold_array(const ReadingWay& way) {
+  volatile float keep = roofs_.sum(cold_.reserve<float>(0), cold_floats_, way.ahead, way.streams);
+  (void)keep;
 }
 
 Contender Session::read() {
@@ -97,8 +100,7 @@ Contender Session::read() {
 
 void Session::evict() {
   make_cold_array();
-  volatile float keep = roofs_.sum(cold_.reserve<float>(0), cold_floats_, read_ahead_);
-  (void)keep;
+  read_cold_array(reading_);
 }
 
 std::string case_name(Index n, Index d, Index k, Index r) {

@@ -81,7 +81,14 @@ class Session {
 
  private:
   [[nodiscard]] bool selected(const std::string& id) const;
+  /// Parts of an array that are read side by side, and floats fetched before they are needed.
+  struct ReadingWay {
+    int streams = 1;
+    long ahead = 0;
+  };
+
   void make_cold_array();
+  void read_cold_array(const ReadingWay& way);
 
   Options options_;
   std::vector<std::unique_ptr<Peer>> peers_;
@@ -90,7 +97,7 @@ class Session {
   double peak_flops_ = 0;
   AlignedBuffer cold_;
   long cold_floats_ = 0;
-  long read_ahead_ = 0;
+  ReadingWay reading_;  // the fastest
   std::vector<Comparison> comparisons_;
   std::vector<Goal> goals_;
   std::vector<std::string> left_out_;
