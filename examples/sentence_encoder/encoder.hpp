@@ -228,8 +228,12 @@ class SentenceEncoder {
     pass.projected.resize(pass.texts.texts(), embedding_size());
     for (Index i = 0; i < pass.texts.texts(); ++i) {
       const Index length = pass.texts.length(i);
-      pass.pooled.row(i) = tokens.middleRows(pass.texts.start(i), length).colwise().sum() /
-                           static_cast<Scalar>(std::max<Index>(length, 1));
+      if (length == 0) {
+        pass.pooled.row(i).setZero();
+      } else {
+        pass.pooled.row(i) =
+            tokens.middleRows(pass.texts.start(i), length).colwise().sum() / static_cast<Scalar>(length);
+      }
     }
   }
   static void pool_backward(Pass& pass) {

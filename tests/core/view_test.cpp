@@ -214,4 +214,14 @@ TEST(Overlap, ComparesAddressesWhateverTheScalarsAre) {
   EXPECT_FALSE(overlap(wide, MatrixView<float>{reinterpret_cast<float*>(memory.data() + 4), 1, 2, 2, 1}));
 }
 
+// The undefined-behaviour sanitizer finds an address that moves from nowhere.
+TEST(MatrixView, APartOfNothingHasNoAddress) {
+  const MatrixView<float> nothing{nullptr, 0, 12, 12, 1};
+  const auto columns = nothing.middle_cols(4, 8);
+  EXPECT_EQ(columns.data, nullptr);
+  EXPECT_EQ(columns.rows, 0);
+  EXPECT_EQ(columns.cols, 8);
+  EXPECT_EQ((MatrixView<float>{nullptr, 12, 0, 4, 1}.middle_rows(4, 8).data), nullptr);
+}
+
 }  // namespace

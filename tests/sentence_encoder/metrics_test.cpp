@@ -68,9 +68,9 @@ TEST(MacroF1, OfTheMajorityClassIsFarBelowItsAccuracy) {
 }
 
 TEST(Confusion, RefusesLabelsBeyondTheClassesAndAnswersOfAnotherNumber) {
-  EXPECT_THROW(confusion(Labels{0, 3}, Labels{0, 0}, 3), lora::ShapeError);
-  EXPECT_THROW(confusion(Labels{0, 0}, Labels{0, 3}, 3), lora::ShapeError);
-  EXPECT_THROW(confusion(Labels{0, 0}, Labels{0}, 3), lora::ShapeError);
+  EXPECT_THROW(static_cast<void>(confusion(Labels{0, 3}, Labels{0, 0}, 3)), lora::ShapeError);
+  EXPECT_THROW(static_cast<void>(confusion(Labels{0, 0}, Labels{0, 3}, 3)), lora::ShapeError);
+  EXPECT_THROW(static_cast<void>(confusion(Labels{0, 0}, Labels{0}, 3)), lora::ShapeError);
 }
 
 TEST(MajorityClass, IsTheMostFrequentAndTheSmallestOfEquals) {

@@ -22,11 +22,11 @@ struct MatrixView {
   [[nodiscard]] Scalar& operator()(Index i, Index j) const noexcept { return data[i * row_stride + j * col_stride]; }
 
   [[nodiscard]] MatrixView middle_rows(Index first, Index count) const noexcept {
-    return {data + first * row_stride, count, cols, row_stride, col_stride};
+    return {moved(first * row_stride), count, cols, row_stride, col_stride};
   }
 
   [[nodiscard]] MatrixView middle_cols(Index first, Index count) const noexcept {
-    return {data + first * col_stride, rows, count, row_stride, col_stride};
+    return {moved(first * col_stride), rows, count, row_stride, col_stride};
   }
 
   [[nodiscard]] MatrixView transpose() const noexcept { return {data, cols, rows, col_stride, row_stride}; }
@@ -46,6 +46,10 @@ struct MatrixView {
   operator MatrixView<const Scalar>() const noexcept requires(!std::is_const_v<Scalar>) {
     return {data, rows, cols, row_stride, col_stride};
   }
+
+ private:
+  // A matrix without elements may have no address, which must not move.
+  [[nodiscard]] Scalar* moved(Index offset) const noexcept { return data == nullptr ? nullptr : data + offset; }
 };
 
 /// View of an Eigen object that has its elements in memory (matrix, map, block, ref), whatever its storage order.
