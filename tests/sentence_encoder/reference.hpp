@@ -23,15 +23,15 @@ struct Reference {
   lora::Matrix<float> embeddings;  ///< texts x 512
 
   [[nodiscard]] static Reference load() {
-    const std::filesystem::path folder = LORA_GOLDEN_DIR;
-    std::ifstream file(folder / "sentence_encoder.json");
+    const std::filesystem::path folder = std::filesystem::path(LORA_SOURCE_DIR) / "tests/sentence_encoder";
+    std::ifstream file(folder / "reference.json");
     Reference reference;
     for (const auto& entry : nlohmann::json::parse(file)) {
       reference.texts.push_back(entry.at("text").get<std::string>());
       reference.ids.push_back(entry.at("ids").get<TokenIds>());
     }
-    const auto golden = lora::testing::Golden::load(folder / "sentence_encoder.safetensors");
-    reference.embeddings = golden.matrix<float>("embeddings");
+    const auto tensors = lora::testing::Golden::load(folder / "reference.safetensors");
+    reference.embeddings = tensors.matrix<float>("embeddings");
     return reference;
   }
 };

