@@ -32,7 +32,11 @@ namespace examples::sentence_encoder {
 /// What the layers above make of such differences has no closed form (norms, attention, tanh), so it is measured: every
 /// layer's bias is moved by K (+-q +- p), with random signs and the largest q and e of any token, and the change of the
 /// logits is divided by K. K = 1024 lifts it above rounding and keeps it linear, K q being some 1e-3 of an output. The
-/// largest of thousands of changes is some four deviations; three times it is the bound.
+/// largest of thousands of changes is some four deviations.
+///
+/// The head, which is not merged, rounds embeddings that differ: its logits err by q too, with its own terms, and three
+/// roundings more of each for tanh and the division by the length. They add four deviations to what was measured, and
+/// count alone where tanh is so close to 1 that nothing below it is seen. Three times the sum is the bound.
 template <class Layers>
 class MergeTolerance {
  public:
@@ -41,14 +45,14 @@ class MergeTolerance {
   [[nodiscard]] double operator()(std::span<const TokenIds> texts) {
     constexpr int draws = 4;
     constexpr double safety = 3;
-    measure_inputs(texts);
+    const double head = measure_inputs(texts);
     const auto unmoved = make_text_classifier_with<Layers>(weights_, adapter_)->logits(texts);
     double largest = 0;
     for (int draw = 0; draw < draws; ++draw) {
       const auto logits = make_text_classifier_with<Layers>(moved(draw), adapter_)->logits(texts);
       largest = std::max(largest, static_cast<double>((logits - unmoved).cwiseAbs().maxCoeff()) / magnification);
     }
-    return safety * largest;
+    return safety * (largest + 4 * head);
   }
 
  private:
@@ -75,7 +79,8 @@ class MergeTolerance {
     visit("projection", weights.projection);
   }
 
-  void measure_inputs(std::span<const TokenIds> texts) {
+  // Fills bounds_ and returns q of the head.
+  [[nodiscard]] double measure_inputs(std::span<const TokenIds> texts) {
     SentenceEncoder<Layers> encoder(weights_);
     lora::LoraModel<float> model;
     encoder.add_to(model);
@@ -97,15 +102,30 @@ class MergeTolerance {
     for_each_linear(weights_, [&](const std::string& name, const LinearWeights<float>& linear) {
       bounds_[name] = bound(linear, adapter_.state.modules.at(name), input(name).cwiseAbs2());
     });
+    return head_deviation(pass.embeddings);
+  }
+
+  // Both sides' three roundings of each term count as six of a sum's.
+  [[nodiscard]] double head_deviation(const lora::Matrix<float>& embeddings) const {
+    const auto& bias = adapter_.state.saved.at("head.bias").values;
+    const auto& weight = adapter_.state.saved.at("head.weight").values;
+    const Index classes = static_cast<Index>(bias.size());
+    const Index d = embeddings.cols();
+    const lora::Matrix<float> squares = Eigen::Map<const lora::Matrix<float>>(weight.data(), classes, d).cwiseAbs2();
+    lora::Matrix<float> terms = static_cast<float>(d) * embeddings.cwiseAbs2() * squares.transpose();
+    terms.rowwise() += Eigen::Map<const lora::RowVector<float>>(bias.data(), classes).cwiseAbs2();
+    return deviation(d + 1 + 6, 1.0F / 3) * std::sqrt(terms.maxCoeff());
+  }
+
+  // Of a sum: u sqrt(operations * share), relative to the length of its terms.
+  [[nodiscard]] static float deviation(Index operations, float share) {
+    return unit_roundoff * std::sqrt(static_cast<float>(operations) * share);
   }
 
   // `squares` holds a_i^2, one row a token.
   [[nodiscard]] static Bound bound(const LinearWeights<float>& linear, const lora::ModuleState<float>& module,
                                    const lora::Matrix<float>& squares) {
     const auto s = static_cast<float>(std::abs(module.scaling));
-    const auto deviation = [](Index operations, float share) {
-      return unit_roundoff * std::sqrt(static_cast<float>(operations) * share);
-    };
     const lora::Matrix<float> low_rank = s * (module.B.cwiseAbs() * module.A.cwiseAbs());
     lora::Matrix<float> terms = squares * (linear.kernel.cwiseAbs() + low_rank.transpose()).cwiseAbs2();
     terms.rowwise() += lora::RowVector<float>(linear.bias.cwiseAbs2());

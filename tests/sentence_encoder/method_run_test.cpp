@@ -113,6 +113,20 @@ TEST(MethodRun, AnAdapterWithoutAHeadIsRefused) {
   EXPECT_THROW(static_cast<void>(make_text_classifier_with<Layers>(weights(), adapter)), lora::FormatError);
 }
 
+// A projection so far out that tanh is 1: nothing below it reaches the logits, which the head rounds all the same.
+TEST(MergeTolerance, CountsTheHeadsOwnRounding) {
+  const Head head(3, small_shape.output);
+  const TemporaryFolder folder;
+  static_cast<void>(run_method_with<Layers>(request_in(folder.path(), head)));
+  auto saturated = weights();
+  saturated.projection.bias.setConstant(30);
+  const auto adapter = lora::read_peft_directory<float>(folder / "adapter");
+  const auto logits = make_text_classifier_with<Layers>(saturated, adapter)->logits(task().test.texts);
+  const double unit = std::numeric_limits<float>::epsilon() / 2;
+  const double tolerance = MergeTolerance<Layers>(saturated, adapter)(task().test.texts);
+  EXPECT_GE(tolerance, unit * static_cast<double>(logits.cwiseAbs().maxCoeff()));
+}
+
 using Gradients = std::vector<lora::Matrix<double>>;
 
 /// An adapted classifier whose B are not zero, so that every gradient has something to say.

@@ -1,0 +1,21 @@
+# build/bin/sentence_encoder, the program in examples/sentence_encoder; tests and examples both want it.
+include(${CMAKE_CURRENT_LIST_DIR}/utf8proc.cmake)
+
+function(lora_add_sentence_encoder)
+  if(TARGET sentence_encoder)
+    return()
+  endif()
+  lora_require(nlohmann_json nlohmann_json::nlohmann_json nlohmann-json3-dev)
+  lora_require(CLI11 CLI11::CLI11 libcli11-dev)
+  lora_require(Threads Threads::Threads libc6-dev)
+  lora_require_utf8proc()
+  file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/examples/sentence_encoder/*.cpp)
+  lora_add_program(sentence_encoder sentence_encoder bin ${sources})
+  target_include_directories(sentence_encoder PRIVATE ${PROJECT_SOURCE_DIR}/examples)
+  target_link_libraries(sentence_encoder PRIVATE lora::io CLI11::CLI11 utf8proc::utf8proc Threads::Threads)
+  # --ranks needs MPI; all else works without.
+  if(TARGET MPI::MPI_CXX)
+    target_compile_definitions(sentence_encoder PRIVATE LORA_EXAMPLES_WITH_MPI)
+    target_link_libraries(sentence_encoder PRIVATE lora::mpi)
+  endif()
+endfunction()
