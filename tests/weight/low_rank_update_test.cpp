@@ -18,17 +18,20 @@ class LowRankUpdateLaws : public ::testing::Test {};
 using Scalars = ::testing::Types<float, double>;
 TYPED_TEST_SUITE(LowRankUpdateLaws, Scalars);
 
+// Rows of 256 are padded where they are copied.
 TYPED_TEST(LowRankUpdateLaws, IsTheScaledProductOfTheFactors) {
-  for (const Index rank : {1, 2, 7, 16}) {
-    const auto a = random_matrix<TypeParam>(rank, 45, 1);
-    const auto b = random_matrix<TypeParam>(38, rank, 2);
-    Matrix<TypeParam> delta(38, 45);
-    write_delta(LowRankUpdate<TypeParam>{view_of(a), view_of(b), TypeParam(0.3)}, view_of(delta));
-    const auto scale = static_cast<testing::Wide>(TypeParam(0.3));
-    const Matrix<testing::Wide> exact = scale * b.template cast<testing::Wide>() * a.template cast<testing::Wide>();
-    const Matrix<testing::Wide> size =
-        scale * b.cwiseAbs().template cast<testing::Wide>() * a.cwiseAbs().template cast<testing::Wide>();
-    EXPECT_TRUE(testing::within_rounding(delta, exact, size, rank + 2));
+  for (const Index in_features : {45, 256}) {
+    for (const Index rank : {1, 2, 7, 16}) {
+      const auto a = random_matrix<TypeParam>(rank, in_features, 1);
+      const auto b = random_matrix<TypeParam>(38, rank, 2);
+      Matrix<TypeParam> delta(38, in_features);
+      write_delta(LowRankUpdate<TypeParam>{view_of(a), view_of(b), TypeParam(0.3)}, view_of(delta));
+      const auto scale = static_cast<testing::Wide>(TypeParam(0.3));
+      const Matrix<testing::Wide> exact = scale * b.template cast<testing::Wide>() * a.template cast<testing::Wide>();
+      const Matrix<testing::Wide> size =
+          scale * b.cwiseAbs().template cast<testing::Wide>() * a.cwiseAbs().template cast<testing::Wide>();
+      EXPECT_TRUE(testing::within_rounding(delta, exact, size, rank + 2));
+    }
   }
 }
 

@@ -47,6 +47,22 @@ TYPED_TEST(ExactMerge, RestoresEveryBitWhateverTheSizeOfTheUpdate) {
   }
 }
 
+// Whose rows the copies of the factors pad.
+TYPED_TEST(ExactMerge, RestoresEveryBitOfASizeThatIsAPowerOfTwo) {
+  using Number = typename TypeParam::Scalar;
+  const auto w = random_matrix<Number>(128, 256, 1);
+  const auto a = random_matrix<Number>(16, 256, 2);
+  const auto b = random_matrix<Number>(128, 16, 3);
+  Target<TypeParam> target(w);
+  const LowRankUpdate<Number> update{view_of(a), view_of(b), Number(0.1)};
+  Matrix<Number> delta(w.rows(), w.cols());
+  write_delta(update, view_of(delta));
+  const auto record = MergeRecord<Number>::merge("test", target.weight, update);
+  EXPECT_TRUE(same_bits(target.values(), Matrix<Number>(w + delta)));
+  record.unmerge(target.weight);
+  EXPECT_TRUE(same_bits(target.values(), w));
+}
+
 TYPED_TEST(ExactMerge, RestoresDenormalsZerosOfBothSignsAndInfinitiesOfTheWeight) {
   using Number = typename TypeParam::Scalar;
   using Limits = std::numeric_limits<Number>;
