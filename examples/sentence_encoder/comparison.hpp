@@ -201,8 +201,9 @@ class Runs {
 namespace detail {
 
 inline void choose_by_validation(MethodResult& result) {
+  result.chosen = 0;
   for (std::size_t i = 1; i < result.tried.size(); ++i) {
-    if (result.tried[i].validation_score() > result.best_run().validation_score()) result.chosen = i;
+    if (result.tried[i].validation_score() > result.validation_score()) result.chosen = i;
   }
 }
 
@@ -211,8 +212,7 @@ inline void choose_by_validation(MethodResult& result) {
   std::size_t best = methods.size();
   for (std::size_t m = 0; m < methods.size(); ++m) {
     if (methods[m].method.kind != MethodKind::lora) continue;
-    if (best == methods.size() ||
-        methods[m].best_run().validation_score() > methods[best].best_run().validation_score()) {
+    if (best == methods.size() || methods[m].validation_score() > methods[best].validation_score()) {
       best = m;
     }
   }
@@ -264,7 +264,8 @@ inline void train_frozen(const Options& options, const Inputs& inputs, const Job
   results.majority = scores_of(confusion(inputs.task.test.labels, majority, inputs.task.class_count()));
 }
 
-/// Every method at every rate, then the chosen rate with the other seeds.
+/// Every method at every rate with the first seed, then the chosen rates with the other seeds; where their mean falls
+/// behind another rate, that one too: a rate that only the first seed liked is not kept.
 inline void train_methods(const Options& options, const Inputs& inputs, const Job& job, Results& results) {
   const Scale& scale = results.scale;
   Head& head = results.probes[results.chosen_probe].head;
@@ -273,21 +274,28 @@ inline void train_methods(const Options& options, const Inputs& inputs, const Jo
   for (std::size_t m = 0; m < scale.methods.size(); ++m) {
     const auto& rates = scale.rates(scale.methods[m]);
     results.methods[m].tried.resize(rates.size());
-    for (std::size_t i = 0; i < rates.size(); ++i) runs.add(m, rates[i], options.seed, results.methods[m].tried[i]);
-  }
-  runs.train("Adapting");
-  for (std::size_t m = 0; m < scale.methods.size(); ++m) {
-    MethodResult& one = results.methods[m];
-    detail::choose_by_validation(one);
-    one.seeds.resize(scale.seeds);
-    one.seeds[0] = one.best_run();
-    for (std::size_t s = 1; s < scale.seeds; ++s) {
-      runs.add(m, one.best_run().learning_rate, options.seed + s, one.seeds[s]);
+    for (std::size_t i = 0; i < rates.size(); ++i) {
+      auto& seeds = results.methods[m].tried[i].seeds;
+      seeds.resize(1);
+      runs.add(m, rates[i], options.seed, seeds[0]);
     }
   }
-  runs.train("Other seeds");
+  runs.train("Adapting");
+  for (bool settled = false; !settled; runs.train("Other seeds")) {
+    settled = true;
+    for (std::size_t m = 0; m < scale.methods.size(); ++m) {
+      MethodResult& one = results.methods[m];
+      detail::choose_by_validation(one);
+      auto& seeds = one.tried[one.chosen].seeds;
+      if (seeds.size() == scale.seeds) continue;
+      settled = false;
+      const double rate = one.best_run().learning_rate;
+      seeds.resize(scale.seeds);
+      for (std::size_t s = 1; s < scale.seeds; ++s) runs.add(m, rate, options.seed + s, seeds[s]);
+    }
+  }
   for (MethodResult& one : results.methods) {
-    for (const RunResult& run : one.seeds) {
+    for (const RunResult& run : one.seeds()) {
       one.scores.push_back(scores_of(confusion(inputs.task.test.labels, run.test_answers, inputs.task.class_count())));
     }
   }

@@ -46,7 +46,7 @@ Results start_results(const Options& options, bool measure) {
   if (measure) {
     measure_costs(options, results);
   } else {
-    for (const Method& method : results.scale.methods) results.methods.push_back({method, {}, 0, {}, {}, {}});
+    for (const Method& method : results.scale.methods) results.methods.push_back({method, {}, 0, {}, {}});
   }
   return results;
 }

@@ -26,16 +26,31 @@ struct Scores {
   double accuracy = 0;
 };
 
+/// A learning rate with the seeds it was tried with: the first alone, or all.
+struct TriedRate {
+  std::vector<RunResult> seeds;
+
+  [[nodiscard]] double learning_rate() const { return seeds.at(0).learning_rate; }
+  /// Mean over the seeds.
+  [[nodiscard]] double validation_score() const {
+    double sum = 0;
+    for (const auto& run : seeds) sum += run.validation_score();
+    return sum / static_cast<double>(seeds.size());
+  }
+};
+
 /// A method at the learning rate that validation chose.
 struct MethodResult {
   Method method;
-  std::vector<RunResult> tried;  ///< one a learning rate, with the first seed
-  std::size_t chosen = 0;        ///< the highest validation score, the first of equals
-  std::vector<RunResult> seeds;  ///< at the chosen rate, one a seed
-  std::vector<Scores> scores;    ///< of `seeds`
+  std::vector<TriedRate> tried;
+  std::size_t chosen = 0;      ///< the highest validation score, the first of equals
+  std::vector<Scores> scores;  ///< of seeds()
   StepCost cost;
 
-  [[nodiscard]] const RunResult& best_run() const { return tried.at(chosen); }
+  /// At the chosen rate, one a seed.
+  [[nodiscard]] const std::vector<RunResult>& seeds() const { return tried.at(chosen).seeds; }
+  [[nodiscard]] const RunResult& best_run() const { return seeds().at(0); }
+  [[nodiscard]] double validation_score() const { return tried.at(chosen).validation_score(); }
 };
 
 struct Check {
@@ -114,8 +129,8 @@ struct Results {
   for (std::size_t m = 0; m < results.methods.size(); ++m) {
     const MethodResult& one = results.methods[m];
     if (m == results.best_adapter) table.emphasized.push_back(table.rows.size());
-    table.rows.push_back({one.method.name(), points_text(macro_f1_over_seeds(one), one.seeds.size()),
-                          points_text(accuracy_over_seeds(one), one.seeds.size()),
+    table.rows.push_back({one.method.name(), points_text(macro_f1_over_seeds(one), one.seeds().size()),
+                          points_text(accuracy_over_seeds(one), one.seeds().size()),
                           grouped_text(one.cost.trainable_parameters), fixed_text(one.cost.median_seconds * 1e3, 1),
                           megabytes_text(static_cast<double>(one.cost.peak_bytes)),
                           megabytes_text(static_cast<double>(one.best_run().stored_bytes))});
@@ -123,23 +138,32 @@ struct Results {
   return table;
 }
 
-/// Validation macro-F1 of every run with the first seed; the chosen one in brackets.
+/// Validation macro-F1 at every rate, the mean where it was tried with several seeds; the chosen one in brackets.
 [[nodiscard]] inline Table selection_table(const Results& results) {
   Table table{{"method", "validation macro-F1, %, at each learning rate; the chosen one in brackets"}, {}, {}, true};
-  const auto line = [](const std::vector<std::pair<double, double>>& tried, std::size_t chosen) {
+  struct Rate {
+    double learning_rate = 0;
+    double score = 0;
+    std::size_t seeds = 1;
+  };
+  const auto line = [](const std::vector<Rate>& tried, std::size_t chosen) {
     std::string text;
     for (std::size_t i = 0; i < tried.size(); ++i) {
-      std::string entry = fixed_text(tried[i].second * 100, 2) + " at " + lora::detail::number_text(tried[i].first);
+      std::string entry =
+          fixed_text(tried[i].score * 100, 2) + " at " + lora::detail::number_text(tried[i].learning_rate);
+      if (tried[i].seeds > 1) entry += " (" + std::to_string(tried[i].seeds) + " seeds)";
       text.append(i > 0 ? ",  " : "").append(i == chosen ? "[" + entry + "]" : entry);
     }
     return text;
   };
-  std::vector<std::pair<double, double>> probes;
-  for (const auto& probe : results.probes) probes.emplace_back(probe.learning_rate, probe.state.best_score);
+  std::vector<Rate> probes;
+  for (const auto& probe : results.probes) probes.push_back({probe.learning_rate, probe.state.best_score, 1});
   table.rows.push_back({"frozen encoder, linear head", line(probes, results.chosen_probe)});
   for (const auto& one : results.methods) {
-    std::vector<std::pair<double, double>> tried;
-    for (const auto& run : one.tried) tried.emplace_back(run.learning_rate, run.validation_score());
+    std::vector<Rate> tried;
+    for (const auto& rate : one.tried) {
+      tried.push_back({rate.learning_rate(), rate.validation_score(), rate.seeds.size()});
+    }
     table.rows.push_back({one.method.name(), line(tried, one.chosen)});
   }
   return table;

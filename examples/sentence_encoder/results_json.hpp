@@ -45,10 +45,12 @@ namespace detail {
 [[nodiscard]] inline nlohmann::ordered_json json_of(const MethodResult& one) {
   nlohmann::ordered_json json = {{"name", one.method.name()}, {"cost", json_of(one.cost)}};
   json["chosen_learning_rate"] = one.best_run().learning_rate;
-  for (const auto& run : one.tried) json["tried"].push_back(json_of(run));
-  for (std::size_t s = 0; s < one.seeds.size(); ++s) {
+  for (const auto& rate : one.tried) {
+    for (const auto& run : rate.seeds) json["tried"].push_back(json_of(run));
+  }
+  for (std::size_t s = 0; s < one.seeds().size(); ++s) {
     auto test = json_of(one.scores[s]);
-    test["seed"] = one.seeds[s].seed;
+    test["seed"] = one.seeds()[s].seed;
     json["test"].push_back(test);
   }
   return json;

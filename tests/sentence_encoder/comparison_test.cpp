@@ -16,9 +16,21 @@ using examples::sentence_encoder::testing::made_run;
 TEST(ChooseByValidation, TakesTheHighestScoreAndTheFirstOfEquals) {
   const Method method{MethodKind::lora, 8};
   MethodResult result;
-  for (const double score : {0.3, 0.5, 0.4, 0.5}) result.tried.push_back(made_run(method, 1e-3, 1, score));
+  for (const double score : {0.3, 0.5, 0.4, 0.5}) result.tried.push_back({{made_run(method, 1e-3, 1, score)}});
   detail::choose_by_validation(result);
   EXPECT_EQ(result.chosen, 1U);
+}
+
+TEST(ChooseByValidation, LooksAtTheMeanWhereThereAreSeveralSeeds) {
+  const Method method{MethodKind::lora, 8};
+  MethodResult result;
+  result.tried.push_back({{made_run(method, 1e-3, 1, 0.5)}});
+  result.tried.push_back({{made_run(method, 3e-3, 1, 0.6)}});
+  detail::choose_by_validation(result);
+  EXPECT_EQ(result.chosen, 1U);
+  result.tried[1].seeds.push_back(made_run(method, 3e-3, 2, 0.3));
+  detail::choose_by_validation(result);
+  EXPECT_EQ(result.chosen, 0U);
 }
 
 TEST(BestAdapter, IsOneOfLorasRanksAndChosenWithoutTheTestTexts) {

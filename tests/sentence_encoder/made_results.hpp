@@ -29,10 +29,11 @@ namespace examples::sentence_encoder::testing {
                                               const std::vector<double>& macro_f1) {
   MethodResult one;
   one.method = method;
-  one.tried = {made_run(method, 1e-3, 1, validation - 0.1), made_run(method, 3e-3, 1, validation)};
+  one.tried = {{{made_run(method, 1e-3, 1, validation - 0.1)}}, {}};
   one.chosen = 1;
   for (const double score : macro_f1) {
-    one.seeds.push_back(made_run(method, 3e-3, one.seeds.size() + 1, validation));
+    auto& seeds = one.tried[1].seeds;
+    seeds.push_back(made_run(method, 3e-3, seeds.size() + 1, validation));
     one.scores.push_back({score, score + 0.1});
   }
   one.cost = {0.0125, method.full() ? 2'000'000 : 1'000 * method.rank, 90'000'000};

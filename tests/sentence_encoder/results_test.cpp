@@ -38,6 +38,8 @@ TEST(SelectionTable, PutsTheChosenRateInBrackets) {
   ASSERT_EQ(table.rows.size(), 5U);
   EXPECT_EQ(table.rows[0][1], "48.00 at 0.001,  [49.00 at 0.01]");
   EXPECT_EQ(table.rows[2][1], "50.00 at 0.001,  [60.00 at 0.003]");
+  const auto of_seeds = selection_table(made_results({0.57, 0.58}, {0.575, 0.575}));
+  EXPECT_EQ(of_seeds.rows[2][1], "50.00 at 0.001,  [60.00 at 0.003 (2 seeds)]");
 }
 
 TEST(Verdict, ComparesTheMeansOfTheSeeds) {
@@ -89,7 +91,7 @@ TEST(ResultsJson, HoldsEveryRunAndEveryCheck) {
   const auto& adapter = json["methods"][1];
   EXPECT_EQ(adapter["chosen_learning_rate"], 3e-3);
   EXPECT_EQ(adapter["cost"]["trainable_parameters"], 8000);
-  ASSERT_EQ(adapter["tried"].size(), 2U);
+  ASSERT_EQ(adapter["tried"].size(), 3U);
   EXPECT_EQ(adapter["tried"][1]["evaluations"], nlohmann::json::parse("[[10, 0.6], [20, 0.3]]"));
   ASSERT_EQ(adapter["test"].size(), 2U);
   EXPECT_EQ(adapter["test"][1]["seed"], 2);
