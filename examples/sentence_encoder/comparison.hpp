@@ -160,14 +160,16 @@ class Runs {
     // Ranks share one run at a time, as they meet in every step.
     parallel_runs(planned_.size(), job_->ranks > 1 ? 1 : options_->jobs, [&](std::size_t i) {
       const auto& planned = planned_[planned_.size() - 1 - i];
-      *planned.result = train_one(planned, progress);
-      progress.skip(steps - planned.result->state.step);
+      Index reported = 0;
+      *planned.result = train_one(planned, progress, reported);
+      progress.skip(steps - reported);
     });
     planned_.clear();
   }
 
  private:
-  [[nodiscard]] RunResult train_one(const detail::PlannedRun& planned, Progress& progress) const {
+  // `reported` becomes the number of steps that progress knows of: none of a run that was finished before.
+  [[nodiscard]] RunResult train_one(const detail::PlannedRun& planned, Progress& progress, Index& reported) const {
     using Clock = std::chrono::steady_clock;
     const Method& method = scale_->methods[planned.method];
     RunRequest request{method,           training_options(*scale_, planned.learning_rate, planned.seed),
@@ -179,11 +181,11 @@ class Runs {
     request.share = job_->share_of_run();
     if (job_->first()) std::filesystem::create_directories(request.folder);
     auto last = Clock::now();
-    request.on_step = [&, first = true](const TrainingState& state, double loss) mutable {
+    request.on_step = [&](const TrainingState& state, double loss) {
       const auto now = Clock::now();
       const double rate = 1 / std::max(1e-9, std::chrono::duration<double>(now - std::exchange(last, now)).count());
-      progress.advance(first ? state.step : 1, detail::note_of(method, state, loss, rate));
-      first = false;
+      progress.advance(state.step - reported, detail::note_of(method, state, loss, rate));
+      reported = state.step;
       throw_if_interrupted();
     };
     return run_method(request);
