@@ -62,7 +62,7 @@ class Progress {
   /// Steps that will not be needed after all, as when a run stops early.
   void skip(Index steps) {
     const std::lock_guard lock(mutex_);
-    total_ = std::max<Index>(std::max<Index>(1, done_), total_ - steps);
+    total_ = std::max(done_, total_ - steps);
   }
 
   /// Ends the task, complete or not. Idempotent.
@@ -82,7 +82,9 @@ class Progress {
   static constexpr double seconds_between_drawings = 0.1;
 
   [[nodiscard]] double elapsed() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
-  [[nodiscard]] double share() const { return static_cast<double>(done_) / static_cast<double>(total_); }
+  [[nodiscard]] double share() const {
+    return total_ == 0 ? 1 : static_cast<double>(done_) / static_cast<double>(total_);
+  }
 
   void show() { terminal_ ? draw_now_and_then() : print_quarters(); }
 

@@ -20,6 +20,12 @@ inline constexpr std::array<std::string_view, 7> line_colours = {blue, sky, gree
   return results.methods[method].method.full() ? vermilion : line_colours[method % (line_colours.size() - 1)];
 }
 
+/// Solid, or dashed where the colour is there for the second time.
+[[nodiscard]] inline std::string dash_of(const Results& results, std::size_t method) {
+  const bool again = !results.methods[method].method.full() && method >= line_colours.size() - 1;
+  return again ? "2" : "1";
+}
+
 /// A horizontal line across the plot with a label above its left end.
 [[nodiscard]] inline std::string reference_line(double percent, std::string_view colour, const std::string& label) {
   const std::string y = number_text(percent);
@@ -44,7 +50,11 @@ template <class Points>
     script.append(data.text());
     plots.append(plots.empty() ? "plot " : ", \\\n ").append(name);
     plots.append(" using 1:2 with linespoints pointtype 7 pointsize 0.4 linewidth 2.5 linecolor rgb '");
-    plots.append(colour_of(results, m)).append("' title ").append(gnuplot_string(results.methods[m].method.name()));
+    plots.append(colour_of(results, m))
+        .append("' dashtype ")
+        .append(dash_of(results, m))
+        .append(" title ")
+        .append(gnuplot_string(results.methods[m].method.name()));
   }
   return script + "set xlabel 'epoch'\nset key outside right top\n" + "%SETTINGS%" + plots + "\n";
 }

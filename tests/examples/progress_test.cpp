@@ -53,6 +53,10 @@ TEST(Progress, StepsThatAreNotNeededCountNoMore) {
             "Training TIME\nTraining: 25% after TIME\nTraining: done after TIME\n");
 }
 
+TEST(Progress, OfWhichNothingWasNeededIsDone) {
+  EXPECT_EQ(printed(10, [](Progress& progress) { progress.skip(10); }), "Training TIME\nTraining: done after TIME\n");
+}
+
 TEST(DurationText, ShowsSecondsThenMinutes) {
   EXPECT_EQ(examples::duration_text(0.44), "0.4 s");
   EXPECT_EQ(examples::duration_text(65), "1:05");
