@@ -8,8 +8,8 @@
 //
 // lora_step, eigen_lora_step and full_step are one step each: forward, backward with dX, AdamW; see
 // support/training_step.hpp. FLOP/s and bytes/s count what StepShape::flops() and bytes() say; `trainable` is r(d+k)
-// or dk, `state_bytes` the optimiser's state. One thread. Times of one run on a busy machine say little: compare within
-// a run, and see build/bin/ratios for ratios with their spread.
+// or dk, `moment_bytes` the optimiser's state. One thread. Times of one run on a busy machine say little: compare
+// within a run, and see build/bin/ratios for ratios with their spread.
 #include <benchmark/benchmark.h>
 #include <chrono>
 #include <cstddef>
@@ -42,7 +42,7 @@ void time_step(benchmark::State& state) {
   state.counters["bytes/s"] = Counter(shape.bytes(), Counter::kIsIterationInvariantRate, Counter::kIs1024);
   state.counters["trainable"] = static_cast<double>(shape.trainable());
   state.counters["dk"] = static_cast<double>(shape.d * shape.k);
-  state.counters["state_bytes"] = static_cast<double>(step.state_bytes());
+  state.counters["moment_bytes"] = static_cast<double>(step.moment_bytes());
 }
 
 // The sizes of a step: batch sizes at one layer, layers at one batch size, and with LoRA also ranks.

@@ -81,7 +81,7 @@ function(lora_add_readme_tests page setup_folder)
       set(mode body)
     endif()
 
-    if(code MATCHES "lora/dist/" AND NOT TARGET MPI::MPI_CXX)
+    if(code MATCHES "lora/mpi/" AND NOT TARGET MPI::MPI_CXX)
       continue()
     endif()
     set(unit_path ${CMAKE_CURRENT_BINARY_DIR}/readme/block_${number}.cpp)

@@ -5,7 +5,7 @@
 #include <benchmark/benchmark.h>
 #include <chrono>
 
-#include "lora/weight/merge_record.hpp"
+#include "lora/weight/merge_undo.hpp"
 #include "lora/weight/packed.hpp"
 #include "support/kernel_bench.hpp"
 
@@ -30,8 +30,8 @@ void time_merging(benchmark::State& state) {
   const auto b = random_matrix(d, r, 2);
   const LowRankUpdate<float> update{input(a), input(b), 0.1F};
   for (auto _ : state) {
-    MergeRecord<float> record;
-    const double merging = seconds_of([&] { record = MergeRecord<float>::merge("merge_bench", weight, update); });
+    MergeUndo<float> record;
+    const double merging = seconds_of([&] { record = MergeUndo<float>::merge("merge_bench", weight, update); });
     const double unmerging = seconds_of([&] { record.unmerge(weight); });
     state.SetIterationTime(time_merge ? merging : unmerging);
   }

@@ -36,7 +36,7 @@ class FullUpdateLinear {
 
   [[nodiscard]] Index parameter_count() const noexcept { return weight_.out_features() * weight_.in_features(); }
   [[nodiscard]] const PackedWeight<Scalar>& weight() const noexcept { return weight_; }
-  [[nodiscard]] std::size_t state_bytes() const noexcept {
+  [[nodiscard]] std::size_t moment_bytes() const noexcept {
     std::size_t total = 0;
     for (const auto& state : states_) total += state.bytes();
     return total;
@@ -97,7 +97,7 @@ class FullUpdateLinear {
   PackedWeight<Scalar> weight_;
   RowVector<Scalar> bias_;
   AdamW<Scalar> optimizer_;
-  std::vector<OptimizerState<Scalar>> states_;
+  std::vector<Moments<Scalar>> states_;
   std::vector<Scalar> piece_gradient_;
   AlignedBuffer transposed_;
   AlignedBuffer panel_;

@@ -9,7 +9,7 @@
 #include "lora/core/random.hpp"
 #include "lora/layers/linear.hpp"
 #include "lora/optim/adamw.hpp"
-#include "lora/optim/state.hpp"
+#include "lora/optim/moments.hpp"
 #include "support/full_update.hpp"
 
 namespace lora::bench {
@@ -74,7 +74,7 @@ class LoraStep {
     optimizer_.step(parameters_);
     gradients_.set_zero();
   }
-  [[nodiscard]] std::size_t state_bytes() const { return lora::state_bytes(parameters_); }
+  [[nodiscard]] std::size_t moment_bytes() const { return lora::moment_bytes(parameters_); }
 
  private:
   StepData& data_;
@@ -111,7 +111,7 @@ class EigenLoraStep {
     data_.dx.noalias() += v_ * a_.value;
     optimizer_.step(parameters_);
   }
-  [[nodiscard]] std::size_t state_bytes() const { return lora::state_bytes(parameters_); }
+  [[nodiscard]] std::size_t moment_bytes() const { return lora::moment_bytes(parameters_); }
 
  private:
   StepData& data_;
@@ -131,7 +131,7 @@ class FullStep {
     layer_.forward(data_.x, data_.y);
     layer_.backward_and_update(data_.x, data_.dy, data_.dx);
   }
-  [[nodiscard]] std::size_t state_bytes() const { return layer_.state_bytes(); }
+  [[nodiscard]] std::size_t moment_bytes() const { return layer_.moment_bytes(); }
 
  private:
   StepData& data_;

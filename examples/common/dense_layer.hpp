@@ -131,7 +131,7 @@ class DenseLayer {
   lora::Matrix<Scalar> weight_;
   lora::RowVector<Scalar> bias_;
   Gradients gradients_;
-  std::array<lora::OptimizerState<Scalar>, 2> states_;
+  std::array<lora::Moments<Scalar>, 2> states_;
 };
 
 }  // namespace examples

@@ -10,8 +10,8 @@
 #include "common/mlp.hpp"
 #include "common/softmax_loss.hpp"
 #include "lora/optim/adamw.hpp"
+#include "lora/optim/moments.hpp"
 #include "lora/optim/schedule.hpp"
-#include "lora/optim/state.hpp"
 
 namespace examples {
 
@@ -69,7 +69,7 @@ class Trainer {
       use.weights += layer.parameter_bytes();
       use.gradients += layer.gradients().bytes();
     }
-    use.optimizer_state = lora::state_bytes(parameters_);
+    use.optimizer_state = lora::moment_bytes(parameters_);
     use.activations = batch_bytes_ + pass_.activation_bytes();
     use.scratch = pass_.workspace.bytes();
     return use;

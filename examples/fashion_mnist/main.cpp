@@ -65,7 +65,7 @@ DenseNetwork pretrain(const ImageSet& set, const TrainingOptions& options) {
     progress.advance();
     throw_if_interrupted();
   });
-  lora::reset_state(network.parameters());  // every method starts without moments
+  lora::reset_moments(network.parameters());  // every method starts without moments
   return network;
 }
 

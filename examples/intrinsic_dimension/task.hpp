@@ -10,7 +10,7 @@
 #include "common/trainer.hpp"
 #include "common/transform.hpp"
 #include "intrinsic_dimension/subspace.hpp"
-#include "lora/optim/state.hpp"
+#include "lora/optim/moments.hpp"
 
 namespace examples {
 
@@ -46,7 +46,7 @@ struct ImageSplit {
     progress.advance();
     throw_if_interrupted();
   });
-  lora::reset_state(network.parameters());
+  lora::reset_moments(network.parameters());
   return network;
 }
 

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "lora/core/number_text.hpp"
-#include "lora/dist/shard.hpp"
+#include "lora/mpi/shard.hpp"
 #include "lora/optim/adamw.hpp"
 #include "lora/optim/clip.hpp"
 #include "lora/optim/schedule.hpp"

@@ -7,7 +7,7 @@
 #include <string>
 
 #ifdef LORA_EXAMPLES_WITH_MPI
-#include "lora/dist/mpi.hpp"
+#include "lora/mpi/mpi.hpp"
 #endif
 
 namespace examples::sentence_encoder {

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "lora/core/parameter.hpp"
-#include "lora/dist/traffic.hpp"
+#include "lora/mpi/traffic.hpp"
 #include "sentence_encoder/fine_tuning.hpp"
 
 namespace examples::sentence_encoder {

@@ -85,7 +85,7 @@ class MergeTolerance {
     lora::LoraModel<float> model;
     encoder.add_to(model);
     lora::LoraModelConfig config = adapter_.config;
-    lora::AdapterState<float> state = adapter_.state;
+    lora::AdapterWeights<float> state = adapter_.weights;
     config.modules_to_save.clear();
     state.saved.clear();
     model.load(config, state);
@@ -100,15 +100,15 @@ class MergeTolerance {
       return name.ends_with("hidden") ? layer.ffn_normed : layer.hidden;
     };
     for_each_linear(weights_, [&](const std::string& name, const LinearWeights<float>& linear) {
-      bounds_[name] = bound(linear, adapter_.state.modules.at(name), input(name).cwiseAbs2());
+      bounds_[name] = bound(linear, adapter_.weights.modules.at(name), input(name).cwiseAbs2());
     });
     return head_deviation(pass.embeddings);
   }
 
   // Both sides' three roundings of each term count as six of a sum's.
   [[nodiscard]] double head_deviation(const lora::Matrix<float>& embeddings) const {
-    const auto& bias = adapter_.state.saved.at("head.bias").values;
-    const auto& weight = adapter_.state.saved.at("head.weight").values;
+    const auto& bias = adapter_.weights.saved.at("head.bias").values;
+    const auto& weight = adapter_.weights.saved.at("head.weight").values;
     const Index classes = static_cast<Index>(bias.size());
     const Index d = embeddings.cols();
     const lora::Matrix<float> squares = Eigen::Map<const lora::Matrix<float>>(weight.data(), classes, d).cwiseAbs2();
@@ -123,7 +123,7 @@ class MergeTolerance {
   }
 
   // `squares` holds a_i^2, one row a token.
-  [[nodiscard]] static Bound bound(const LinearWeights<float>& linear, const lora::ModuleState<float>& module,
+  [[nodiscard]] static Bound bound(const LinearWeights<float>& linear, const lora::ModuleWeights<float>& module,
                                    const lora::Matrix<float>& squares) {
     const auto s = static_cast<float>(std::abs(module.scaling));
     const lora::Matrix<float> low_rank = s * (module.B.cwiseAbs() * module.A.cwiseAbs());
@@ -145,7 +145,7 @@ class MergeTolerance {
     };
     for_each_linear(weights, [&](const std::string& name, LinearWeights<float>& linear) {
       const Bound& bound = bounds_.at(name);
-      const auto& module = adapter_.state.modules.at(name);
+      const auto& module = adapter_.weights.modules.at(name);
       const lora::RowVector<float> shared = bound.inner.cwiseProduct(signs(bound.inner.size()));
       linear.bias += magnification * (bound.independent.cwiseProduct(signs(linear.bias.size())) +
                                       static_cast<float>(module.scaling) * (shared * module.B.transpose()));

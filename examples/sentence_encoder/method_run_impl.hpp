@@ -59,7 +59,7 @@ template <class Layers>
 [[nodiscard]] std::uintmax_t store(Classifier<Layers>& classifier, const RunRequest& request) {
   if constexpr (Classifier<Layers>::adapted) {
     const auto folder = request.folder / "adapter";
-    lora::write_peft_directory(folder, file_config(request.method), classifier.model().state(), {.overwrite = true});
+    lora::write_peft_directory(folder, file_config(request.method), classifier.model().weights(), {.overwrite = true});
     return std::filesystem::file_size(folder / lora::peft_tensors_file);
   } else {
     return std::filesystem::file_size(request.folder / "best.safetensors");

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "common/text_table.hpp"
-#include "lora/dist/traffic.hpp"
+#include "lora/mpi/traffic.hpp"
 #include "sentence_encoder/labelled_texts.hpp"
 #include "sentence_encoder/method_run.hpp"
 #include "sentence_encoder/metrics.hpp"

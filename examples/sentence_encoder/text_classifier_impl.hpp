@@ -17,7 +17,7 @@ class LoadedClassifier final : public TextClassifier {
  public:
   LoadedClassifier(const EncoderWeights<float>& weights, const Adapter& adapter, Index classes)
       : classifier_(weights, classes) {
-    classifier_.model().load(adapter.config, adapter.state);
+    classifier_.model().load(adapter.config, adapter.weights);
     classifier_.model().train();
   }
 
@@ -38,8 +38,8 @@ class LoadedClassifier final : public TextClassifier {
 template <class Layers>
 std::unique_ptr<TextClassifier> make_text_classifier_with(const EncoderWeights<float>& weights,
                                                           const Adapter& adapter) {
-  const auto bias = adapter.state.saved.find("head.bias");
-  if (bias == adapter.state.saved.end() || !adapter.state.saved.contains("head.weight")) {
+  const auto bias = adapter.weights.saved.find("head.bias");
+  if (bias == adapter.weights.saved.end() || !adapter.weights.saved.contains("head.weight")) {
     throw lora::FormatError("make_text_classifier", "adapter", "a head (modules_to_save) beside the factors", "none");
   }
   return std::make_unique<detail::LoadedClassifier<Layers>>(weights, adapter,

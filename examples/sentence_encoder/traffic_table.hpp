@@ -4,7 +4,7 @@
 #include <string>
 
 #include "common/text_table.hpp"
-#include "lora/dist/traffic.hpp"
+#include "lora/mpi/traffic.hpp"
 #include "sentence_encoder/results.hpp"
 
 namespace examples::sentence_encoder {

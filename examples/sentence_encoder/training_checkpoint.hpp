@@ -144,7 +144,7 @@ inline void save_checkpoint(const std::filesystem::path& path, const std::string
   writer.add("training.losses", detail::encoded_values(state.losses));
   writer.add("training.evaluations", detail::encoded_values(state.evaluations));
   for (const auto& parameter : parameters) {
-    const auto& moments = parameter.state();
+    const auto& moments = parameter.moments();
     const auto size = static_cast<Index>(moments.first.size());
     using Moments = Eigen::Map<const lora::RowVector<float>>;
     writer.add_view("value." + parameter.name(), parameter.value());
@@ -163,7 +163,7 @@ inline void save_checkpoint(const std::filesystem::path& path, const std::string
   reader.require_run(run);
   TrainingState state = reader.state();
   std::vector<lora::Matrix<float>> values;
-  std::vector<lora::OptimizerState<float>> moments;
+  std::vector<lora::Moments<float>> moments;
   for (const auto& parameter : parameters) {
     values.push_back(reader.matrix<float>("value." + parameter.name(), parameter.rows(), parameter.cols()));
     auto& restored = moments.emplace_back();
@@ -177,7 +177,7 @@ inline void save_checkpoint(const std::filesystem::path& path, const std::string
   }
   for (std::size_t i = 0; i < values.size(); ++i) {
     parameters[i].value() = values[i];
-    parameters[i].state() = std::move(moments[i]);
+    parameters[i].moments() = std::move(moments[i]);
   }
   return state;
 }

@@ -14,7 +14,7 @@
 #include "lora/io/gguf.hpp"
 #include "lora/io/peft_directory.hpp"
 #include "lora/io/safetensors.hpp"
-#include "lora/model/adapter_state.hpp"
+#include "lora/model/adapter_weights.hpp"
 #include "lora/model/model_config.hpp"
 
 namespace lora::tools {
@@ -23,7 +23,7 @@ namespace lora::tools {
 struct AdapterFile {
   std::string format;      ///< "PEFT", "GGUF" or "pairs"
   LoraModelConfig config;  ///< of PEFT; else rank and alpha alone
-  AdapterState<float> state;
+  AdapterWeights<float> weights;
   std::vector<std::string> warnings;
   std::uintmax_t bytes = 0;
 };
@@ -74,7 +74,7 @@ inline constexpr std::array<std::pair<std::string_view, std::string_view>, 4> pa
     const auto pair = detail::module_and_partner(name);
     if (!pair || !file.contains(pair->second)) continue;
     const auto down = file.tensor(name);
-    ModuleState<float> module;
+    ModuleWeights<float> module;
     module.A = detail::rows_of(down);
     module.B = detail::rows_of(file.tensor(pair->second));
     if (module.A.rows() != module.B.cols()) {
@@ -93,9 +93,9 @@ inline constexpr std::array<std::pair<std::string_view, std::string_view>, 4> pa
     }
     adapter.config.lora.rank = module.rank();
     adapter.config.lora.alpha = module.scaling * static_cast<double>(module.rank());
-    adapter.state.modules.emplace(pair->first, std::move(module));
+    adapter.weights.modules.emplace(pair->first, std::move(module));
   }
-  if (adapter.state.modules.empty())
+  if (adapter.weights.modules.empty())
     throw FormatError("read adapter", file.label(), "pairs of low-rank factors", "none");
   return adapter;
 }
@@ -105,14 +105,14 @@ inline constexpr std::array<std::pair<std::string_view, std::string_view>, 4> pa
   AdapterFile adapter;
   if (std::filesystem::is_directory(path)) {
     auto read = read_peft_directory<float>(path, {.strict = true, .adapter = name});
-    adapter = {"PEFT", std::move(read.config), std::move(read.state), std::move(read.warnings), 0};
+    adapter = {"PEFT", std::move(read.config), std::move(read.weights), std::move(read.warnings), 0};
     adapter.bytes = std::filesystem::file_size(peft_adapter_path(path, name) / peft_tensors_file);
     return adapter;
   }
   if (path.extension() == ".gguf") {
     auto read = read_gguf_adapter(path);
     adapter.format = "GGUF";
-    adapter.state = std::move(read.state);
+    adapter.weights = std::move(read.weights);
   } else {
     adapter = read_pairs(SafetensorsFile::open(path));
   }

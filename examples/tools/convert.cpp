@@ -45,19 +45,19 @@ void to_gguf(const Arguments& arguments) {
     throw ConfigError("convert", "--architecture", "llama.cpp's name of the base model's architecture", "none");
   }
   AdapterFile read = read_adapter(arguments.input);
-  write_gguf_adapter(arguments.output, {std::move(read.state), {}, arguments.architecture},
+  write_gguf_adapter(arguments.output, {std::move(read.weights), {}, arguments.architecture},
                      gguf_options(arguments, true));
 }
 
 void to_peft(const Arguments& arguments) {
   AdapterFile read;
   if (std::filesystem::path(arguments.input).extension() == ".gguf") {
-    read.state = read_gguf_adapter(arguments.input, gguf_options(arguments, false)).state;
+    read.weights = read_gguf_adapter(arguments.input, gguf_options(arguments, false)).weights;
   } else {
     read = read_adapter(arguments.input);
   }
-  const LoraModelConfig config = described_config(read.config, read.state);
-  write_peft_directory(arguments.output, config, read.state,
+  const LoraModelConfig config = described_config(read.config, read.weights);
+  write_peft_directory(arguments.output, config, read.weights,
                        {.dtype = parse_real_dtype(arguments.dtype), .overwrite = arguments.force});
 }
 

@@ -22,7 +22,7 @@ struct Arguments {
 
 struct Difference {
   std::string name;
-  std::string state;  // "equal", "changed", "only in first", ...
+  std::string weights;  // "equal", "changed", "only in first", ...
   double largest = 0;
   double relative = 0;  // |a - b|_F / |a|_F
 };
@@ -66,20 +66,20 @@ Difference compare(const std::string& name, const std::optional<TensorView>& a, 
   if (same_bytes) return {name, "equal", 0, 0};
   if (!converts_to_real(a->dtype) || !converts_to_real(b->dtype)) return {name, "other bytes", 0, 0};
   Difference difference = compare_values(name, *a, *b);
-  if (a->dtype != b->dtype) difference.state = "another dtype";
+  if (a->dtype != b->dtype) difference.weights = "another dtype";
   return difference;
 }
 
 void print(const std::vector<Difference>& differences, const Arguments& arguments) {
   std::size_t equal = 0;
   nlohmann::ordered_json tensors = nlohmann::ordered_json::array();
-  Table table({"tensor", "state", "largest", "relative"});
+  Table table({"tensor", "weights", "largest", "relative"});
   for (const Difference& difference : differences) {
-    if (difference.state == "equal") ++equal;
-    if (difference.state == "equal" && !arguments.all) continue;
-    table.add({difference.name, difference.state, number(difference.largest), number(difference.relative)});
+    if (difference.weights == "equal") ++equal;
+    if (difference.weights == "equal" && !arguments.all) continue;
+    table.add({difference.name, difference.weights, number(difference.largest), number(difference.relative)});
     tensors.push_back({{"name", difference.name},
-                       {"state", difference.state},
+                       {"weights", difference.weights},
                        {"largest", difference.largest},
                        {"relative", difference.relative}});
   }

@@ -58,23 +58,23 @@ Index rank_for(const Decomposition& decomposition, double share, Index most) {
   return most;
 }
 
-ModuleState<float> factors(const Decomposition& decomposition, Index rank) {
+ModuleWeights<float> factors(const Decomposition& decomposition, Index rank) {
   const auto& svd = decomposition.svd;
   const Eigen::VectorXd roots = svd.S.head(rank).cwiseSqrt();
-  ModuleState<float> module;
+  ModuleWeights<float> module;
   module.A = (roots.asDiagonal() * svd.V.leftCols(rank).transpose()).cast<float>();
   module.B = (svd.U.leftCols(rank) * roots.asDiagonal()).cast<float>();
   return module;
 }
 
 void extract_tensor(const std::string& name, const TensorView& base, const TensorView& tuned,
-                    const Arguments& arguments, AdapterState<float>& state, Table& table) {
+                    const Arguments& arguments, AdapterWeights<float>& weights, Table& table) {
   const bool same = base.dtype == tuned.dtype && std::equal(base.bytes.begin(), base.bytes.end(), tuned.bytes.begin());
   if (same) return;
   if (base.shape.size() != 2 || !name.ends_with(".weight")) {
     SavedTensor<float> saved{tuned.shape, std::vector<float>(static_cast<std::size_t>(tuned.size()))};
     tuned.copy_to(std::span<float>(saved.values));
-    state.saved.emplace(name, std::move(saved));
+    weights.saved.emplace(name, std::move(saved));
     table.add({name, "whole", "1"});
     return;
   }
@@ -84,14 +84,15 @@ void extract_tensor(const std::string& name, const TensorView& base, const Tenso
   const Index rank = arguments.energy > 0 ? rank_for(decomposition, arguments.energy, most) : most;
   const double held = decomposition.svd.S.head(rank).squaredNorm() / decomposition.energy;
   table.add({name, std::to_string(rank), number(held)});
-  state.modules.emplace(name.substr(0, name.size() - std::string_view(".weight").size()), factors(decomposition, rank));
+  weights.modules.emplace(name.substr(0, name.size() - std::string_view(".weight").size()),
+                          factors(decomposition, rank));
 }
 
 void run(const Arguments& arguments) {
   require_free(arguments.output, arguments.force);
   const Checkpoint base = Checkpoint::open(arguments.base);
   const Checkpoint tuned = Checkpoint::open(arguments.tuned);
-  AdapterState<float> state;
+  AdapterWeights<float> weights;
   Table table({"tensor", "rank", "energy held"});
   Progress progress("Extracting", base.bytes());
   for (const auto& name : base.names()) {
@@ -99,21 +100,22 @@ void run(const Arguments& arguments) {
     const auto b = tuned.find(name);
     if (!b) throw ConfigError("extract", name, "a tensor of that name in the tuned checkpoint", "none");
     if (a->shape != b->shape) throw ShapeError("extract", name, "equal shapes", "two that differ");
-    if (converts_to_real(a->dtype) && converts_to_real(b->dtype)) extract_tensor(name, *a, *b, arguments, state, table);
+    if (converts_to_real(a->dtype) && converts_to_real(b->dtype))
+      extract_tensor(name, *a, *b, arguments, weights, table);
     base.release(*a);
     tuned.release(*b);
     progress.advance(a->bytes.size());
   }
-  if (state.modules.empty()) throw ConfigError("extract", "checkpoints", "weights that differ", "equal ones");
-  LoraModelConfig config = described_config(LoraModelConfig{}, state);
-  for (const auto& [name, tensor] : state.saved) {
+  if (weights.modules.empty()) throw ConfigError("extract", "checkpoints", "weights that differ", "equal ones");
+  LoraModelConfig config = described_config(LoraModelConfig{}, weights);
+  for (const auto& [name, tensor] : weights.saved) {
     const std::string module = name.substr(0, name.rfind('.'));
     const auto& names = config.modules_to_save;
     if (std::find(names.begin(), names.end(), module) == names.end()) config.modules_to_save.push_back(module);
   }
-  write_peft_directory(arguments.output, config, state, {.overwrite = arguments.force});
+  write_peft_directory(arguments.output, config, weights, {.overwrite = arguments.force});
   table.print();
-  std::printf("%zu modules in %s\n", state.modules.size(), arguments.output.c_str());
+  std::printf("%zu modules in %s\n", weights.modules.size(), arguments.output.c_str());
 }
 
 }  // namespace

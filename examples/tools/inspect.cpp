@@ -36,7 +36,7 @@ std::string kind_name(ModuleKind kind) {
 }
 
 // |B A|_F without the product: the square is the trace of (B^T B)(A A^T).
-double product_norm(const ModuleState<float>& module) {
+double product_norm(const ModuleWeights<float>& module) {
   const Matrix<double> a = module.A.cast<double>();
   const Matrix<double> b = module.B.cast<double>();
   const double square = ((b.transpose() * b).cwiseProduct(a * a.transpose())).sum();
@@ -47,7 +47,7 @@ void show_adapter(const AdapterFile& adapter, bool json) {
   Index parameters = 0;
   nlohmann::ordered_json modules = nlohmann::ordered_json::array();
   Table table({"module", "kind", "rank", "scaling", "in", "out", "|A|", "|B|", "|delta|"});
-  for (const auto& [name, module] : adapter.state.modules) {
+  for (const auto& [name, module] : adapter.weights.modules) {
     const double delta = std::abs(module.scaling) * product_norm(module);
     parameters += module.A.size() + module.B.size() + module.lora_bias.size() + module.magnitude.size();
     const std::string kind = kind_name(module.kind) + (module.magnitude.size() > 0 ? " dora" : "");
@@ -65,7 +65,7 @@ void show_adapter(const AdapterFile& adapter, bool json) {
                        {"norm_delta", delta}});
   }
   nlohmann::ordered_json saved = nlohmann::ordered_json::object();
-  for (const auto& [name, tensor] : adapter.state.saved) {
+  for (const auto& [name, tensor] : adapter.weights.saved) {
     saved[name] = tensor.shape;
     parameters += static_cast<Index>(tensor.values.size());
   }
@@ -85,7 +85,7 @@ void show_adapter(const AdapterFile& adapter, bool json) {
   for (const auto& [name, tensor] : saved.items())
     std::printf("saved whole: %s %s\n", name.c_str(), tensor.dump().c_str());
   for (const auto& warning : adapter.warnings) std::fprintf(stderr, "warning: %s\n", warning.c_str());
-  std::printf("%s adapter: %zu modules, %s parameters, %s\n", adapter.format.c_str(), adapter.state.modules.size(),
+  std::printf("%s adapter: %zu modules, %s parameters, %s\n", adapter.format.c_str(), adapter.weights.modules.size(),
               std::to_string(parameters).c_str(), size_text(adapter.bytes).c_str());
 }
 

@@ -29,8 +29,8 @@ class Merge {
  public:
   Merge(const Checkpoint& base, const AdapterFile& adapter, const Arguments& arguments)
       : base_(base), adapter_(adapter), prefix_(arguments.prefix), sign_(arguments.unmerge ? -1.0 : 1.0) {
-    for (const auto& [name, module] : adapter.state.modules) plan_module(name, module);
-    for (const auto& [name, tensor] : adapter.state.saved) plan_saved(name, tensor);
+    for (const auto& [name, module] : adapter.weights.modules) plan_module(name, module);
+    for (const auto& [name, tensor] : adapter.weights.saved) plan_saved(name, tensor);
     if (!missing_.empty()) {
       throw ConfigError("merge", "checkpoint", "a tensor for every module of the adapter (--prefix may help)",
                         "none of " + missing_);
@@ -47,7 +47,7 @@ class Merge {
     return tensor;
   }
 
-  void plan_module(const std::string& name, const ModuleState<float>& module) {
+  void plan_module(const std::string& name, const ModuleWeights<float>& module) {
     if (sign_ < 0 && module.magnitude.size() > 0) {
       throw ConfigError("unmerge", name, "an adapter without DoRA: the norms it divided by are not in the checkpoint",
                         "one with it");
@@ -66,12 +66,12 @@ class Merge {
   }
 
   template <class Scalar>
-  void update(const std::string& name, const TensorView& tensor, const ModuleState<float>& module, bool transposed) {
+  void update(const std::string& name, const TensorView& tensor, const ModuleWeights<float>& module, bool transposed) {
     const auto step = std::make_shared<TensorUpdate<Scalar>>(name, tensor, module, transposed, sign_);
     changed_[name] = [this, step](const SafetensorsWriter::Sink& sink) { step->produce(sink, error_); };
   }
 
-  void plan_bias(const std::string& name, const ModuleState<float>& module) {
+  void plan_bias(const std::string& name, const ModuleWeights<float>& module) {
     const auto tensor = find(name);
     if (!tensor) return;
     changed_[name] = [this, tensor = *tensor, &module](const SafetensorsWriter::Sink& sink) {
@@ -122,7 +122,7 @@ void run(const Arguments& arguments) {
   write_checkpoint(base, arguments.output, arguments.force, merge.changed(),
                    arguments.unmerge ? "Unmerging" : "Merging");
   std::printf("%s %zu modules and %zu whole tensors into %s (%s)\n", arguments.unmerge ? "unmerged" : "merged",
-              adapter.state.modules.size(), adapter.state.saved.size(), arguments.output.c_str(),
+              adapter.weights.modules.size(), adapter.weights.saved.size(), arguments.output.c_str(),
               size_text(base.bytes()).c_str());
   std::printf("rounding to the checkpoint's dtype: largest error %s, %s of what was added (root mean square)\n",
               number(merge.error().largest).c_str(), number(merge.error().relative()).c_str());

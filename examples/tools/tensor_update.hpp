@@ -11,7 +11,7 @@
 #include "lora/core/error.hpp"
 #include "lora/io/dtype_conversion.hpp"
 #include "lora/io/safetensors.hpp"
-#include "lora/model/adapter_state.hpp"
+#include "lora/model/adapter_weights.hpp"
 
 namespace lora::tools {
 
@@ -38,7 +38,7 @@ template <RealScalar Scalar>
 class TensorUpdate {
  public:
   /// @throws ShapeError when the module's factors do not fit the tensor
-  TensorUpdate(const std::string& name, const TensorView& tensor, const ModuleState<float>& module, bool transposed,
+  TensorUpdate(const std::string& name, const TensorView& tensor, const ModuleWeights<float>& module, bool transposed,
                double sign)
       : tensor_(tensor),
         a_(module.A.cast<Scalar>()),

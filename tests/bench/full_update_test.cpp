@@ -146,10 +146,10 @@ TYPED_TEST(FullUpdateTest, HoldsTwoMomentsOfEveryWeight) {
   const Index k = 35;
   FullUpdateLinear<TypeParam> layer(random_matrix<TypeParam>(d, k, 1), random_vector<TypeParam>(d, 2), options);
   EXPECT_EQ(layer.parameter_count(), d * k);
-  EXPECT_EQ(layer.state_bytes(), 0U);
+  EXPECT_EQ(layer.moment_bytes(), 0U);
   Matrix<TypeParam> dx(3, k);
   layer.backward_and_update(random_matrix<TypeParam>(3, k, 3), random_matrix<TypeParam>(3, d, 4), dx);
-  EXPECT_EQ(layer.state_bytes(), static_cast<std::size_t>(2 * d * k) * sizeof(TypeParam));
+  EXPECT_EQ(layer.moment_bytes(), static_cast<std::size_t>(2 * d * k) * sizeof(TypeParam));
 }
 
 TYPED_TEST(FullUpdateTest, RefusesPanelsWithPadding) {

@@ -30,7 +30,7 @@ void check_adapter(const std::filesystem::path& directory, Comparison& compariso
                                  head_is_saved);
   LoraModel<float> model;
   network.add_to(model);
-  model.load(adapter.config, adapter.state);
+  model.load(adapter.config, adapter.weights);
 
   const ParameterCount count = model.parameter_count();
   comparison.equal("trainable parameters", count.trainable, options.get<Index>("trainable"));

@@ -10,13 +10,13 @@ namespace lora::conformance {
 namespace {
 
 template <class Scalar>
-AdapterState<Scalar> read_adapter(GoldenCase& golden, std::size_t i, Index rank, double alpha) {
+AdapterWeights<Scalar> read_adapter(GoldenCase& golden, std::size_t i, Index rank, double alpha) {
   const std::string prefix = "a" + std::to_string(i) + ".";
-  ModuleState<Scalar> module;
+  ModuleWeights<Scalar> module;
   module.A = golden.matrix<Scalar>(prefix + "lora_A");
   module.B = golden.matrix<Scalar>(prefix + "lora_B");
   module.scaling = alpha / static_cast<double>(rank);
-  AdapterState<Scalar> state;
+  AdapterWeights<Scalar> state;
   state.modules.emplace("layer", std::move(module));
   return state;
 }
@@ -45,7 +45,7 @@ void check(GoldenCase& golden, Comparison& comparison) {
   const auto alphas = options.get<std::vector<double>>("alphas");
   const auto weights = options.get<std::vector<double>>("weights");
   const CombineOptions how = read_options(options);
-  std::vector<AdapterState<Scalar>> adapters;
+  std::vector<AdapterWeights<Scalar>> adapters;
   for (std::size_t i = 0; i < ranks.size(); ++i) {
     adapters.push_back(read_adapter<Scalar>(golden, i, ranks[i], alphas.at(i)));
   }

@@ -1,7 +1,7 @@
 // A rank alone, without mpirun: gradients stay what they are.
 #include <cstdlib>
-#include <lora/dist/mpi.hpp>
 #include <lora/lora.hpp>
+#include <lora/mpi/mpi.hpp>
 
 int main(int argc, char** argv) {
   return lora::mpi::run(argc, argv, [](const lora::mpi::Communicator& ranks) {

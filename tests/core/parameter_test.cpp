@@ -10,7 +10,7 @@ namespace {
 
 using lora::Index;
 using lora::Matrix;
-using lora::OptimizerState;
+using lora::Moments;
 using lora::ParameterRole;
 using Parameter = lora::Parameter<float>;
 using Trainable = lora::Trainable<float>;
@@ -22,8 +22,8 @@ Trainable two_by_three() {
   return trainable;
 }
 
-TEST(OptimizerState, IsEmptyBeforeTheFirstStepAndCountsItsBytes) {
-  OptimizerState<double> state;
+TEST(Moments, IsEmptyBeforeTheFirstStepAndCountsItsBytes) {
+  Moments<double> state;
   EXPECT_TRUE(state.owner.empty());
   EXPECT_EQ(state.steps, 0);
   EXPECT_EQ(state.bytes(), 0U);
@@ -43,10 +43,10 @@ TEST(Parameter, IsAHandleOnValueGradientAndState) {
   EXPECT_EQ(parameter.size(), 6);
   parameter.value()(1, 2) = 60;
   parameter.gradient()(0, 1) = 7;
-  parameter.state().steps = 4;
+  parameter.moments().steps = 4;
   EXPECT_EQ(trainable.value(1, 2), 60);
   EXPECT_EQ(trainable.gradient(0, 1), 7);
-  EXPECT_EQ(trainable.state.steps, 4);
+  EXPECT_EQ(trainable.moments.steps, 4);
 }
 
 TEST(Parameter, MapsShareTheOwnersMemory) {
@@ -54,7 +54,7 @@ TEST(Parameter, MapsShareTheOwnersMemory) {
   const Parameter parameter = trainable.parameter("p", ParameterRole::weight);
   EXPECT_EQ(parameter.value().data(), trainable.value.data());
   EXPECT_EQ(parameter.gradient().data(), trainable.gradient.data());
-  EXPECT_EQ(&parameter.state(), &trainable.state);
+  EXPECT_EQ(&parameter.moments(), &trainable.moments);
   EXPECT_EQ(parameter.value(), trainable.value);
 }
 
@@ -80,7 +80,7 @@ TEST(Parameter, TheLockIsReadAtEachCallAndGuardsTheValueOnly) {
   merged = true;
   EXPECT_THROW((void)parameter.value(), lora::StateError);
   EXPECT_NO_THROW((void)parameter.gradient());
-  EXPECT_NO_THROW((void)parameter.state());
+  EXPECT_NO_THROW((void)parameter.moments());
   merged = false;
   EXPECT_NO_THROW((void)parameter.value());
 }
@@ -125,11 +125,11 @@ TEST(Trainable, AGradientOfAnotherShapeIsReplaced) {
 
 TEST(Trainable, StateFollowsACopy) {
   Trainable trainable = two_by_three();
-  trainable.state.first.assign(6, 1.5F);
+  trainable.moments.first.assign(6, 1.5F);
   Trainable copy = trainable;
-  copy.parameter("p", ParameterRole::weight).state().first[0] = 9;
-  EXPECT_EQ(trainable.state.first[0], 1.5F);
-  EXPECT_EQ(copy.state.first[1], 1.5F);
+  copy.parameter("p", ParameterRole::weight).moments().first[0] = 9;
+  EXPECT_EQ(trainable.moments.first[0], 1.5F);
+  EXPECT_EQ(copy.moments.first[1], 1.5F);
 }
 
 TEST(ParameterList, KeepsItsElementsInOrderAndConvertsToASpan) {

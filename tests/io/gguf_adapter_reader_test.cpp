@@ -46,8 +46,8 @@ TEST(ReadGgufAdapter, ReadsWhatTheBytesSay) {
   const GgufAdapter adapter = parse_gguf_adapter(small_adapter().bytes());
   EXPECT_EQ(adapter.architecture, "llama");
   EXPECT_EQ(adapter.metadata.size(), 4U);
-  ASSERT_EQ(adapter.state.modules.size(), 1U);
-  const ModuleState<float>& module = adapter.state.modules.at("blk.0.attn_v");
+  ASSERT_EQ(adapter.weights.modules.size(), 1U);
+  const ModuleWeights<float>& module = adapter.weights.modules.at("blk.0.attn_v");
   EXPECT_EQ(module.kind, ModuleKind::linear);
   EXPECT_EQ(module.A, (Matrix<float>(2, 3) << 1, 2, 3, 4, 5, 6).finished());
   EXPECT_EQ(module.B, (Matrix<float>(1, 2) << 7, 8).finished());
@@ -58,7 +58,7 @@ TEST(ReadGgufAdapter, FromAFile) {
   const TemporaryFolder folder;
   const std::vector<std::byte> bytes = small_adapter().bytes();
   write_file(folder / "adapter.gguf", {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
-  EXPECT_EQ(read_gguf_adapter(folder / "adapter.gguf").state.modules.size(), 1U);
+  EXPECT_EQ(read_gguf_adapter(folder / "adapter.gguf").weights.modules.size(), 1U);
   EXPECT_THROW(static_cast<void>(read_gguf_adapter(folder / "none.gguf")), IoError);
   EXPECT_THROW(static_cast<void>(read_gguf_adapter(folder.path())), IoError);
 }
@@ -79,22 +79,22 @@ TEST(ReadGgufAdapter, ReadsElementsOf16Bits) {
   file.tensor("m.weight.lora_a", {1, 1}, 1, 0).tensor("m.weight.lora_b", {1, 1}, 30, 32).pad(32);
   file.u8(0x00).u8(0x3E).pad(32).u8(0x20).u8(0xC0);  // 1.5 as F16, -2.5 as BF16
   const GgufAdapter adapter = parse_gguf_adapter(file.bytes());
-  EXPECT_EQ(adapter.state.modules.at("m").A(0, 0), 1.5F);
-  EXPECT_EQ(adapter.state.modules.at("m").B(0, 0), -2.5F);
+  EXPECT_EQ(adapter.weights.modules.at("m").A(0, 0), 1.5F);
+  EXPECT_EQ(adapter.weights.modules.at("m").B(0, 0), -2.5F);
 }
 
 // ggml's own writer leaves trailing extents of 1 out.
 TEST(ReadGgufAdapter, RankOneMayHaveOneExtent) {
   const GgufAdapter adapter =
       parse_gguf_adapter(file_of({{"m.weight.lora_a", {3}}, {"m.weight.lora_b", {1, 2}}}).bytes());
-  EXPECT_EQ(adapter.state.modules.at("m").A.rows(), 1);
-  EXPECT_EQ(adapter.state.modules.at("m").A.cols(), 3);
+  EXPECT_EQ(adapter.weights.modules.at("m").A.rows(), 1);
+  EXPECT_EQ(adapter.weights.modules.at("m").A.cols(), 3);
 }
 
 TEST(ReadGgufAdapter, TokenEmbeddingsComeTransposed) {
   const GgufAdapter adapter =
       parse_gguf_adapter(file_of({{"token_embd.weight.lora_a", {2, 5}}, {"token_embd.weight.lora_b", {2, 3}}}).bytes());
-  const ModuleState<float>& module = adapter.state.modules.at("token_embd");
+  const ModuleWeights<float>& module = adapter.weights.modules.at("token_embd");
   EXPECT_EQ(module.kind, ModuleKind::embedding);
   EXPECT_EQ(module.A.rows(), 2);
   EXPECT_EQ(module.A.cols(), 5);
@@ -105,27 +105,27 @@ TEST(ReadGgufAdapter, TokenEmbeddingsComeTransposed) {
 // get_scale in llama-adapter.h: alpha ? alpha / rank : 1.
 TEST(ReadGgufAdapter, WithoutAlphaNothingScales) {
   EXPECT_EQ(parse_gguf_adapter(file_of({{"m.weight.lora_a", {3, 2}}, {"m.weight.lora_b", {2, 1}}}, 0).bytes())
-                .state.modules.at("m")
+                .weights.modules.at("m")
                 .scaling,
             1.0);
   const GgufBytes file = GgufBytes::header(0, 3)
                              .string_value("general.architecture", "llama")
                              .string_value("general.type", "adapter")
                              .string_value("adapter.type", "lora");
-  EXPECT_TRUE(parse_gguf_adapter(file.bytes()).state.modules.empty());
+  EXPECT_TRUE(parse_gguf_adapter(file.bytes()).weights.modules.empty());
 }
 
 TEST(ReadGgufAdapter, ModulesAreRenamedAndRowsPermutedBack) {
   const GgufBytes file = file_of({{"blk.0.attn_q.weight.lora_a", {2, 1}}, {"blk.0.attn_q.weight.lora_b", {1, 8}}});
   const GgufAdapter adapter =
       parse_gguf_adapter(file.bytes(), {.rename = transformers_name, .rope_heads = GgufHeads{2, 1}});
-  const Matrix<float>& b = adapter.state.modules.at("model.layers.0.self_attn.q_proj").B;
+  const Matrix<float>& b = adapter.weights.modules.at("model.layers.0.self_attn.q_proj").B;
   EXPECT_EQ(b, (Matrix<float>(8, 1) << 0, 2, 1, 3, 4, 6, 5, 7).finished());
 }
 
 TEST(ReadGgufAdapter, NormsBecomeSavedTensors) {
   const GgufAdapter adapter = parse_gguf_adapter(file_of({{"blk.0.attn_norm.weight", {3}}}).bytes());
-  EXPECT_EQ(adapter.state.saved.at("blk.0.attn_norm.weight").values, (std::vector<float>{0, 1, 2}));
+  EXPECT_EQ(adapter.weights.saved.at("blk.0.attn_norm.weight").values, (std::vector<float>{0, 1, 2}));
 }
 
 /// The message of the error that this file raises.

@@ -22,7 +22,7 @@ namespace {
 GgufAdapter small() {
   GgufAdapter adapter;
   adapter.architecture = "llama";
-  ModuleState<float>& module = adapter.state.modules["blk.0.attn_v"];
+  ModuleWeights<float>& module = adapter.weights.modules["blk.0.attn_v"];
   module.A.resize(2, 3);
   module.A << 1, 2, 3, 4, 5, 6;
   module.B.resize(1, 2);
@@ -31,7 +31,7 @@ GgufAdapter small() {
   return adapter;
 }
 
-ModuleState<float>& module_of(GgufAdapter& adapter) { return adapter.state.modules.begin()->second; }
+ModuleWeights<float>& module_of(GgufAdapter& adapter) { return adapter.weights.modules.begin()->second; }
 
 /// The elements of an F32 tensor in a file.
 std::vector<float> elements(const GgufContents& contents, const std::string& name) {
@@ -81,10 +81,10 @@ TEST(WriteGgufAdapter, HalvesTheElements) {
 
 TEST(WriteGgufAdapter, TokenEmbeddingsHaveTheirATransposed) {
   GgufAdapter adapter = small();
-  auto node = adapter.state.modules.extract("blk.0.attn_v");
+  auto node = adapter.weights.modules.extract("blk.0.attn_v");
   node.key() = "token_embd";
   node.mapped().kind = ModuleKind::embedding;
-  adapter.state.modules.insert(std::move(node));
+  adapter.weights.modules.insert(std::move(node));
   const auto bytes = gguf_adapter_bytes(adapter);
   const GgufContents contents = parse_gguf(bytes);
   EXPECT_EQ(contents.tensors[0].extents, (std::array<std::uint64_t, 4>{2, 3, 1, 1}));
@@ -96,7 +96,7 @@ TEST(WriteGgufAdapter, ModulesAreRenamedAndRowsPermuted) {
   GgufAdapter adapter;
   adapter.architecture = "llama";
   for (const char* name : {"q_proj", "k_proj", "v_proj"}) {
-    auto& module = adapter.state.modules[std::string("model.layers.0.self_attn.") + name];
+    auto& module = adapter.weights.modules[std::string("model.layers.0.self_attn.") + name];
     module.A = Matrix<float>::Ones(1, 2);
     module.B.resize(8, 1);
     module.B << 0, 1, 2, 3, 4, 5, 6, 7;
@@ -111,9 +111,9 @@ TEST(WriteGgufAdapter, ModulesAreRenamedAndRowsPermuted) {
 // llama.cpp scales by alpha / rank; s * B A must come out whatever scaling a module has.
 TEST(WriteGgufAdapter, ScalingsBeyondTheFilesAlphaGoIntoB) {
   GgufAdapter adapter = small();
-  auto& other = adapter.state.modules["blk.1.attn_v"] = module_of(adapter);
+  auto& other = adapter.weights.modules["blk.1.attn_v"] = module_of(adapter);
   other.scaling = 16 / std::sqrt(2.0);  // rsLoRA of alpha 16
-  auto& third = adapter.state.modules["blk.2.attn_v"];
+  auto& third = adapter.weights.modules["blk.2.attn_v"];
   third.A = Matrix<float>::Ones(5, 3);
   third.B = Matrix<float>::Ones(1, 5);
   third.scaling = 4;
@@ -136,20 +136,20 @@ TEST(WriteGgufAdapter, TheCallersAlphaCounts) {
 
 TEST(WriteGgufAdapter, AScalingOfZeroIsNotTheFilesAlpha) {
   GgufAdapter adapter = small();
-  adapter.state.modules["blk.1.attn_v"] = module_of(adapter);
+  adapter.weights.modules["blk.1.attn_v"] = module_of(adapter);
   module_of(adapter).scaling = 0;
   const auto bytes = gguf_adapter_bytes(adapter);
   const GgufContents contents = parse_gguf(bytes);
   EXPECT_EQ(std::get<float>(contents.metadata.at("adapter.lora.alpha")), 8.0F);
   EXPECT_EQ(elements(contents, "blk.0.attn_v.weight.lora_b"), (std::vector<float>{0, 0}));
-  adapter.state.modules.erase("blk.1.attn_v");
+  adapter.weights.modules.erase("blk.1.attn_v");
   EXPECT_EQ(std::get<float>(parse_gguf(gguf_adapter_bytes(adapter)).metadata.at("adapter.lora.alpha")), 1.0F);
 }
 
 // A factor of 1 must not be computed as something else: alpha / 3 * 3 is not alpha in double for every alpha.
 TEST(WriteGgufAdapter, AModuleOfTheFilesAlphaKeepsItsBits) {
   GgufAdapter adapter = small();
-  ModuleState<float>& module = module_of(adapter);
+  ModuleWeights<float>& module = module_of(adapter);
   module.A = Matrix<float>::Ones(3, 3);
   module.B = Matrix<float>::Constant(1, 3, 1.1F);
   for (int i = 1; i < 200; ++i) {
@@ -175,7 +175,7 @@ TEST(WriteGgufAdapter, OtherMetadataFollowsAndItsOwnPrevails) {
 
 TEST(WriteGgufAdapter, NormsMayStandBesideFactors) {
   GgufAdapter adapter = small();
-  adapter.state.saved["blk.0.attn_norm.weight"] = {{2}, {1.5F, -1.5F}};
+  adapter.weights.saved["blk.0.attn_norm.weight"] = {{2}, {1.5F, -1.5F}};
   const auto bytes = gguf_adapter_bytes(adapter, {.dtype = Dtype::F16});
   const GgufContents contents = parse_gguf(bytes);
   EXPECT_EQ(contents.tensors.back().dtype, Dtype::F32);
@@ -199,7 +199,7 @@ TEST(WriteGgufAdapterRefuses, ByNameWhatTheFormatCannotHold) {
     change(module_of(adapter));
     return refusal<ConfigError>(adapter);
   };
-  using Module = ModuleState<float>;
+  using Module = ModuleWeights<float>;
   const std::string conv = after([](Module& module) { module.kind = ModuleKind::conv1d; });
   EXPECT_NE(conv.find("module \"blk.0.attn_v\""), std::string::npos);
   EXPECT_NE(conv.find("got a convolution"), std::string::npos);
@@ -216,15 +216,15 @@ TEST(WriteGgufAdapterRefuses, ByNameWhatTheFormatCannotHold) {
 
 TEST(WriteGgufAdapterRefuses, TensorsToReplace) {
   GgufAdapter adapter = small();
-  adapter.state.saved["lm_head.weight"] = {{1, 1}, {1}};
+  adapter.weights.saved["lm_head.weight"] = {{1, 1}, {1}};
   EXPECT_NE(refusal<ConfigError>(adapter).find("\"lm_head.weight\""), std::string::npos);
 }
 
 TEST(WriteGgufAdapterRefuses, NormsOfAnotherShape) {
   GgufAdapter adapter = small();
-  adapter.state.saved["blk.0.attn_norm.weight"] = {{2, 1}, {1, 2}};
+  adapter.weights.saved["blk.0.attn_norm.weight"] = {{2, 1}, {1, 2}};
   EXPECT_NE(refusal<ShapeError>(adapter).find("\"blk.0.attn_norm.weight\""), std::string::npos);
-  adapter.state.saved["blk.0.attn_norm.weight"] = {{3}, {1, 2}};
+  adapter.weights.saved["blk.0.attn_norm.weight"] = {{3}, {1, 2}};
   EXPECT_NE(refusal<ShapeError>(adapter), "");
 }
 
@@ -240,7 +240,7 @@ TEST(WriteGgufAdapterRefuses, NamesThatDoNotFit) {
   module_of(adapter).kind = ModuleKind::embedding;
   EXPECT_NE(renamed("blk.0.attn_v").find("an embedding to be called token_embd"), std::string::npos);
   module_of(adapter).kind = ModuleKind::linear;
-  adapter.state.modules["other"] = module_of(adapter);
+  adapter.weights.modules["other"] = module_of(adapter);
   EXPECT_NE(renamed("same").find("module \"other\""), std::string::npos);
 }
 

@@ -22,8 +22,8 @@ namespace {
 // rapidcheck would seed itself from the clock. RC_PARAMS in the environment still chooses another seed.
 [[maybe_unused]] const int seeded = ::setenv("RC_PARAMS", "seed=20210617", 0);
 
-ModuleState<float> module_of(Index rank, Index in, Index out, double scaling, std::uint64_t seed) {
-  ModuleState<float> module;
+ModuleWeights<float> module_of(Index rank, Index in, Index out, double scaling, std::uint64_t seed) {
+  ModuleWeights<float> module;
   module.A = random_matrix<float>(rank, in, seed);
   module.B = random_matrix<float>(out, rank, seed + 1);
   module.scaling = scaling;
@@ -35,7 +35,7 @@ GgufAdapter llama_adapter() {
   GgufAdapter adapter;
   adapter.architecture = "llama";
   adapter.metadata["general.name"] = std::string("tests");
-  auto& modules = adapter.state.modules;
+  auto& modules = adapter.weights.modules;
   modules["model.layers.0.self_attn.q_proj"] = module_of(4, 12, 16, 4, 1);
   modules["model.layers.0.self_attn.k_proj"] = module_of(2, 12, 8, 8, 3);
   modules["model.layers.10.mlp.down_proj"] = module_of(1, 7, 12, 16, 5);
@@ -45,7 +45,7 @@ GgufAdapter llama_adapter() {
   return adapter;
 }
 
-void expect_equal(const AdapterState<float>& ours, const AdapterState<float>& theirs) {
+void expect_equal(const AdapterWeights<float>& ours, const AdapterWeights<float>& theirs) {
   ASSERT_EQ(ours.modules.size(), theirs.modules.size());
   for (const auto& [name, module] : theirs.modules) {
     ASSERT_EQ(ours.modules.count(name), 1U) << name;
@@ -65,7 +65,7 @@ TEST(Gguf, WhatIsWrittenIsRead) {
       read_gguf_adapter(folder / "adapter.gguf", {.rename = transformers_name, .rope_heads = GgufHeads{4, 2}});
   EXPECT_EQ(read.architecture, "llama");
   EXPECT_EQ(read.metadata.at("general.name"), GgufValue(std::string("tests")));
-  expect_equal(read.state, adapter.state);
+  expect_equal(read.weights, adapter.weights);
 }
 
 TEST(Gguf, WhatIsReadIsWrittenTheSame) {
@@ -77,15 +77,15 @@ TEST(Gguf, WhatIsReadIsWrittenTheSame) {
 TEST(Gguf, DeltaWeightsSurviveTheFolding) {
   GgufAdapter adapter = llama_adapter();
   double scaling = 0.3;
-  for (auto& entry : adapter.state.modules) entry.second.scaling = scaling *= -1.7;
+  for (auto& entry : adapter.weights.modules) entry.second.scaling = scaling *= -1.7;
   const GgufAdapter read =
       parse_gguf_adapter(gguf_adapter_bytes(adapter, {.rename = llama_cpp_name}), {.rename = transformers_name});
-  for (const auto& [name, module] : adapter.state.modules) {
-    const auto delta = [](const ModuleState<float>& one) {
+  for (const auto& [name, module] : adapter.weights.modules) {
+    const auto delta = [](const ModuleWeights<float>& one) {
       return Matrix<double>(one.scaling * one.B.cast<double>() * one.A.cast<double>());
     };
     const double size = std::abs(module.scaling) * static_cast<double>(module.B.norm() * module.A.norm());
-    EXPECT_LT((delta(read.state.modules.at(name)) - delta(module)).norm(), 2 * 0x1p-24 * size) << name;
+    EXPECT_LT((delta(read.weights.modules.at(name)) - delta(module)).norm(), 2 * 0x1p-24 * size) << name;
   }
 }
 

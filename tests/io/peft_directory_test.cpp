@@ -53,15 +53,15 @@ std::set<std::string> modules_in_file(const fs::path& folder) {
                         {".lora_A.weight", ".lora_embedding_A"}, "base_model.model.");
 }
 
-std::set<std::string> names_of(const AdapterState<float>& state) {
+std::set<std::string> names_of(const AdapterWeights<float>& weights) {
   std::set<std::string> names;
-  for (const auto& [name, module] : state.modules) names.insert(name);
+  for (const auto& [name, module] : weights.modules) names.insert(name);
   return names;
 }
 
-std::size_t tensors_of(const AdapterState<float>& state) {
-  std::size_t count = state.saved.size();
-  for (const auto& [name, module] : state.modules) {
+std::size_t tensors_of(const AdapterWeights<float>& weights) {
+  std::size_t count = weights.saved.size();
+  for (const auto& [name, module] : weights.modules) {
     count += 2U + (module.lora_bias.size() > 0) + (module.magnitude.size() > 0);
   }
   return count;
@@ -84,8 +84,8 @@ INSTANTIATE_TEST_SUITE_P(All, GoldenAdapter, ::testing::ValuesIn(testing::golden
 TEST_P(GoldenAdapter, IsReadWholeAndWithoutAWarning) {
   const auto adapter = read_peft_directory<float>(folder());
   EXPECT_EQ(adapter.warnings, Names());
-  EXPECT_EQ(names_of(adapter.state), modules_in_file(folder()));
-  EXPECT_EQ(tensors_of(adapter.state), testing::raw_header(folder() / "adapter_model.safetensors").size());
+  EXPECT_EQ(names_of(adapter.weights), modules_in_file(folder()));
+  EXPECT_EQ(tensors_of(adapter.weights), testing::raw_header(folder() / "adapter_model.safetensors").size());
 }
 
 TEST_P(GoldenAdapter, AdaptsExactlyTheModulesThatTheResolverFinds) {
@@ -105,7 +105,7 @@ TEST_P(GoldenAdapter, ValuesAndScalingGiveTheMergedWeightsOfPeft) {
   if (adapter.config.lora.use_dora) GTEST_SKIP() << "magnitudes rescale the sum";
   const auto base = SafetensorsFile::open(folder() / "model.safetensors");
   const auto expected = SafetensorsFile::open(folder() / "expected.safetensors");
-  for (const auto& [name, module] : adapter.state.modules) {
+  for (const auto& [name, module] : adapter.weights.modules) {
     Matrix<double> delta = module.scaling * module.B * module.A;
     const auto W0 = base.matrix<double>(name + ".weight");
     const auto merged = expected.matrix<double>("merged." + name + ".weight");
@@ -115,7 +115,7 @@ TEST_P(GoldenAdapter, ValuesAndScalingGiveTheMergedWeightsOfPeft) {
     EXPECT_LE((W0 + delta - merged).cwiseAbs().maxCoeff(), tolerance) << name;
     EXPECT_GT(delta.cwiseAbs().maxCoeff(), 100 * tolerance) << name;
   }
-  for (const auto& [name, saved] : adapter.state.saved) {
+  for (const auto& [name, saved] : adapter.weights.saved) {
     const auto merged = expected.matrix<double>("merged." + name);
     ASSERT_EQ(static_cast<std::size_t>(merged.size()), saved.values.size()) << name;
     EXPECT_TRUE(std::equal(saved.values.begin(), saved.values.end(), merged.data())) << name;
@@ -124,19 +124,19 @@ TEST_P(GoldenAdapter, ValuesAndScalingGiveTheMergedWeightsOfPeft) {
 
 TEST(PeftDirectory, ScalingAndRankFollowThePatterns) {
   const auto adapter = read_peft_directory<float>(testing::golden_adapter("adapter_pattern"));
-  const auto& modules = adapter.state.modules;
+  const auto& modules = adapter.weights.modules;
   EXPECT_EQ(modules.at("model.layers.0.q_proj").scaling, 8.0 / 4);
   EXPECT_EQ(modules.at("model.layers.1.q_proj").scaling, 8.0 / 6);
   EXPECT_EQ(modules.at("model.layers.1.q_proj").rank(), 6);
   EXPECT_EQ(modules.at("model.layers.0.mlp.up").scaling, 8.0 / 2);
   EXPECT_EQ(modules.at("model.layers.0.mlp.down").scaling, 3.0 / 4);
-  EXPECT_EQ(adapter.state.saved.size(), 9U);
-  EXPECT_EQ(adapter.state.saved.at("model.layers.2.mlp.up.bias").shape, std::vector<Index>{24});
+  EXPECT_EQ(adapter.weights.saved.size(), 9U);
+  EXPECT_EQ(adapter.weights.saved.at("model.layers.2.mlp.up.bias").shape, std::vector<Index>{24});
 }
 
 TEST(PeftDirectory, EmbeddingsAndMagnitudes) {
   const auto adapter = read_peft_directory<float>(testing::golden_adapter("adapter_dora_rslora"));
-  const auto& embed = adapter.state.modules.at("model.embed");
+  const auto& embed = adapter.weights.modules.at("model.embed");
   EXPECT_EQ(embed.kind, ModuleKind::embedding);
   EXPECT_EQ(embed.A.rows(), 4);
   EXPECT_EQ(embed.A.cols(), 19);
@@ -152,7 +152,7 @@ TEST(PeftDirectory, ConvolutionsAreMatricesWithAKernel) {
       .add("base_model.model.q.lora_B.weight", {6, 2, 1, 1})
       .write(folder.path());
   const auto read = read_peft_directory<float>(folder.path());
-  const auto& module = read.state.modules.at("q");
+  const auto& module = read.weights.modules.at("q");
   EXPECT_EQ(module.kind, ModuleKind::conv2d);
   EXPECT_EQ(module.kernel_size, (std::vector<Index>{4, 5}));
   EXPECT_EQ(module.A.cols(), 60);
@@ -166,12 +166,12 @@ TEST(PeftDirectory, PublishedAdaptersAreRead) {
     SCOPED_TRACE(name);
     const auto adapter = read_peft_directory<float>(folder / name);
     EXPECT_EQ(adapter.warnings, Names());
-    EXPECT_EQ(names_of(adapter.state), modules_in_file(folder / name));
-    EXPECT_EQ(tensors_of(adapter.state), testing::raw_header(folder / name / "adapter_model.safetensors").size());
+    EXPECT_EQ(names_of(adapter.weights), modules_in_file(folder / name));
+    EXPECT_EQ(tensors_of(adapter.weights), testing::raw_header(folder / name / "adapter_model.safetensors").size());
   }
   const auto sift = read_peft_directory<float>(folder / "sift_opf_zh");
-  EXPECT_EQ(sift.state.modules.at("model.layers.0.self_attn.o_proj").scaling, 2);
-  EXPECT_GT(sift.state.saved.size(), 0U);
+  EXPECT_EQ(sift.weights.modules.at("model.layers.0.self_attn.o_proj").scaling, 2);
+  EXPECT_GT(sift.weights.saved.size(), 0U);
 }
 
 TEST(PeftDirectory, OtherAdaptersAreInFoldersOfTheirName) {
@@ -181,7 +181,7 @@ TEST(PeftDirectory, OtherAdaptersAreInFoldersOfTheirName) {
   small().write(folder / "default");  // PEFT never writes or reads such a folder
   fs::create_directories(folder / "checkpoint");
   EXPECT_EQ(list_peft_adapters(folder.path()), (Names{"blue", "red"}));
-  EXPECT_EQ(read_peft_directory<float>(folder.path(), {.adapter = "red"}).state.modules.size(), 1U);
+  EXPECT_EQ(read_peft_directory<float>(folder.path(), {.adapter = "red"}).weights.modules.size(), 1U);
   small().write(folder.path());
   EXPECT_EQ(list_peft_adapters(folder.path()), (Names{"default", "blue", "red"}));
   EXPECT_THROW(static_cast<void>(list_peft_adapters(folder / "nowhere")), IoError);
@@ -219,9 +219,9 @@ TEST(PeftDirectory, NotStrictLeavesOutWhatDoesNotFitWithAWarningForEach) {
   const TemporaryFolder folder;
   small().add("base_model.model.k.lora_A.weight", {2, 7}).add("base_model.model.norm.weight", {5}).write(folder.path());
   const auto adapter = read_peft_directory<float>(folder.path(), {.strict = false});
-  EXPECT_EQ(names_of(adapter.state), std::set<std::string>{"q"});
+  EXPECT_EQ(names_of(adapter.weights), std::set<std::string>{"q"});
   EXPECT_EQ(adapter.warnings.size(), 2U);
-  EXPECT_TRUE(adapter.state.saved.contains("norm.weight")) << "PEFT loads any tensor that the model has";
+  EXPECT_TRUE(adapter.weights.saved.contains("norm.weight")) << "PEFT loads any tensor that the model has";
 }
 
 TEST(PeftDirectory, LongListsOfProblemsAreCut) {
@@ -249,7 +249,7 @@ TEST(PeftDirectory, ModulesThatAreNoTargetsAreKeptWithAWarning) {
       .write(folder.path());
   const auto adapter = read_peft_directory<float>(folder.path());
   EXPECT_EQ(adapter.warnings, Names{"module \"q\" is in the file, but not among target_modules"});
-  EXPECT_EQ(adapter.state.modules.size(), 1U);
+  EXPECT_EQ(adapter.weights.modules.size(), 1U);
 }
 
 TEST(PeftDirectory, APatternOfPythonsAloneIsAWarning) {

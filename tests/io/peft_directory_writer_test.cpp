@@ -22,11 +22,11 @@ using Names = std::vector<std::string>;
 namespace fs = std::filesystem;
 
 template <class Scalar>
-void expect_same(const AdapterState<Scalar>& a, const AdapterState<Scalar>& b) {
+void expect_same(const AdapterWeights<Scalar>& a, const AdapterWeights<Scalar>& b) {
   ASSERT_EQ(a.modules.size(), b.modules.size());
   for (const auto& [name, module] : a.modules) {
     SCOPED_TRACE(name);
-    const ModuleState<Scalar>& other = b.modules.at(name);
+    const ModuleWeights<Scalar>& other = b.modules.at(name);
     EXPECT_EQ(module.kind, other.kind);
     EXPECT_TRUE(same_bits(module.A, other.A));
     EXPECT_TRUE(same_bits(module.B, other.B));
@@ -48,7 +48,7 @@ void expect_comes_back(const fs::path& original) {
   write_peft_directory(folder / "again", first);
   const auto second = read_peft_directory<float>(folder / "again");
   EXPECT_EQ(second.warnings, Names());
-  expect_same(first.state, second.state);
+  expect_same(first.weights, second.weights);
   EXPECT_EQ(peft_config_text(first.config), peft_config_text(second.config));
   const char* const tensors = "adapter_model.safetensors";
   EXPECT_EQ(testing::raw_header(folder / "again" / tensors), testing::raw_header(original / tensors));
@@ -81,7 +81,7 @@ PeftAdapter<Scalar> every_kind() {
   adapter.config.rank_pattern = {{"c1", 4}};
   adapter.config.modules_to_save = {"head"};
   const auto add = [&](const char* name, ModuleKind kind, Index in, Index out, std::vector<Index> kernel) {
-    ModuleState<Scalar>& module = adapter.state.modules[name];
+    ModuleWeights<Scalar>& module = adapter.weights.modules[name];
     module.kind = kind;
     const LoraConfig lora = config_for(adapter.config, name);
     for (const Index extent : kernel) in *= extent;
@@ -100,8 +100,8 @@ PeftAdapter<Scalar> every_kind() {
   add("h.c1", ModuleKind::conv1d, 3, 5, {4});
   add("h.c2", ModuleKind::conv2d, 3, 5, {4, 2});
   add("h.c3", ModuleKind::conv3d, 3, 5, {4, 2, 3});
-  adapter.state.saved["h.fc.bias"] = {{5}, {1, 2, 3, 4, 5}};
-  adapter.state.saved["head.weight"] = {{2, 1, 2}, {1, 2, 3, 4}};
+  adapter.weights.saved["h.fc.bias"] = {{5}, {1, 2, 3, 4, 5}};
+  adapter.weights.saved["head.weight"] = {{2, 1, 2}, {1, 2, 3, 4}};
   return adapter;
 }
 
@@ -119,7 +119,7 @@ TYPED_TEST(PeftDirectoryWriterOf, EveryKindOfModuleComesBackInEveryDtype) {
     write_peft_directory(folder.path(), adapter, {.dtype = dtype, .overwrite = true});
     const auto read = read_peft_directory<TypeParam>(folder.path());
     EXPECT_EQ(read.warnings, Names());
-    expect_same(adapter.state, read.state);
+    expect_same(adapter.weights, read.weights);
     const auto header = testing::raw_header(folder / "adapter_model.safetensors");
     for (const auto& [name, tensor] : header.items()) EXPECT_EQ(tensor.at("dtype"), name_of(dtype)) << name;
     EXPECT_EQ(header.at("base_model.model.h.c2.lora_A.weight").at("shape"), nlohmann::json({2, 3, 4, 2}));
@@ -141,12 +141,12 @@ TEST(PeftDirectoryWriter, LoraBiasesComeBack) {
   PeftAdapter<float> adapter;
   adapter.config.lora = {.rank = 1, .alpha = 1, .lora_bias = true};
   adapter.config.target_modules = {"q"};
-  adapter.state.modules["q"].A = Matrix<float>{{1, 2}};
-  adapter.state.modules["q"].B = Matrix<float>{{3}, {4}};
-  adapter.state.modules["q"].lora_bias = RowVector<float>{{5, 6}};
+  adapter.weights.modules["q"].A = Matrix<float>{{1, 2}};
+  adapter.weights.modules["q"].B = Matrix<float>{{3}, {4}};
+  adapter.weights.modules["q"].lora_bias = RowVector<float>{{5, 6}};
   const TemporaryFolder folder;
   write_peft_directory(folder.path(), adapter);
-  expect_same(adapter.state, read_peft_directory<float>(folder.path()).state);
+  expect_same(adapter.weights, read_peft_directory<float>(folder.path()).weights);
 }
 
 TEST(PeftDirectoryWriter, NamedAdaptersGoToTheirFolders) {
@@ -155,7 +155,7 @@ TEST(PeftDirectoryWriter, NamedAdaptersGoToTheirFolders) {
   write_peft_directory(folder / "new/deep", adapter, {.adapter = "red"});
   write_peft_directory(folder / "new/deep", adapter);
   EXPECT_EQ(list_peft_adapters(folder / "new/deep"), (Names{"default", "red"}));
-  expect_same(read_peft_directory<float>(folder / "new/deep", {.adapter = "red"}).state, adapter.state);
+  expect_same(read_peft_directory<float>(folder / "new/deep", {.adapter = "red"}).weights, adapter.weights);
   EXPECT_THROW(write_peft_directory(folder.path(), adapter, {.adapter = "../x"}), ConfigError);
 }
 
@@ -167,7 +167,7 @@ TEST(PeftDirectoryWriter, NeverOverwritesUnlessAsked) {
     EXPECT_EQ(testing::text_of(folder / name), "mine");
     EXPECT_EQ(folder.entries().size(), 1U);
     write_peft_directory(folder.path(), every_kind<float>(), {.overwrite = true});
-    EXPECT_EQ(read_peft_directory<float>(folder.path()).state.modules.size(), 5U);
+    EXPECT_EQ(read_peft_directory<float>(folder.path()).weights.modules.size(), 5U);
   }
 }
 
@@ -199,10 +199,10 @@ TEST(PeftDirectoryWriter, WhatPeftWouldLoadOtherwiseIsToldAllAtOnce) {
       refusal<ConfigError>([](auto& adapter) {
         adapter.config.target_modules = {"wte", "c1", "c2", "c3"};
         adapter.config.rank_pattern = {{"c1", 4}, {"wte", 3}};
-        adapter.state.modules.at("h.c2").scaling = 7;
-        adapter.state.saved["norm.weight"] = {{1}, {1}};
+        adapter.weights.modules.at("h.c2").scaling = 7;
+        adapter.weights.saved["norm.weight"] = {{1}, {1}};
       }),
-      "write_peft_directory: adapter: expected the state that its configuration describes, got 6 problems:\n"
+      "write_peft_directory: adapter: expected the weights that its configuration describes, got 6 problems:\n"
       "  \"base_model.model.h.wte.lora_embedding_A\" [2, 9] expected [3, n] at rank 3, got [2, 9]\n"
       "  \"base_model.model.h.wte.lora_embedding_B\" [5, 2] expected [n, 3] at rank 3, got [5, 2]\n"
       "  \"base_model.model.norm.weight\" [1] belongs to no module to save and is no bias that trains with bias = "
@@ -214,27 +214,27 @@ TEST(PeftDirectoryWriter, WhatPeftWouldLoadOtherwiseIsToldAllAtOnce) {
 
 TEST(PeftDirectoryWriter, StatesThatContradictThemselvesAreRefused) {
   const auto kernel = [](std::vector<Index> extents) {
-    return refusal<ShapeError>([&](auto& adapter) { adapter.state.modules.at("h.c2").kernel_size = extents; });
+    return refusal<ShapeError>([&](auto& adapter) { adapter.weights.modules.at("h.c2").kernel_size = extents; });
   };
   EXPECT_NE(kernel({4}).find("expected 2 extents of the kernel, got [4]"), std::string::npos) << kernel({4});
   EXPECT_NE(kernel({5, 5}).find("divide A's 24 columns, got [5, 5]"), std::string::npos) << kernel({5, 5});
   EXPECT_NE(kernel({0, 1}).find("divide"), std::string::npos);
   EXPECT_NE(refusal<ShapeError>([](auto& adapter) {
-              adapter.state.saved.at("head.weight").values.pop_back();
+              adapter.weights.saved.at("head.weight").values.pop_back();
             }).find("saved tensor \"head.weight\": expected values of shape [2, 1, 2], got 3 values"),
             std::string::npos);
-  EXPECT_NE(refusal<ConfigError>([](auto& adapter) { adapter.state.modules.at("h.fc").magnitude.resize(4); }),
+  EXPECT_NE(refusal<ConfigError>([](auto& adapter) { adapter.weights.modules.at("h.fc").magnitude.resize(4); }),
             "no such error");
-  EXPECT_NE(refusal<ConfigError>([](auto& adapter) { adapter.state.modules.at("h.fc").magnitude.resize(0); }),
+  EXPECT_NE(refusal<ConfigError>([](auto& adapter) { adapter.weights.modules.at("h.fc").magnitude.resize(0); }),
             "no such error");
-  EXPECT_NE(refusal<ConfigError>([](auto& adapter) { adapter.state.modules.clear(); }).find("no module"),
+  EXPECT_NE(refusal<ConfigError>([](auto& adapter) { adapter.weights.modules.clear(); }).find("no module"),
             std::string::npos);
   EXPECT_NE(refusal<ConfigError>([](auto& adapter) { adapter.config.lora.rank = 0; }), "no such error");
 }
 
 TEST(PeftDirectoryWriter, NoFiniteValueBecomesInfinite) {
   const auto with_value = [](double value, Dtype dtype) {
-    return refusal<ConfigError>([&](auto& adapter) { adapter.state.modules.at("h.fc").A(1, 2) = value; },
+    return refusal<ConfigError>([&](auto& adapter) { adapter.weights.modules.at("h.fc").A(1, 2) = value; },
                                 {.dtype = dtype});
   };
   EXPECT_NE(with_value(65520, Dtype::F16).find("finite in F16, got 65520"), std::string::npos);

@@ -225,7 +225,7 @@ TEST(PeftInventory, TheTrainedCopyOfASavedBiasCounts) {
 }
 
 TEST(PeftShapes, AreThoseOfEachKind) {
-  ModuleState<float> module;
+  ModuleWeights<float> module;
   module.A.resize(2, 3 * 4 * 5);
   module.B.resize(6, 2);
   module.magnitude.resize(6);

@@ -57,7 +57,7 @@ TYPED_TEST(LinearReset, NothingOfTheFormerAdapterStays) {
   ASSERT_EQ(layer.parameters().size(), 2U);
   for (const auto& parameter : layer.parameters()) {
     EXPECT_EQ(parameter.gradient().norm(), Scalar(0));
-    EXPECT_EQ(parameter.state().steps, 0);
+    EXPECT_EQ(parameter.moments().steps, 0);
   }
   EXPECT_THROW(layer.accumulate_gradients(random_matrix<Scalar>(5, 9, 4)), StateError);
   EXPECT_TRUE(same_bits(layer.infer(x), TypeParam::make(w, {}, {.rank = 0}).layer->infer(x)));

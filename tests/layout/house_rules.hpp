@@ -23,7 +23,7 @@ using Violations = std::vector<std::string>;
 
 /// The folders of include/lora from the lowest to the highest. A header includes only its own folder and those before.
 inline constexpr std::array<std::string_view, 9> folder_order = {"core",  "kernels", "weight", "adapter", "layers",
-                                                                 "model", "optim",   "io",     "dist"};
+                                                                 "model", "optim",   "io",     "mpi"};
 inline constexpr std::size_t max_header_lines = 500;
 
 /// A header of the library, or a piece of one that is included several times (.inc): its path below include/,
@@ -127,15 +127,15 @@ inline Violations missing_includes(const std::vector<Header>& headers) {
   return found;
 }
 
-/// Beside Eigen and the standard library, io/ alone includes a JSON parser and dist/ alone includes MPI.
+/// Beside Eigen and the standard library, io/ alone includes a JSON parser and mpi/ alone includes MPI.
 inline Violations foreign_includes(const std::vector<Header>& headers) {
   static const std::regex foreign("^(nlohmann/|mpi\\.h|gtest/|benchmark/|CLI/|zlib\\.h|rapidcheck)");
   Violations found;
   for (const auto& header : headers) {
     for (const auto& name : includes_of(header)) {
       if (!std::regex_search(name, foreign)) continue;
-      const bool allowed = (name.rfind("nlohmann/", 0) == 0 && header.folder() == "io") ||
-                           (name == "mpi.h" && header.folder() == "dist");
+      const bool allowed =
+          (name.rfind("nlohmann/", 0) == 0 && header.folder() == "io") || (name == "mpi.h" && header.folder() == "mpi");
       if (!allowed) found.push_back(header.path + ": includes " + name);
     }
   }

@@ -57,7 +57,7 @@ TEST(HouseRules, TheTopIsComplete) { EXPECT_TRUE(none(missing_at_top(root))); }
 TEST(HouseRulesCatch, AnIncludeOfAHigherFolder) {
   EXPECT_EQ(upward_includes({header("lora/core/a.hpp", "#include <vector>\n#include \"lora/weight/b.hpp\"\n")}).size(),
             1U);
-  EXPECT_EQ(upward_includes({header("lora/io/a.hpp", "  #  include <lora/dist/b.hpp>\n")}).size(), 1U);
+  EXPECT_EQ(upward_includes({header("lora/io/a.hpp", "  #  include <lora/mpi/b.hpp>\n")}).size(), 1U);
   EXPECT_EQ(upward_includes({header("lora/weight/a.hpp", "#include \"lora/core/b.hpp\"\n")}).size(), 0U);
   EXPECT_EQ(upward_includes({header("lora/weight/a.hpp", "#include \"lora/weight/b.hpp\"\n")}).size(), 0U);
 }

@@ -13,8 +13,8 @@
 namespace lora::testing {
 namespace {
 
-using State = AdapterState<double>;
-using Module = ModuleState<double>;
+using State = AdapterWeights<double>;
+using Module = ModuleWeights<double>;
 
 Module module_of(Index rank, std::uint64_t seed, double scaling = 2.0, Index out = 5, Index in = 6) {
   Module module;

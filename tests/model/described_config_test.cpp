@@ -7,16 +7,16 @@
 namespace lora {
 namespace {
 
-ModuleState<float> module_of(Index rank, double scaling) {
-  ModuleState<float> module;
+ModuleWeights<float> module_of(Index rank, double scaling) {
+  ModuleWeights<float> module;
   module.A = Matrix<float>::Zero(rank, 3);
   module.B = Matrix<float>::Zero(2, rank);
   module.scaling = scaling;
   return module;
 }
 
-void expect_described(const LoraModelConfig& config, const AdapterState<float>& state) {
-  for (const auto& [name, module] : state.modules) {
+void expect_described(const LoraModelConfig& config, const AdapterWeights<float>& weights) {
+  for (const auto& [name, module] : weights.modules) {
     const LoraConfig own = config_for(config, name);
     EXPECT_TRUE(targets(config, name)) << name;
     EXPECT_EQ(own.rank, module.rank()) << name;
@@ -25,27 +25,27 @@ void expect_described(const LoraModelConfig& config, const AdapterState<float>& 
 }
 
 TEST(DescribedConfig, EqualModulesNeedNoPattern) {
-  AdapterState<float> state;
-  state.modules = {{"a.q", module_of(4, 2)}, {"a.v", module_of(4, 2)}};
-  const auto config = described_config(LoraModelConfig{}, state);
+  AdapterWeights<float> weights;
+  weights.modules = {{"a.q", module_of(4, 2)}, {"a.v", module_of(4, 2)}};
+  const auto config = described_config(LoraModelConfig{}, weights);
   EXPECT_TRUE(config.rank_pattern.empty());
   EXPECT_EQ(config.lora.alpha, 8);
-  expect_described(config, state);
+  expect_described(config, weights);
 }
 
 TEST(DescribedConfig, RanksAndScalingsThatDifferBecomePatterns) {
-  AdapterState<float> state;
-  state.modules = {{"a.q", module_of(4, 2)}, {"a.v", module_of(2, 2)}, {"b.v", module_of(4, 0.5)}};
-  expect_described(described_config(LoraModelConfig{}, state), state);
+  AdapterWeights<float> weights;
+  weights.modules = {{"a.q", module_of(4, 2)}, {"a.v", module_of(2, 2)}, {"b.v", module_of(4, 0.5)}};
+  expect_described(described_config(LoraModelConfig{}, weights), weights);
   LoraModelConfig by_root;
   by_root.lora.use_rslora = true;
-  expect_described(described_config(by_root, state), state);
+  expect_described(described_config(by_root, weights), weights);
 }
 
 TEST(DescribedConfig, ANameThatEndsAnotherDoesNotTakeItsPattern) {
-  AdapterState<float> state;
-  state.modules = {{"a.q", module_of(4, 2)}, {"q", module_of(2, 1)}, {"x.a.q", module_of(3, 1)}};
-  expect_described(described_config(LoraModelConfig{}, state), state);
+  AdapterWeights<float> weights;
+  weights.modules = {{"a.q", module_of(4, 2)}, {"q", module_of(2, 1)}, {"x.a.q", module_of(3, 1)}};
+  expect_described(described_config(LoraModelConfig{}, weights), weights);
 }
 
 }  // namespace

@@ -60,13 +60,13 @@ TEST_F(InjectionPlanTest, AModuleToSaveThatIsNotThereIsAWarning) {
 
 TEST_F(InjectionPlanTest, AStateMustHaveExactlyWhatIsTargeted) {
   const Plan result = plan({.lora = {.rank = 3}, .target_modules = {"q"}});
-  AdapterState<double> state;
-  EXPECT_THROW(result.check_state(state), ConfigError);
-  state.modules["a.q"].A = Matrix<double>::Zero(3, 6);
-  state.modules["a.q"].B = Matrix<double>::Zero(4, 3);
-  EXPECT_NO_THROW(result.check_state(state));
-  state.modules["a.v"] = state.modules["a.q"];
-  EXPECT_THROW(result.check_state(state), ConfigError);
+  AdapterWeights<double> weights;
+  EXPECT_THROW(result.check_weights(weights), ConfigError);
+  weights.modules["a.q"].A = Matrix<double>::Zero(3, 6);
+  weights.modules["a.q"].B = Matrix<double>::Zero(4, 3);
+  EXPECT_NO_THROW(result.check_weights(weights));
+  weights.modules["a.v"] = weights.modules["a.q"];
+  EXPECT_THROW(result.check_weights(weights), ConfigError);
 }
 
 }  // namespace

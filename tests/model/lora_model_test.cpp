@@ -158,8 +158,8 @@ TEST_F(LoraModelTest, ModulesToSaveTrainWholeAndAreGivenBackByUnload) {
   EXPECT_NE(network.head.value, before);
   EXPECT_EQ(std::ranges::count(trainable_names(), "head.weight"), 1);
   EXPECT_EQ(std::ranges::count(trainable_names(), "norm.weight"), 0);
-  EXPECT_TRUE(model.state().saved.contains("head.weight"));
-  EXPECT_EQ(model.state().saved.at("head.bias").shape, std::vector<Index>{3});
+  EXPECT_TRUE(model.weights().saved.contains("head.weight"));
+  EXPECT_EQ(model.weights().saved.at("head.bias").shape, std::vector<Index>{3});
   model.unload();
   EXPECT_EQ(network.head.value, before);
 }
@@ -247,15 +247,15 @@ TEST_F(LoraModelTest, AnAdapterThatIsNotActiveWaitsWithItsValues) {
   config.modules_to_save = {"head"};
   model.inject(config, 1, "first");
   change_everything(0.25);
-  const auto state = model.state();
+  const auto weights = model.weights();
   const auto head = network.head.value;
   model.inject(queries, 2, "second");
   EXPECT_EQ(model.active_adapter(), "second");
-  EXPECT_NE(network.q0.lora_B(), state.modules.at("blocks.0.q_proj").B);
+  EXPECT_NE(network.q0.lora_B(), weights.modules.at("blocks.0.q_proj").B);
   EXPECT_NE(network.head.value, head);
   model.set_adapter("first");
-  EXPECT_EQ(network.q0.lora_A(), state.modules.at("blocks.0.q_proj").A);
-  EXPECT_EQ(network.q1.lora_B(), state.modules.at("blocks.1.q_proj").B);
+  EXPECT_EQ(network.q0.lora_A(), weights.modules.at("blocks.0.q_proj").A);
+  EXPECT_EQ(network.q1.lora_B(), weights.modules.at("blocks.1.q_proj").B);
   EXPECT_EQ(network.head.value, head);
   model.delete_adapter("second");
   EXPECT_EQ(model.adapter_names(), std::vector<std::string>{"first"});
@@ -268,13 +268,13 @@ TEST_F(LoraModelTest, LoadTakesWhatStateGave) {
   config.lora.bias = BiasMode::lora_only;
   model.inject(config, 1);
   change_everything(0.25);
-  const auto state = model.state();
+  const auto weights = model.weights();
   const Matrix<double> x = numbers(3, 6, 9);
 
   Network fresh;
   LoraModel<double> other;
   fresh.add_to(other);
-  other.load(config, state);
+  other.load(config, weights);
   EXPECT_EQ(fresh.q0.infer(x), network.q0.infer(x));
   EXPECT_EQ(fresh.head.value, network.head.value);
   EXPECT_EQ(fresh.q1.bias(), network.q1.bias());
@@ -282,14 +282,14 @@ TEST_F(LoraModelTest, LoadTakesWhatStateGave) {
 
 TEST_F(LoraModelTest, LoadListsAllThatDoesNotFitAndChangesNothing) {
   model.inject(queries, 1);
-  auto state = model.state();
+  auto weights = model.weights();
   model.unload();
-  state.modules.emplace("blocks.7.q_proj", state.modules.at("blocks.0.q_proj"));
-  state.modules.at("blocks.1.q_proj").A.resize(2, 5);
-  state.modules.erase("blocks.0.q_proj");
-  state.saved.emplace("head.weight", SavedTensor<double>{{3, 4}, std::vector<double>(12)});
+  weights.modules.emplace("blocks.7.q_proj", weights.modules.at("blocks.0.q_proj"));
+  weights.modules.at("blocks.1.q_proj").A.resize(2, 5);
+  weights.modules.erase("blocks.0.q_proj");
+  weights.saved.emplace("head.weight", SavedTensor<double>{{3, 4}, std::vector<double>(12)});
   const auto before = network.weights();
-  const auto message = message_of<ConfigError>([&] { model.load(queries, state); });
+  const auto message = message_of<ConfigError>([&] { model.load(queries, weights); });
   EXPECT_NE(message.find("missing blocks.0.q_proj"), std::string::npos) << message;
   EXPECT_NE(message.find("misshapen blocks.1.q_proj ( A is 2 x 5 for 2 x 6)"), std::string::npos) << message;
   EXPECT_NE(message.find("unknown blocks.7.q_proj"), std::string::npos) << message;
@@ -311,7 +311,7 @@ TEST_F(LoraModelTest, NamesAreDottedAndUnique) {
 }
 
 TEST_F(LoraModelTest, CallsThatDoNotFitTheState) {
-  EXPECT_THROW(static_cast<void>(model.state()), StateError);
+  EXPECT_THROW(static_cast<void>(model.weights()), StateError);
   EXPECT_THROW(model.merge_and_unload(), StateError);
   EXPECT_THROW(model.delete_adapter("default"), ConfigError);
   model.inject(queries, 1);

@@ -36,21 +36,21 @@ TEST_F(ModelLayerTest, WorksOnTheLayerItself) {
 }
 
 TEST_F(ModelLayerTest, LoadsWhatStateGave) {
-  auto state = held.state();
-  EXPECT_EQ(state.scaling, 3);
-  state.B = random_matrix<double>(4, 2, 5);
-  EXPECT_EQ(held.misfit(layer.config(), state), "");
-  held.load(state);
-  EXPECT_EQ(layer.lora_B(), state.B);
+  auto weights = held.weights();
+  EXPECT_EQ(weights.scaling, 3);
+  weights.B = random_matrix<double>(4, 2, 5);
+  EXPECT_EQ(held.misfit(layer.config(), weights), "");
+  held.load(weights);
+  EXPECT_EQ(layer.lora_B(), weights.B);
 }
 
 TEST_F(ModelLayerTest, SaysEverythingThatDoesNotFit) {
-  auto state = held.state();
-  state.A.resize(3, 6);
-  state.magnitude.resize(4);
-  EXPECT_EQ(held.misfit(layer.config(), state), " A is 3 x 6 for 2 x 6 magnitude is 1 x 4 for 1 x 0");
-  state.kind = ModuleKind::embedding;
-  EXPECT_EQ(held.misfit(layer.config(), state), "it is a module of another kind");
+  auto weights = held.weights();
+  weights.A.resize(3, 6);
+  weights.magnitude.resize(4);
+  EXPECT_EQ(held.misfit(layer.config(), weights), " A is 3 x 6 for 2 x 6 magnitude is 1 x 4 for 1 x 0");
+  weights.kind = ModuleKind::embedding;
+  EXPECT_EQ(held.misfit(layer.config(), weights), "it is a module of another kind");
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Every kind of layer in a model: what state() takes out, load() puts into a fresh one, and merging for good.
+// Every kind of layer in a model: what weights() takes out, load() puts into a fresh one, and merging for good.
 #include "lora/model/model_layers.hpp"
 
 #include <cmath>
@@ -63,11 +63,11 @@ TEST(ModelLayers, StateIsWhatAFreshModelLoads) {
   model.inject(everything, 1);
   expect_near(network.answers(), plain, 1e-15);
   randomize(model);
-  const auto state = model.state();
-  EXPECT_EQ(state.modules.at("embed").kind, ModuleKind::embedding);
-  EXPECT_EQ(state.modules.at("conv").kind, ModuleKind::conv2d);
-  EXPECT_EQ(state.modules.at("conv").kernel_size, (std::vector<Index>{3, 2}));
-  EXPECT_EQ(state.modules.at("qkv").rank(), 4);
+  const auto weights = model.weights();
+  EXPECT_EQ(weights.modules.at("embed").kind, ModuleKind::embedding);
+  EXPECT_EQ(weights.modules.at("conv").kind, ModuleKind::conv2d);
+  EXPECT_EQ(weights.modules.at("conv").kernel_size, (std::vector<Index>{3, 2}));
+  EXPECT_EQ(weights.modules.at("qkv").rank(), 4);
 
   Network other;
   LoraModel<double> loaded;
@@ -75,7 +75,7 @@ TEST(ModelLayers, StateIsWhatAFreshModelLoads) {
   LoraModelConfig from_file = everything;
   from_file.rank_pattern = {{"qkv", 4}};
   from_file.alpha_pattern = {{"qkv", 6}};
-  loaded.load(from_file, state);
+  loaded.load(from_file, weights);
   expect_near(other.answers(), network.answers(), 0);
 }
 
@@ -85,9 +85,9 @@ TEST(ModelLayers, TheDeltaOfAStateIsTheLayersDelta) {
   network.add_to(model);
   model.inject(everything, 1);
   randomize(model);
-  const auto state = model.state();
+  const auto weights = model.weights();
   const auto delta = [&](const char* name) -> Matrix<double> {
-    const auto& module = state.modules.at(name);
+    const auto& module = weights.modules.at(name);
     return module.scaling * (module.B * module.A);
   };
   EXPECT_LE((delta("qkv") - network.qkv.delta_weight()).norm(), 1e-14);
@@ -104,11 +104,11 @@ TEST(ModelLayers, AMergedLinearTakesItsScalingFromARankStabilisedFile) {
   const LoraModelConfig only{.lora = {.rank = 2, .alpha = 3, .use_rslora = true}, .target_modules = {"qkv"}};
   model.inject(only, 1);
   const double scaling = network.qkv.scaling();
-  const auto state = model.state();
+  const auto weights = model.weights();
   model.unload();
   const LoraModelConfig in_file{.lora = {.rank = 4, .alpha = 3 * std::sqrt(2.0), .use_rslora = true},
                                 .target_modules = {"qkv"}};
-  model.load(in_file, state);
+  model.load(in_file, weights);
   EXPECT_EQ(network.qkv.rank(), 2);
   EXPECT_DOUBLE_EQ(network.qkv.scaling(), scaling);
 }
@@ -119,11 +119,11 @@ TEST(ModelLayers, AMergedLinearRefusesFactorsOutsideItsProjections) {
   model.add("qkv", network.qkv);
   const LoraModelConfig only{.lora = {.rank = 2, .alpha = 3}, .target_modules = {"qkv"}};
   model.inject(only, 1);
-  auto state = model.state();
+  auto weights = model.weights();
   model.unload();
-  state.modules.at("qkv").B(2, 0) = 1;
+  weights.modules.at("qkv").B(2, 0) = 1;
   const LoraModelConfig in_file{.lora = {.rank = 4, .alpha = 6}, .target_modules = {"qkv"}};
-  EXPECT_THROW(model.load(in_file, state), ConfigError);
+  EXPECT_THROW(model.load(in_file, weights), ConfigError);
   EXPECT_TRUE(model.active_adapter().empty());
   EXPECT_EQ(network.qkv.rank(), 0);
 }

@@ -136,8 +136,8 @@ TYPED_TEST(AdamWTest, WeightDecayStaysOutOfTheMoments) {
   TwoFactors<TypeParam> decayed;
   AdamW<TypeParam>({.weight_decay = 0}).step(model.parameters());
   AdamW<TypeParam>({.weight_decay = 0.5}).step(decayed.parameters());
-  EXPECT_EQ(model.a.state.first, decayed.a.state.first);
-  EXPECT_EQ(model.a.state.second, decayed.a.state.second);
+  EXPECT_EQ(model.a.moments.first, decayed.a.moments.first);
+  EXPECT_EQ(model.a.moments.second, decayed.a.moments.second);
   EXPECT_NE(model.a.value, decayed.a.value);
 }
 

@@ -81,11 +81,11 @@ TYPED_TEST(SgdTest, MomentumTakenUpLaterStartsAtItsFirstGradient) {
   const std::vector parameters = {scalar.parameter("p", ParameterRole::weight)};
   scalar.gradient(0, 0) = 1;
   SGD<TypeParam>({.learning_rate = 0.5}).step(parameters);
-  EXPECT_TRUE(scalar.state.first.empty());
+  EXPECT_TRUE(scalar.moments.first.empty());
   SGD<TypeParam>({.learning_rate = 0.5, .momentum = 0.5, .dampening = 0.5}).step(parameters);
   EXPECT_EQ(scalar.value(0, 0), TypeParam(1));
-  EXPECT_EQ(scalar.state.first, std::vector<TypeParam>{1});
-  EXPECT_EQ(scalar.state.steps, 2);
+  EXPECT_EQ(scalar.moments.first, std::vector<TypeParam>{1});
+  EXPECT_EQ(scalar.moments.steps, 2);
 }
 
 TYPED_TEST(SgdTest, EveryElementFollowsTheFormula) {

@@ -6,8 +6,8 @@
 
 #include "lora/optim/adamw.hpp"
 #include "lora/optim/clip.hpp"
+#include "lora/optim/moments.hpp"
 #include "lora/optim/sgd.hpp"
-#include "lora/optim/state.hpp"
 #include "optim/two_factors.hpp"
 #include "support/allocation_counter.hpp"
 
@@ -65,7 +65,7 @@ void expect_atomic_without_memory(const Optimizer& configured) {
   int failures = 0;
   for (bool done = false; !done;) {
     Optimizer optimizer = configured;
-    lora::reset_state(parameters);  // gives back what an earlier failure had reserved
+    lora::reset_moments(parameters);  // gives back what an earlier failure had reserved
     try {
       const FailingAllocation failing(failures);
       optimizer.step(parameters);
@@ -73,7 +73,7 @@ void expect_atomic_without_memory(const Optimizer& configured) {
     } catch (const std::bad_alloc&) {
       ++failures;
       ASSERT_TRUE(same(model, before)) << failures;
-      ASSERT_EQ(lora::state_bytes(parameters), 0U) << failures;
+      ASSERT_EQ(lora::moment_bytes(parameters), 0U) << failures;
     }
   }
   EXPECT_GE(failures, 2);

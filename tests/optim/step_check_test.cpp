@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "lora/optim/adamw.hpp"
+#include "lora/optim/moments.hpp"
 #include "lora/optim/sgd.hpp"
-#include "lora/optim/state.hpp"
 #include "optim/two_factors.hpp"
 
 namespace {
@@ -82,8 +82,8 @@ TYPED_TEST(StepCheckTest, AdvancesTimeOncePerStepAndReadsGradientsOnly) {
   const auto value = this->model.a.value;
   for (int step = 1; step <= 3; ++step) {
     this->optimizer.step(this->model.parameters());
-    EXPECT_EQ(this->model.a.state.steps, step);
-    EXPECT_EQ(this->model.b.state.steps, step);
+    EXPECT_EQ(this->model.a.moments.steps, step);
+    EXPECT_EQ(this->model.b.moments.steps, step);
   }
   EXPECT_EQ(this->model.a.gradient, gradient);
   EXPECT_NE(this->model.a.value, value);
@@ -93,8 +93,8 @@ TYPED_TEST(StepCheckTest, GivesEachParameterItsOwnTime) {
   const auto parameters = this->model.parameters();
   this->optimizer.step(std::span(parameters).first(1));
   this->optimizer.step(parameters);
-  EXPECT_EQ(this->model.a.state.steps, 2);
-  EXPECT_EQ(this->model.b.state.steps, 1);
+  EXPECT_EQ(this->model.a.moments.steps, 2);
+  EXPECT_EQ(this->model.b.moments.steps, 1);
 }
 
 TYPED_TEST(StepCheckTest, RefusesALockedParameter) {
@@ -121,7 +121,7 @@ TYPED_TEST(StepCheckTest, RefusesAParameterListedTwice) {
 
 TYPED_TEST(StepCheckTest, RefusesValuesThatOverlap) {
   using Scalar = typename TypeParam::Number;
-  lora::OptimizerState<Scalar> state;
+  lora::Moments<Scalar> state;
   auto parameters = this->model.parameters();
   parameters.emplace_back("last row", ParameterRole::weight, &this->model.a.value(2, 0), &this->model.a.gradient(2, 0),
                           1, 11, state);
@@ -131,8 +131,8 @@ TYPED_TEST(StepCheckTest, RefusesValuesThatOverlap) {
 
 TYPED_TEST(StepCheckTest, AcceptsNeighboursInOneBuffer) {
   using Scalar = typename TypeParam::Number;
-  lora::OptimizerState<Scalar> upper_state;
-  lora::OptimizerState<Scalar> lower_state;
+  lora::Moments<Scalar> upper_state;
+  lora::Moments<Scalar> lower_state;
   auto& a = this->model.a;
   const std::vector<Parameter<Scalar>> halves = {
       {"upper", ParameterRole::weight, &a.value(1, 0), &a.gradient(1, 0), 2, 11, upper_state},
@@ -149,14 +149,14 @@ TYPED_TEST(StepCheckTest, RefusesAStateThatTwoParametersShare) {
   using Scalar = typename TypeParam::Number;
   auto& [a, b] = this->model;
   const std::vector<Parameter<Scalar>> parameters = {
-      {"A", ParameterRole::lora_A, a.value.data(), a.gradient.data(), 3, 7, a.state},
-      {"B", ParameterRole::lora_B, b.value.data(), b.gradient.data(), 7, 3, a.state}};
+      {"A", ParameterRole::lora_A, a.value.data(), a.gradient.data(), 3, 7, a.moments},
+      {"B", ParameterRole::lora_B, b.value.data(), b.gradient.data(), 7, 3, a.moments}};
   this->template expect_refusal<StateError>(parameters);
 }
 
 TYPED_TEST(StepCheckTest, RefusesAParameterWithoutMemory) {
   using Scalar = typename TypeParam::Number;
-  lora::OptimizerState<Scalar> state;
+  lora::Moments<Scalar> state;
   auto parameters = this->model.parameters();
   parameters.emplace_back("no gradient", ParameterRole::weight, parameters[0].value().data(), nullptr, 1, 1, state);
   this->template expect_refusal<StateError>(parameters);
@@ -170,10 +170,10 @@ TYPED_TEST(StepCheckTest, SkipsParametersWithoutElements) {
   auto parameters = rank_zero.parameters();
   parameters.emplace_back();
   this->optimizer.step(parameters);
-  EXPECT_EQ(rank_zero.a.state.steps, 0);
-  EXPECT_TRUE(rank_zero.a.state.owner.empty());
-  EXPECT_EQ(lora::state_bytes(parameters), 0U);
-  lora::reset_state(parameters);
+  EXPECT_EQ(rank_zero.a.moments.steps, 0);
+  EXPECT_TRUE(rank_zero.a.moments.owner.empty());
+  EXPECT_EQ(lora::moment_bytes(parameters), 0U);
+  lora::reset_moments(parameters);
 }
 
 TYPED_TEST(StepCheckTest, RefusesTheStateOfAnotherOptimizer) {
@@ -181,16 +181,16 @@ TYPED_TEST(StepCheckTest, RefusesTheStateOfAnotherOptimizer) {
   const auto parameters = this->model.parameters();
   other.step(std::span(parameters).subspan(1));
   this->template expect_refusal<StateError>(parameters);
-  lora::reset_state(parameters);
+  lora::reset_moments(parameters);
   EXPECT_NO_THROW(this->optimizer.step(parameters));
 }
 
 TYPED_TEST(StepCheckTest, RefusesAStateThatContradictsItself) {
   using Scalar = typename TypeParam::Number;
   const auto parameters = this->model.parameters();
-  auto& state = this->model.b.state;
+  auto& state = this->model.b.moments;
   const auto elements = static_cast<std::size_t>(this->model.b.value.size());
-  const lora::OptimizerState<Scalar> contradictions[] = {
+  const lora::Moments<Scalar> contradictions[] = {
       {"", 3, {}, {}},
       {"", 0, std::vector<Scalar>(elements), {}},
       {"", 0, {}, std::vector<Scalar>(elements)},
@@ -229,7 +229,7 @@ TYPED_TEST(StepCheckTest, ALearningRateOfZeroMovesNothingButTime) {
   this->optimizer.set_learning_rate(0);
   this->optimizer.step(this->model.parameters());
   EXPECT_EQ(this->model.a.value, value);
-  EXPECT_EQ(this->model.a.state.steps, 1);
+  EXPECT_EQ(this->model.a.moments.steps, 1);
 }
 
 TYPED_TEST(StepCheckTest, AScaledRateIsThatRate) {

@@ -37,9 +37,9 @@ struct TwoFactors {
 /// Whether values, gradients and states are the same, bit for bit.
 template <class Scalar>
 [[nodiscard]] bool same(const Trainable<Scalar>& one, const Trainable<Scalar>& other) {
-  return one.value == other.value && one.gradient == other.gradient && one.state.owner == other.state.owner &&
-         one.state.steps == other.state.steps && one.state.first == other.state.first &&
-         one.state.second == other.state.second;
+  return one.value == other.value && one.gradient == other.gradient && one.moments.owner == other.moments.owner &&
+         one.moments.steps == other.moments.steps && one.moments.first == other.moments.first &&
+         one.moments.second == other.moments.second;
 }
 
 template <class Scalar>

@@ -62,9 +62,9 @@ void expect_same(ToyRun& a, ToyRun& b) {
   const auto right = b.classifier.parameters();
   for (std::size_t i = 0; i < left.size(); ++i) {
     EXPECT_TRUE(same_bits(left[i].value(), right[i].value())) << left[i].name();
-    EXPECT_EQ(left[i].state().first, right[i].state().first);
-    EXPECT_EQ(left[i].state().second, right[i].state().second);
-    EXPECT_EQ(left[i].state().steps, right[i].state().steps);
+    EXPECT_EQ(left[i].moments().first, right[i].moments().first);
+    EXPECT_EQ(left[i].moments().second, right[i].moments().second);
+    EXPECT_EQ(left[i].moments().steps, right[i].moments().steps);
   }
   const TrainingState& s = a.training.state();
   const TrainingState& t = b.training.state();

@@ -109,7 +109,7 @@ TEST(MethodRun, AnAdapterWithoutAHeadIsRefused) {
   const TemporaryFolder folder;
   static_cast<void>(run_method_with<Layers>(request_in(folder.path(), head)));
   auto adapter = lora::read_peft_directory<float>(folder / "adapter");
-  adapter.state.saved.clear();
+  adapter.weights.saved.clear();
   EXPECT_THROW(static_cast<void>(make_text_classifier_with<Layers>(weights(), adapter)), lora::FormatError);
 }
 

@@ -51,13 +51,13 @@ class Tool : public ::testing::Test {
   }
   // An adapter of that weight.
   void write_adapter(const std::string& name, std::uint64_t seed = 5) const {
-    AdapterState<float> state;
-    ModuleState<float> module;
+    AdapterWeights<float> weights;
+    ModuleWeights<float> module;
     module.A = random_matrix<float>(2, 30, seed);
     module.B = random_matrix<float>(20, 2, seed + 1);
     module.scaling = 2;
-    state.modules.emplace("layer", module);
-    write_peft_directory(path(name), {.lora = {.rank = 2, .alpha = 4}, .target_modules = {"layer"}}, state);
+    weights.modules.emplace("layer", module);
+    write_peft_directory(path(name), {.lora = {.rank = 2, .alpha = 4}, .target_modules = {"layer"}}, weights);
   }
   [[nodiscard]] Matrix<float> weight_of(const std::string& name) const {
     return SafetensorsFile::open(path(name)).matrix<float>("layer.weight");
@@ -204,7 +204,7 @@ TEST_F(Tool, ExtractFindsTheAdapterThatWasMerged) {
                          "--energy", "0.999999"});
   ASSERT_EQ(run.exit_code, 0) << run.output;
   const auto found = read_peft_directory<float>(path("found"));
-  EXPECT_EQ(found.state.modules.at("layer").rank(), 2);
+  EXPECT_EQ(found.weights.modules.at("layer").rank(), 2);
   ASSERT_EQ(tool({"merge", path("base.safetensors"), path("found"), path("again.safetensors")}).exit_code, 0);
   EXPECT_LE((weight_of("again.safetensors") - weight_of("merged.safetensors")).cwiseAbs().maxCoeff(), 1e-5);
 }
@@ -216,7 +216,7 @@ TEST_F(Tool, CombineAddsAdapters) {
       tool({"combine", path("a"), path("b"), "--weights", "0.5", "-1", "--type", "cat", "-o", path("sum")});
   ASSERT_EQ(run.exit_code, 0) << run.output;
   const auto delta = [&](const std::string& name) -> Matrix<float> {
-    const auto module = read_peft_directory<float>(path(name)).state.modules.at("layer");
+    const auto module = read_peft_directory<float>(path(name)).weights.modules.at("layer");
     return static_cast<float>(module.scaling) * (module.B * module.A);
   };
   EXPECT_LE((delta("sum") - (0.5F * delta("a") - delta("b"))).cwiseAbs().maxCoeff(), 1e-5);
@@ -225,17 +225,17 @@ TEST_F(Tool, CombineAddsAdapters) {
 }
 
 TEST_F(Tool, ConvertsToGgufAndBack) {
-  AdapterState<float> state;
-  ModuleState<float> module;
+  AdapterWeights<float> weights;
+  ModuleWeights<float> module;
   module.A = random_matrix<float>(2, 8, 1);
   module.B = random_matrix<float>(8, 2, 2);
   module.scaling = 2;
-  state.modules.emplace("model.layers.0.self_attn.q_proj", module);
-  write_peft_directory(path("adapter"), {.lora = {.rank = 2, .alpha = 4}, .target_modules = {"q_proj"}}, state);
+  weights.modules.emplace("model.layers.0.self_attn.q_proj", module);
+  write_peft_directory(path("adapter"), {.lora = {.rank = 2, .alpha = 4}, .target_modules = {"q_proj"}}, weights);
   const auto run = tool({"convert", path("adapter"), path("adapter.gguf"), "--architecture", "llama", "--heads", "2"});
   ASSERT_EQ(run.exit_code, 0) << run.output;
   ASSERT_EQ(tool({"convert", path("adapter.gguf"), path("back"), "--heads", "2"}).exit_code, 0);
-  const auto back = read_peft_directory<float>(path("back")).state.modules.at("model.layers.0.self_attn.q_proj");
+  const auto back = read_peft_directory<float>(path("back")).weights.modules.at("model.layers.0.self_attn.q_proj");
   const Matrix<float> ours = static_cast<float>(back.scaling) * (back.B * back.A);
   EXPECT_LE((ours - 2 * (module.B * module.A)).cwiseAbs().maxCoeff(), 1e-5);
   EXPECT_EQ(tool({"convert", path("adapter"), path("other.gguf")}).exit_code, 1);
@@ -261,13 +261,13 @@ TEST_F(Tool, MemoryDoesNotGrowWithTheCheckpoint) {
   SafetensorsWriter writer;
   for (Index i = 0; i < tensors; ++i) writer.add_view("layer" + std::to_string(i) + ".weight", large);
   writer.write(path("base.safetensors"));
-  AdapterState<float> state;
-  ModuleState<float> module;
+  AdapterWeights<float> weights;
+  ModuleWeights<float> module;
   module.A = random_matrix<float>(8, 2048, 5);
   module.B = random_matrix<float>(1024, 8, 6);
-  for (Index i = 0; i < tensors; i += 2) state.modules.emplace("layer" + std::to_string(i), module);
+  for (Index i = 0; i < tensors; i += 2) weights.modules.emplace("layer" + std::to_string(i), module);
   LoraModelConfig config{.lora = {.rank = 8, .alpha = 8}, .target_modules = ModuleSelector::matching("layer\\d+")};
-  write_peft_directory(path("adapter"), config, state);
+  write_peft_directory(path("adapter"), config, weights);
   const auto run = tool({"merge", path("base.safetensors"), path("adapter"), path("out.safetensors")});
   ASSERT_EQ(run.exit_code, 0) << run.output;
   const long checkpoint_kib = tensors * 1024 * 2048 * 4 / 1024;

@@ -8,7 +8,7 @@
 #include "lora/adapter/adapter.hpp"
 #include "lora/adapter/decomposition.hpp"
 #include "lora/adapter/dora.hpp"
-#include "lora/weight/merge_record.hpp"
+#include "lora/weight/merge_undo.hpp"
 
 namespace lora {
 
@@ -49,7 +49,7 @@ template <FrozenWeight Weight>
   Adapter adapter(operation, config, seed, factors_from_weight(operation, weight, config, seed));
   LowRankUpdate<Scalar> taken = adapter.update();
   taken.scale = -taken.scale;
-  const auto record = MergeRecord<Scalar>::merge(operation, weight, taken);
+  const auto record = MergeUndo<Scalar>::merge(operation, weight, taken);
   try {
     auto magnitude = detail::make_magnitude(weight, adapter);
     return {std::move(adapter), std::move(magnitude)};

@@ -20,7 +20,7 @@ enum class ParameterRole : std::uint8_t { lora_A, lora_B, lora_bias, magnitude, 
 /// What an optimiser remembers of one parameter. It lives beside the parameter, so it follows it when the layer is
 /// copied or moved, and exists for nothing that does not train.
 template <class Scalar>
-struct OptimizerState {
+struct Moments {
   std::string_view owner;      ///< name of the optimiser that filled it; empty before the first step
   std::int64_t steps = 0;      ///< updates applied to this parameter
   std::vector<Scalar> first;   ///< momentum, or first moment
@@ -40,14 +40,14 @@ class Parameter {
   Parameter() = default;
   /// `gradient` has `rows * cols` scalars, as `value`. `locked`, where given, is true while the value must not change.
   Parameter(std::string name, ParameterRole role, Scalar* value, Scalar* gradient, Index rows, Index cols,
-            OptimizerState<Scalar>& state, const bool* locked = nullptr)
+            Moments<Scalar>& moments, const bool* locked = nullptr)
       : name_(std::move(name)),
         role_(role),
         value_(value),
         gradient_(gradient),
         rows_(rows),
         cols_(cols),
-        state_(&state),
+        moments_(&moments),
         locked_(locked) {}
 
   [[nodiscard]] const std::string& name() const noexcept { return name_; }
@@ -63,7 +63,7 @@ class Parameter {
     return {value_, rows_, cols_};
   }
   [[nodiscard]] Map gradient() const noexcept { return {gradient_, rows_, cols_}; }
-  [[nodiscard]] OptimizerState<Scalar>& state() const noexcept { return *state_; }
+  [[nodiscard]] Moments<Scalar>& moments() const noexcept { return *moments_; }
 
   /// @throws StateError while the value must not change.
   void require_unlocked(std::string_view operation) const {
@@ -82,7 +82,7 @@ class Parameter {
   Scalar* gradient_ = nullptr;
   Index rows_ = 0;
   Index cols_ = 0;
-  OptimizerState<Scalar>* state_ = nullptr;
+  Moments<Scalar>* moments_ = nullptr;
   const bool* locked_ = nullptr;
 };
 
@@ -96,7 +96,7 @@ class ParameterList {
   /// Adds a handle on `value`, with the next of `states`, unless `gradient` is empty: then the value does not train.
   template <class Value, class Gradient, std::size_t count>
   void add_trained(const char* name, ParameterRole role, Value& value, Gradient& gradient,
-                   std::array<OptimizerState<Scalar>, count>& states, const bool* locked) {
+                   std::array<Moments<Scalar>, count>& states, const bool* locked) {
     if (gradient.size() == 0) return;
     push_back({name, role, value.data(), gradient.data(), value.rows(), value.cols(), states.at(size_), locked});
   }
@@ -121,7 +121,7 @@ template <class Scalar>
 struct Trainable {
   Matrix<Scalar> value;
   Matrix<Scalar> gradient;
-  OptimizerState<Scalar> state;
+  Moments<Scalar> moments;
 
   /// Gives the gradient the value's shape, filled with zeros, unless it has it already.
   void ensure_gradient() {
@@ -133,7 +133,7 @@ struct Trainable {
   /// A handle for an optimiser. Valid while this object stays where it is.
   [[nodiscard]] Parameter<Scalar> parameter(std::string name, ParameterRole role, const bool* locked = nullptr) {
     ensure_gradient();
-    return {std::move(name), role, value.data(), gradient.data(), value.rows(), value.cols(), state, locked};
+    return {std::move(name), role, value.data(), gradient.data(), value.rows(), value.cols(), moments, locked};
   }
 };
 

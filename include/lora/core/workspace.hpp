@@ -1,15 +1,18 @@
 // Scratch memory that only grows, owned by the caller, so that a steady step allocates nothing.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <new>
 #include <utility>
+#include <vector>
 
 #include "lora/core/executor.hpp"
 #include "lora/core/large_page_bytes.hpp"
+#include "lora/core/view.hpp"
 
 namespace lora {
 
@@ -45,6 +48,35 @@ class AlignedBuffer {
   LargePageBytes bytes_;
 };
 
+class Workspace;
+
+/// Where the next scratch matrix would lie.
+struct ScratchMark {
+  std::size_t block = 0;
+  std::size_t offset = 0;
+};
+
+/// A matrix in a workspace's memory, with contiguous rows and undefined contents. Its memory returns to the workspace
+/// with the end of its scope, so of several the last one made goes first, as variables do.
+template <class Scalar>
+class ScratchMatrix : public MatrixView<Scalar> {
+ public:
+  ScratchMatrix(ScratchMatrix&& other) noexcept
+      : MatrixView<Scalar>(other), workspace_(std::exchange(other.workspace_, nullptr)), mark_(other.mark_) {}
+  ScratchMatrix(const ScratchMatrix&) = delete;
+  ScratchMatrix& operator=(const ScratchMatrix&) = delete;
+  ScratchMatrix& operator=(ScratchMatrix&&) = delete;
+  ~ScratchMatrix();
+
+ private:
+  friend class Workspace;
+  ScratchMatrix(const MatrixView<Scalar>& view, Workspace& workspace, ScratchMark mark) noexcept
+      : MatrixView<Scalar>(view), workspace_(&workspace), mark_(mark) {}
+
+  Workspace* workspace_;
+  ScratchMark mark_;
+};
+
 /// Scratch for one call at a time, and the executor that call runs on. One workspace per concurrent caller.
 class Workspace {
  public:
@@ -70,6 +102,24 @@ class Workspace {
 
   [[nodiscard]] Executor& executor() noexcept { return executor_ != nullptr ? *executor_ : serial_.value; }
 
+  /// A rows x cols matrix for this scope, aligned to 64 bytes. Allocates only when no block that is free has the room:
+  /// a call that is repeated with the same shapes allocates nothing. Never null. @throws std::bad_alloc
+  template <class T>
+  [[nodiscard]] ScratchMatrix<T> matrix(Index rows, Index cols) {
+    const auto count = static_cast<std::size_t>(rows) * static_cast<std::size_t>(cols);
+    if (cols > 0 && count / static_cast<std::size_t>(cols) != static_cast<std::size_t>(rows)) throw std::bad_alloc();
+    if (count > (std::numeric_limits<std::size_t>::max() - AlignedBuffer::alignment) / sizeof(T))
+      throw std::bad_alloc();
+    const ScratchMark before = scratch_.next;
+    auto* const data = reinterpret_cast<T*>(take(count * sizeof(T)));
+    return ScratchMatrix<T>({data, rows, cols, cols, 1}, *this, before);
+  }
+  /// The same as one row.
+  template <class T>
+  [[nodiscard]] ScratchMatrix<T> row(Index size) {
+    return matrix<T>(1, size);
+  }
+
   /// Room for `count` objects of T in the slot's block; the previous contents are lost. @throws std::bad_alloc
   template <class T>
   [[nodiscard]] T* reserve(Slot slot, Index count) {
@@ -80,6 +130,7 @@ class Workspace {
   [[nodiscard]] std::size_t bytes() const noexcept {
     std::size_t total = 0;
     for (const auto& block : blocks_) total += block.bytes();
+    for (const auto& block : scratch_.blocks) total += block.size();
     return total;
   }
 
@@ -92,9 +143,63 @@ class Workspace {
     Serial& operator=(const Serial& /*other*/) noexcept { return *this; }
   };
 
+  template <class T>
+  friend class ScratchMatrix;
+
+  // The first block from the current one on that has the room; where none has, a new one behind them. Blocks in use
+  // stay where they are, and while none is in use a larger block takes the place of all.
+  std::int8_t* take(std::size_t bytes) {
+    const std::size_t wanted = std::max(round_up(bytes), AlignedBuffer::alignment);
+    std::vector<LargePageBytes>& blocks = scratch_.blocks;
+    ScratchMark& next = scratch_.next;
+    ScratchMark place = next;
+    while (place.block < blocks.size() && blocks[place.block].size() - place.offset < wanted) {
+      place = {place.block + 1, 0};
+    }
+    if (place.block == blocks.size()) {
+      const bool unused = next.block == 0 && next.offset == 0;
+      LargePageBytes block(std::max(wanted, smallest_block));
+      if (unused) {
+        blocks.clear();
+        place = {};
+      }
+      blocks.push_back(std::move(block));
+    }
+    next = {place.block, place.offset + wanted};
+    return blocks[place.block].data() + place.offset;
+  }
+  void release(ScratchMark mark) noexcept { scratch_.next = mark; }
+
+  static constexpr std::size_t smallest_block = 4096;
+  [[nodiscard]] static constexpr std::size_t round_up(std::size_t bytes) noexcept {
+    return (bytes + AlignedBuffer::alignment - 1) / AlignedBuffer::alignment * AlignedBuffer::alignment;
+  }
+
+  // Scratch belongs to one owner: a copy starts without any.
+  struct Arena {
+    std::vector<LargePageBytes> blocks;
+    ScratchMark next;
+    Arena() = default;
+    Arena(const Arena& /*other*/) noexcept {}
+    Arena(Arena&&) noexcept = default;
+    Arena& operator=(const Arena& /*other*/) noexcept {
+      blocks.clear();
+      next = {};
+      return *this;
+    }
+    Arena& operator=(Arena&&) noexcept = default;
+    ~Arena() = default;
+  };
+
   Executor* executor_ = nullptr;
   Serial serial_;
+  Arena scratch_;
   std::array<AlignedBuffer, static_cast<std::size_t>(Slot::count)> blocks_;
 };
+
+template <class Scalar>
+ScratchMatrix<Scalar>::~ScratchMatrix() {
+  if (workspace_ != nullptr) workspace_->release(mark_);
+}
 
 }  // namespace lora

@@ -12,14 +12,14 @@
 #include "lora/io/dtype.hpp"
 #include "lora/io/gguf_value.hpp"
 #include "lora/io/text.hpp"
-#include "lora/model/adapter_state.hpp"
+#include "lora/model/adapter_weights.hpp"
 
 namespace lora {
 
 /// What a file holds. The writer sets "general.architecture", "general.type", "adapter.type" and "adapter.lora.alpha"
 /// itself, whatever `metadata` says of them.
 struct GgufAdapter {
-  AdapterState<float> state;
+  AdapterWeights<float> weights;
   GgufMetadata metadata;     ///< every value in the file, by key
   std::string architecture;  ///< of the base model: "llama", "qwen2", ...
 };

@@ -20,7 +20,7 @@
 #include "lora/io/gguf_parser.hpp"
 #include "lora/io/mapped_file.hpp"
 #include "lora/io/text.hpp"
-#include "lora/model/adapter_state.hpp"
+#include "lora/model/adapter_weights.hpp"
 
 namespace lora {
 
@@ -41,8 +41,8 @@ class GgufAdapterDecoder {
     adapter.architecture = text("general.architecture");
     if (adapter.architecture.empty()) refuse("general.architecture", "a name", "an empty one");
     const double alpha = read_alpha();
-    pair_factors(adapter.state);
-    for (const auto& [stem, pair] : pairs_) add_module(stem, pair, alpha, adapter.state);
+    pair_factors(adapter.weights);
+    for (const auto& [stem, pair] : pairs_) add_module(stem, pair, alpha, adapter.weights);
     adapter.metadata = std::move(contents_.metadata);
     return adapter;
   }
@@ -84,7 +84,7 @@ class GgufAdapterDecoder {
     return *value;
   }
 
-  void pair_factors(AdapterState<float>& state) {
+  void pair_factors(AdapterWeights<float>& weights) {
     for (const GgufTensor& tensor : contents_.tensors) {
       const std::string_view name = tensor.name;
       const auto stem = [&](std::string_view suffix) { return name.substr(0, name.size() - suffix.size()); };
@@ -93,7 +93,7 @@ class GgufAdapterDecoder {
       } else if (name.ends_with(gguf_suffix_b)) {
         pairs_[stem(gguf_suffix_b)].b = &tensor;
       } else if (name.ends_with(gguf_norm_suffix)) {
-        add_norm(tensor, state);
+        add_norm(tensor, weights);
       } else {
         refuse("tensor " + in_quotes(name), "a name that ends in .weight.lora_a, .weight.lora_b or _norm.weight",
                "another");
@@ -101,13 +101,13 @@ class GgufAdapterDecoder {
     }
   }
 
-  void add_norm(const GgufTensor& tensor, AdapterState<float>& state) const {
+  void add_norm(const GgufTensor& tensor, AdapterWeights<float>& weights) const {
     if (tensor.extents[1] != 1 || tensor.extents[2] != 1 || tensor.extents[3] != 1 || tensor.size() == 0) {
       refuse("tensor " + in_quotes(tensor.name), "one dimension of 1 or more elements", "another shape");
     }
     SavedTensor<float> saved{{static_cast<Index>(tensor.extents[0])}, std::vector<float>(tensor.extents[0])};
     lora::decode<float>(tensor.dtype, tensor.bytes.data(), saved.values);
-    state.saved.emplace(tensor.name, std::move(saved));
+    weights.saved.emplace(tensor.name, std::move(saved));
   }
 
   [[nodiscard]] Matrix<float> matrix(const GgufTensor& tensor) const {
@@ -119,12 +119,12 @@ class GgufAdapterDecoder {
     return values;
   }
 
-  void add_module(std::string_view stem, const Pair& pair, double alpha, AdapterState<float>& state) const {
+  void add_module(std::string_view stem, const Pair& pair, double alpha, AdapterWeights<float>& weights) const {
     const std::string what = gguf_module(stem);
     if (pair.a == nullptr || pair.b == nullptr) {
       refuse(what, "lora_a and lora_b", pair.a == nullptr ? "lora_b alone" : "lora_a alone");
     }
-    ModuleState<float> module;
+    ModuleWeights<float> module;
     module.A = matrix(*pair.a);
     module.B = matrix(*pair.b);
     if (is_gguf_embedding(stem)) {
@@ -138,7 +138,7 @@ class GgufAdapterDecoder {
     module.scaling = alpha == 0.0 ? 1.0 : alpha / static_cast<double>(module.rank());
     permute_rope_rows(operation, what, gguf_rope_heads(stem, options_), false, module.B);
     const std::string name = options_.rename ? options_.rename(stem) : std::string(stem);
-    if (!state.modules.emplace(name, std::move(module)).second) {
+    if (!weights.modules.emplace(name, std::move(module)).second) {
       throw ConfigError(operation, "rename", "a new name for every module", in_quotes(name) + " twice");
     }
   }

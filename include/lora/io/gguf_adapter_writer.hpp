@@ -27,7 +27,7 @@
 #include "lora/io/gguf_encoder.hpp"
 #include "lora/io/gguf_value.hpp"
 #include "lora/io/text.hpp"
-#include "lora/model/adapter_state.hpp"
+#include "lora/model/adapter_weights.hpp"
 
 namespace lora {
 
@@ -44,15 +44,15 @@ class GgufAdapterEncoder {
       throw ConfigError(operation, "dtype", "F32, F16 or BF16", name_of(options.dtype));
     }
     check_gguf_heads(operation, options);
-    for (const auto& [name, module] : adapter.state.modules) check_module(name, module);
+    for (const auto& [name, module] : adapter.weights.modules) check_module(name, module);
     alpha_ = file_alpha();
   }
 
   [[nodiscard]] std::vector<std::byte> encode() const {
     GgufEncoder file(alignment());
     add_metadata(file);
-    for (const auto& [stem, name] : names_in_file()) add_module(*name, stem, adapter_.state.modules.at(*name), file);
-    for (const auto& [name, tensor] : adapter_.state.saved) add_norm(name, tensor, file);
+    for (const auto& [stem, name] : names_in_file()) add_module(*name, stem, adapter_.weights.modules.at(*name), file);
+    for (const auto& [name, tensor] : adapter_.weights.saved) add_norm(name, tensor, file);
     return std::move(file).finish();
   }
 
@@ -61,7 +61,7 @@ class GgufAdapterEncoder {
 
   [[nodiscard]] std::map<std::string, const std::string*> names_in_file() const {
     std::map<std::string, const std::string*> names;
-    for (const auto& entry : adapter_.state.modules) {
+    for (const auto& entry : adapter_.weights.modules) {
       const std::string stem = options_.rename ? options_.rename(entry.first) : entry.first;
       const auto [other, is_new] = names.emplace(stem, &entry.first);
       if (is_new) continue;
@@ -71,7 +71,7 @@ class GgufAdapterEncoder {
     return names;
   }
 
-  static void check_module(const std::string& name, const ModuleState<float>& module) {
+  static void check_module(const std::string& name, const ModuleWeights<float>& module) {
     const auto refuse = [&](std::string_view got) {
       throw ConfigError(operation, gguf_module(name), "what GGUF can hold: factors of a linear layer or an embedding",
                         got);
@@ -87,14 +87,14 @@ class GgufAdapterEncoder {
     }
   }
 
-  [[nodiscard]] static double alpha_of(const ModuleState<float>& module) noexcept {
+  [[nodiscard]] static double alpha_of(const ModuleWeights<float>& module) noexcept {
     return module.scaling * static_cast<double>(module.rank());
   }
 
   [[nodiscard]] float file_alpha() const {
     double alpha = options_.alpha.value_or(0.0);
     if (!options_.alpha) {
-      for (const auto& entry : adapter_.state.modules) {
+      for (const auto& entry : adapter_.weights.modules) {
         if (alpha == 0.0) alpha = alpha_of(entry.second);
       }
       if (static_cast<float>(alpha) == 0.0F) alpha = 1.0;
@@ -136,7 +136,7 @@ class GgufAdapterEncoder {
     }
   }
 
-  void add_module(const std::string& name, const std::string& stem, const ModuleState<float>& module,
+  void add_module(const std::string& name, const std::string& stem, const ModuleWeights<float>& module,
                   GgufEncoder& file) const {
     const bool embedding = module.kind == ModuleKind::embedding;
     if (embedding != is_gguf_embedding(stem)) {
@@ -153,7 +153,7 @@ class GgufAdapterEncoder {
   }
 
   /// A module whose own alpha is the file's keeps the bits of its B.
-  void fold(const ModuleState<float>& module, Matrix<float>& b) const {
+  void fold(const ModuleWeights<float>& module, Matrix<float>& b) const {
     if (static_cast<float>(alpha_of(module)) == alpha_) return;
     const double factor = alpha_of(module) / static_cast<double>(alpha_);
     b = (factor * b.cast<double>()).cast<float>();

@@ -21,7 +21,7 @@
 #include "lora/io/peft_tensors.hpp"
 #include "lora/io/safetensors_reader.hpp"
 #include "lora/io/text.hpp"
-#include "lora/model/adapter_state.hpp"
+#include "lora/model/adapter_weights.hpp"
 #include "lora/model/model_config.hpp"
 
 namespace lora {
@@ -33,7 +33,7 @@ inline constexpr std::string_view peft_tensors_file = "adapter_model.safetensors
 template <RealScalar Scalar>
 struct PeftAdapter {
   LoraModelConfig config;
-  AdapterState<Scalar> state;
+  AdapterWeights<Scalar> weights;
   std::vector<std::string> warnings;  ///< of reading; writing does not look at them
 };
 
@@ -85,11 +85,11 @@ inline constexpr std::string_view read_peft = "read_peft_directory";
 /// Modules the configuration does not target. Nothing when its patterns are no regular expressions here.
 template <RealScalar Scalar>
 [[nodiscard]] std::optional<std::vector<std::string>> untargeted_modules(const LoraModelConfig& config,
-                                                                         const AdapterState<Scalar>& state) {
+                                                                         const AdapterWeights<Scalar>& weights) {
   std::vector<std::string> untargeted;
   try {
     const ModuleMatcher matcher(config);
-    for (const auto& [name, module] : state.modules) {
+    for (const auto& [name, module] : weights.modules) {
       if (!matcher.targets(name, module.kind == ModuleKind::linear)) untargeted.push_back(name);
     }
   } catch (const ConfigError&) {
@@ -114,38 +114,39 @@ template <RealScalar Scalar>
 }
 
 template <RealScalar Scalar>
-[[nodiscard]] ModuleState<Scalar> peft_module_state(const PeftModule& module, const std::vector<TensorView>& tensors) {
+[[nodiscard]] ModuleWeights<Scalar> peft_module_weights(const PeftModule& module,
+                                                        const std::vector<TensorView>& tensors) {
   const TensorView& A = tensors[module.A];
   const TensorView& B = tensors[module.B];
-  ModuleState<Scalar> state;
-  state.kind = module.kind;
-  state.A = peft_matrix<Scalar>(A, A.shape[0]);
-  state.B = peft_matrix<Scalar>(B, B.shape[0]);
-  if (module.lora_bias) state.lora_bias = peft_row<Scalar>(tensors[*module.lora_bias]);
-  if (module.magnitude) state.magnitude = peft_row<Scalar>(tensors[*module.magnitude]);
-  if (A.shape.size() > 2) state.kernel_size.assign(A.shape.begin() + 2, A.shape.end());
-  return state;
+  ModuleWeights<Scalar> weights;
+  weights.kind = module.kind;
+  weights.A = peft_matrix<Scalar>(A, A.shape[0]);
+  weights.B = peft_matrix<Scalar>(B, B.shape[0]);
+  if (module.lora_bias) weights.lora_bias = peft_row<Scalar>(tensors[*module.lora_bias]);
+  if (module.magnitude) weights.magnitude = peft_row<Scalar>(tensors[*module.magnitude]);
+  if (A.shape.size() > 2) weights.kernel_size.assign(A.shape.begin() + 2, A.shape.end());
+  return weights;
 }
 
 template <RealScalar Scalar>
-[[nodiscard]] AdapterState<Scalar> peft_state(const PeftInventory& inventory, const ModuleMatcher& matcher,
-                                              const std::vector<TensorView>& tensors) {
-  AdapterState<Scalar> state;
+[[nodiscard]] AdapterWeights<Scalar> peft_state(const PeftInventory& inventory, const ModuleMatcher& matcher,
+                                                const std::vector<TensorView>& tensors) {
+  AdapterWeights<Scalar> weights;
   for (const auto& [name, module] : inventory.modules) {
-    auto& loaded = state.modules.emplace(name, peft_module_state<Scalar>(module, tensors)).first->second;
+    auto& loaded = weights.modules.emplace(name, peft_module_weights<Scalar>(module, tensors)).first->second;
     loaded.scaling = matcher.config_for(name).scaling();
   }
   for (const auto& [name, i] : inventory.saved) {
     SavedTensor<Scalar> saved{tensors[i].shape, std::vector<Scalar>(static_cast<std::size_t>(tensors[i].size()))};
     tensors[i].copy_to(std::span<Scalar>(saved.values));
-    state.saved.emplace(name, std::move(saved));
+    weights.saved.emplace(name, std::move(saved));
   }
-  return state;
+  return weights;
 }
 
 template <RealScalar Scalar>
 void warn_of_targets(PeftAdapter<Scalar>& adapter) {
-  const auto untargeted = untargeted_modules(adapter.config, adapter.state);
+  const auto untargeted = untargeted_modules(adapter.config, adapter.weights);
   if (!untargeted) {
     adapter.warnings.emplace_back("target_modules or exclude_modules: a pattern that is no regular expression here");
     return;

@@ -25,7 +25,7 @@
 #include "lora/io/peft_tensors.hpp"
 #include "lora/io/safetensors_writer.hpp"
 #include "lora/io/text.hpp"
-#include "lora/model/adapter_state.hpp"
+#include "lora/model/adapter_weights.hpp"
 #include "lora/model/model_config.hpp"
 
 namespace lora {
@@ -48,7 +48,7 @@ struct PeftOutput {
 };
 
 template <RealScalar Scalar>
-[[nodiscard]] std::string module_shape_problem(const ModuleState<Scalar>& module) {
+[[nodiscard]] std::string module_shape_problem(const ModuleWeights<Scalar>& module) {
   const std::size_t dimensions = module.kind == ModuleKind::conv1d   ? 1
                                  : module.kind == ModuleKind::conv2d ? 2
                                  : module.kind == ModuleKind::conv3d ? 3
@@ -69,13 +69,13 @@ template <RealScalar Scalar>
 
 /// All tensors of an adapter by the names PEFT writes. @throws ShapeError for kernels and saved values that do not fit.
 template <RealScalar Scalar>
-[[nodiscard]] std::vector<PeftOutput<Scalar>> peft_outputs(const AdapterState<Scalar>& state, Dtype dtype) {
+[[nodiscard]] std::vector<PeftOutput<Scalar>> peft_outputs(const AdapterWeights<Scalar>& weights, Dtype dtype) {
   std::vector<PeftOutput<Scalar>> outputs;
   const auto put = [&](std::string name, std::vector<Index> shape, const auto& values) {
     outputs.push_back({{std::move(name), dtype, std::move(shape)},
                        std::span<const Scalar>(values.data(), static_cast<std::size_t>(values.size()))});
   };
-  for (const auto& [name, module] : state.modules) {
+  for (const auto& [name, module] : weights.modules) {
     const std::string problem = module_shape_problem(module);
     if (!problem.empty()) throw ShapeError(write_peft, "module " + in_quotes(name), "a module of its kind", problem);
     const bool embedding = module.kind == ModuleKind::embedding;
@@ -89,9 +89,9 @@ template <RealScalar Scalar>
       put(peft_name(PeftPart::magnitude, name), std::move(shapes.magnitude), module.magnitude);
     }
   }
-  for (const auto& [name, saved] : state.saved) {
+  for (const auto& [name, saved] : weights.saved) {
     const auto [module, parameter] = split_parameter(name);
-    const bool adapted = state.modules.contains(std::string(module));
+    const bool adapted = weights.modules.contains(std::string(module));
     const std::string written =
         adapted ? std::string(module).append(".base_layer.").append(parameter) : std::string(name);
     put(peft_name(PeftPart::saved, written), saved.shape, saved.values);
@@ -107,17 +107,17 @@ template <RealScalar Scalar>
 
 /// Everything for which PEFT would not load the adapter as it is in memory.
 template <RealScalar Scalar>
-void check_peft_state(const LoraModelConfig& config, const AdapterState<Scalar>& state,
-                      const std::vector<PeftOutput<Scalar>>& outputs) {
+void check_peft_weights(const LoraModelConfig& config, const AdapterWeights<Scalar>& weights,
+                        const std::vector<PeftOutput<Scalar>>& outputs) {
   std::vector<PeftTensor> tensors;
   for (const auto& output : outputs) tensors.push_back(output.tensor);
   const ModuleMatcher matcher = matcher_of_tensors(config, write_peft);
   std::vector<std::string> problems = take_peft_inventory(config, matcher, tensors).problems;
-  if (state.modules.empty()) problems.emplace_back("there is no module in the adapter");
-  for (const std::string& module : untargeted_modules(config, state).value_or(std::vector<std::string>())) {
+  if (weights.modules.empty()) problems.emplace_back("there is no module in the adapter");
+  for (const std::string& module : untargeted_modules(config, weights).value_or(std::vector<std::string>())) {
     problems.push_back("module " + in_quotes(module) + " is not among target_modules");
   }
-  for (const auto& [name, module] : state.modules) {
+  for (const auto& [name, module] : weights.modules) {
     const double scaling = matcher.config_for(name).scaling();
     // The scaling of the file comes from its integers by one or two rounded operations.
     if (!(std::abs(module.scaling - scaling) <= 4 * std::numeric_limits<double>::epsilon() * std::abs(scaling))) {
@@ -126,7 +126,7 @@ void check_peft_state(const LoraModelConfig& config, const AdapterState<Scalar>&
     }
   }
   if (!problems.empty()) {
-    throw ConfigError(write_peft, "adapter", "the state that its configuration describes", problems_text(problems));
+    throw ConfigError(write_peft, "adapter", "the weights that its configuration describes", problems_text(problems));
   }
 }
 
@@ -176,15 +176,15 @@ inline void refuse_existing(const std::filesystem::path& path) {
 /// that the dtype turns into infinities; SafetensorsError for names that are not UTF-8
 template <RealScalar Scalar>
 void write_peft_directory(const std::filesystem::path& directory, const LoraModelConfig& config,
-                          const AdapterState<Scalar>& state, const PeftWriteOptions& options = {}) {
+                          const AdapterWeights<Scalar>& weights, const PeftWriteOptions& options = {}) {
   const Dtype dtype = options.dtype.value_or(dtype_of<Scalar>);
   if (!converts_to_real(dtype)) {
     throw ConfigError(detail::write_peft, "dtype", "F64, F32, F16 or BF16", name_of(dtype));
   }
   const std::filesystem::path folder = peft_adapter_path(directory, options.adapter);
   const std::string config_text = peft_config_text(config);
-  const auto outputs = detail::peft_outputs(state, dtype);
-  detail::check_peft_state(config, state, outputs);
+  const auto outputs = detail::peft_outputs(weights, dtype);
+  detail::check_peft_weights(config, weights, outputs);
   detail::check_representable(outputs, dtype);
   SafetensorsWriter writer;
   writer.add_metadata("format", "pt");
@@ -208,11 +208,11 @@ void write_peft_directory(const std::filesystem::path& directory, const LoraMode
   config_file.commit();
 }
 
-/// Writes the configuration and state of `adapter`, as above.
+/// Writes the configuration and weights of `adapter`, as above.
 template <RealScalar Scalar>
 void write_peft_directory(const std::filesystem::path& directory, const PeftAdapter<Scalar>& adapter,
                           const PeftWriteOptions& options = {}) {
-  write_peft_directory(directory, adapter.config, adapter.state, options);
+  write_peft_directory(directory, adapter.config, adapter.weights, options);
 }
 
 }  // namespace lora

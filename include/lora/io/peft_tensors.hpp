@@ -17,7 +17,7 @@
 #include "lora/core/types.hpp"
 #include "lora/io/dtype.hpp"
 #include "lora/io/text.hpp"
-#include "lora/model/adapter_state.hpp"
+#include "lora/model/adapter_weights.hpp"
 #include "lora/model/model_config.hpp"
 
 namespace lora {
@@ -303,7 +303,7 @@ struct PeftShapes {
 /// The shapes of a module in a file; that of A has in_features = A.cols() / kernel elements.
 /// Pre: the kernel has as many extents as the kind has dimensions, and they divide A.cols().
 template <RealScalar Scalar>
-[[nodiscard]] PeftShapes peft_shapes(const ModuleState<Scalar>& module) {
+[[nodiscard]] PeftShapes peft_shapes(const ModuleWeights<Scalar>& module) {
   const std::size_t dimensions = module.kernel_size.size();
   Index in = module.A.cols();
   for (const Index extent : module.kernel_size) in /= extent;

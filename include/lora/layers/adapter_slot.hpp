@@ -189,7 +189,7 @@ class AdapterSlot {
   Scalar scaling_;
   bool merged_ = false;
   LoraGradients<Scalar> gradients_;
-  std::array<OptimizerState<Scalar>, 5> states_;
+  std::array<Moments<Scalar>, 5> states_;
 };
 
 /// The adapters of a layer in the order they were added. Slots stay where they are while others come and go.

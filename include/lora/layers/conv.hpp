@@ -483,7 +483,7 @@ class LoraConv : public MergeState<LoraConv<ScalarType, Dim>> {
   ConvAdapter<Scalar> adapter_;
   RowVector<Scalar> bias_;
   Gradients gradients_;
-  std::array<OptimizerState<Scalar>, 5> states_;
+  std::array<Moments<Scalar>, 5> states_;
   Record record_;
   RememberedInput<Scalar> remembered_x_;
   Workspace workspace_;

@@ -22,7 +22,7 @@
 #include "lora/layers/remembered_input.hpp"
 #include "lora/layers/rows.hpp"
 #include "lora/weight/dense.hpp"
-#include "lora/weight/merge_record.hpp"
+#include "lora/weight/merge_undo.hpp"
 
 namespace lora {
 
@@ -89,7 +89,7 @@ class LoraEmbedding : public MergeState<LoraEmbedding<ScalarType>> {
   /// W, whether or not the layer is merged. A copy, equal bit for bit to what was given.
   [[nodiscard]] Matrix<Scalar> base_weight() const {
     Matrix<Scalar> result(num_embeddings(), embedding_dim());
-    merge_record_.read_unmerged(linear_weight(), view_of(result).transpose());
+    merge_undo_.read_unmerged(linear_weight(), view_of(result).transpose());
     return result;
   }
   /// s A^T B^T (num_embeddings x embedding_dim): what merging adds, bit for bit. With DoRA merging then multiplies
@@ -360,7 +360,7 @@ class LoraEmbedding : public MergeState<LoraEmbedding<ScalarType>> {
   void set_executor(Executor& executor) { workspace_ = Workspace(executor); }
 
   /// Bytes held beyond W while merged, without the copies of the factors.
-  [[nodiscard]] std::size_t merge_bytes() const noexcept { return merge_record_.bytes(); }
+  [[nodiscard]] std::size_t merge_bytes() const noexcept { return merge_undo_.bytes(); }
   /// Bytes of W, the factors, and the magnitude with the norms of W.
   [[nodiscard]] std::size_t parameter_bytes() const noexcept {
     const Index scalars = table_.size() + adapter_.A().size() + adapter_.B().size();
@@ -407,19 +407,19 @@ class LoraEmbedding : public MergeState<LoraEmbedding<ScalarType>> {
     std::span<const Scalar> factors;
     if (dora_.active()) factors = dora_.factors(linear_weight(), adapter_.update(), workspace_);
     DenseWeight<Scalar> weight(view_of(table_).transpose());
-    merge_record_ = MergeRecord<Scalar>::merge("LoraEmbedding::merge", weight, adapter_.update(), factors);
+    merge_undo_ = MergeUndo<Scalar>::merge("LoraEmbedding::merge", weight, adapter_.update(), factors);
   }
   void apply_unmerge() noexcept {
     DenseWeight<Scalar> weight(view_of(table_).transpose());
-    merge_record_.unmerge(weight);
-    merge_record_ = {};
+    merge_undo_.unmerge(weight);
+    merge_undo_ = {};
   }
   void drop_merged_adapter() {
     auto plain =
         make_adapter("LoraEmbedding::merge_and_unload", {.rank = 0, .merge_weights = config().merge_weights}, 0);
     adapter_ = std::move(plain);
     dora_ = {};
-    merge_record_ = {};
+    merge_undo_ = {};
     gradients_ = {};
     states_ = {};
     record_.clear();
@@ -469,9 +469,9 @@ class LoraEmbedding : public MergeState<LoraEmbedding<ScalarType>> {
   Index padding_idx_;  // -1 where there is none
   LoraAdapter<Scalar> adapter_;
   DoraMagnitude<Scalar> dora_;
-  MergeRecord<Scalar> merge_record_;
+  MergeUndo<Scalar> merge_undo_;
   Gradients gradients_;
-  std::array<OptimizerState<Scalar>, 3> states_;
+  std::array<Moments<Scalar>, 3> states_;
   Record record_;
   ProjectionRecord projection_record_;
   std::vector<std::int64_t> remembered_ids_;

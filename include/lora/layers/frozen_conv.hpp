@@ -12,7 +12,7 @@
 #include "lora/layers/conv_adapter.hpp"
 #include "lora/layers/conv_geometry.hpp"
 #include "lora/weight/dense.hpp"
-#include "lora/weight/merge_record.hpp"
+#include "lora/weight/merge_undo.hpp"
 
 namespace lora {
 
@@ -51,7 +51,7 @@ class FrozenConv {
     return result;
   }
 
-  /// W <- factors (.) (W + s*B*A), where no factors stand for ones. @throws as MergeRecord::merge(); then W is as it
+  /// W <- factors (.) (W + s*B*A), where no factors stand for ones. @throws as MergeUndo::merge(); then W is as it
   /// was, bit for bit.
   void merge(std::string_view operation, const ConvAdapter<Scalar>& adapter, std::span<const Scalar> factors) {
     const auto outputs = static_cast<std::size_t>(geometry_.group_outputs());
@@ -60,7 +60,7 @@ class FrozenConv {
       for (Index g = 0; g < geometry_.groups; ++g) {
         DenseWeight<Scalar> part(rows_of(weight_, g));
         const auto own = factors.empty() ? factors : factors.subspan(static_cast<std::size_t>(g) * outputs, outputs);
-        records_.push_back(MergeRecord<Scalar>::merge(operation, part, adapter.update(g), own));
+        records_.push_back(MergeUndo<Scalar>::merge(operation, part, adapter.update(g), own));
       }
     } catch (...) {
       unmerge();
@@ -105,7 +105,7 @@ class FrozenConv {
 
   ConvGeometry<Dim> geometry_;
   Matrix<Scalar> weight_;
-  std::vector<MergeRecord<Scalar>> records_;
+  std::vector<MergeUndo<Scalar>> records_;
 };
 
 }  // namespace lora

@@ -19,7 +19,7 @@
 #include "lora/layers/remembered_input.hpp"
 #include "lora/layers/rows.hpp"
 #include "lora/weight/frozen_weight.hpp"
-#include "lora/weight/merge_record.hpp"
+#include "lora/weight/merge_undo.hpp"
 #include "lora/weight/packed.hpp"
 
 namespace lora {
@@ -101,7 +101,7 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
   /// given; after pissa and olora, to the residual.
   [[nodiscard]] Matrix<Scalar> base_weight() const {
     if (!this->merged()) return weight();
-    return base_.oriented([&](const MatrixView<Scalar>& out) { merge_record_.read_unmerged(base_.weight, out); });
+    return base_.oriented([&](const MatrixView<Scalar>& out) { merge_undo_.read_unmerged(base_.weight, out); });
   }
   /// s*B*A (its transpose with fan_in_fan_out): what merging adds, bit for bit. Merging with DoRA then multiplies every
   /// output's weights by its magnitude over their norm, which this leaves out, as PEFT's get_delta_weight does.
@@ -313,7 +313,7 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
   void set_executor(Executor& executor) { workspace_ = Workspace(executor); }
 
   /// Bytes held beyond W0 while merged, without the copies of the factors.
-  [[nodiscard]] std::size_t merge_bytes() const noexcept { return merge_record_.bytes(); }
+  [[nodiscard]] std::size_t merge_bytes() const noexcept { return merge_undo_.bytes(); }
   /// Bytes of W0 as stored, the factors, the magnitude with the norms of W0, and the bias.
   [[nodiscard]] std::size_t parameter_bytes() const noexcept {
     const Index scalars = lora_A().size() + lora_B().size() + lora_bias().size() + base_.bias.size();
@@ -334,11 +334,11 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
   void apply_merge() {
     std::span<const Scalar> factors;
     if (dora().active()) factors = dora().factors(base_.weight, adapter().update(), workspace_);
-    merge_record_ = MergeRecord<Scalar>::merge("LoraLinear::merge", base_.weight, adapter().update(), factors);
+    merge_undo_ = MergeUndo<Scalar>::merge("LoraLinear::merge", base_.weight, adapter().update(), factors);
   }
   void apply_unmerge() noexcept {
-    merge_record_.unmerge(base_.weight);
-    merge_record_ = {};
+    merge_undo_.unmerge(base_.weight);
+    merge_undo_ = {};
   }
   void drop_merged_adapter() {
     const LoraConfig plain{
@@ -350,7 +350,7 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
     }
     adaptation_ = make_adaptation("LoraLinear::merge_and_unload", base_.weight, plain, 0);
     base_.bias.swap(bias);
-    merge_record_ = {};
+    merge_undo_ = {};
     gradients_ = {};
     states_ = {};
     record_.clear();
@@ -423,9 +423,9 @@ class LoraLinear : public MergeState<LoraLinear<ScalarType, WeightType>> {
 
   Base base_;
   Adaptation<Scalar> adaptation_;
-  MergeRecord<Scalar> merge_record_;
+  MergeUndo<Scalar> merge_undo_;
   Gradients gradients_;
-  std::array<OptimizerState<Scalar>, 5> states_;
+  std::array<Moments<Scalar>, 5> states_;
   Record record_;
   RememberedInput<Scalar> remembered_x_;
   Workspace workspace_;

@@ -12,11 +12,11 @@
 
 #include "lora/weight/frozen_weight.hpp"
 #include "lora/weight/low_rank_update.hpp"
-#include "lora/weight/merge_record.hpp"
+#include "lora/weight/merge_undo.hpp"
 
 namespace lora {
 
-/// What is kept while updates stand merged in a weight: one MergeRecord each, in the order of merging. Record i holds
+/// What is kept while updates stand merged in a weight: one MergeUndo each, in the order of merging. Record i holds
 /// what separates W_i from W_(i-1), where W_i = round(W_(i-1) + delta_i), so that only the last one can be undone
 /// directly; taking out an inner one undoes those above it and merges them again.
 ///
@@ -34,13 +34,13 @@ class MergeStack {
     return std::any_of(entries_.begin(), entries_.end(), [&](const Entry& entry) { return entry.key == key; });
   }
 
-  /// W <- f (.) (W + s*B*A), where f are `output_factors`, or ones. @throws as MergeRecord::merge; then neither weight
+  /// W <- f (.) (W + s*B*A), where f are `output_factors`, or ones. @throws as MergeUndo::merge; then neither weight
   /// nor stack has changed.
   template <FrozenWeight Weight>
   void push(std::string_view operation, Weight& weight, Key key, const LowRankUpdate<Scalar>& update,
             std::span<const Scalar> output_factors = {}) {
     if (entries_.size() == entries_.capacity()) entries_.reserve(2 * entries_.size() + 1);
-    entries_.push_back({key, MergeRecord<Scalar>::merge(operation, weight, update, output_factors)});
+    entries_.push_back({key, MergeUndo<Scalar>::merge(operation, weight, update, output_factors)});
   }
 
   /// Takes out the updates merged after the first `size` ones. Bit for bit.
@@ -101,7 +101,7 @@ class MergeStack {
  private:
   struct Entry {
     Key key;
-    MergeRecord<Scalar> record;
+    MergeUndo<Scalar> record;
   };
 
   template <class Weight>

@@ -19,7 +19,7 @@
 #include "lora/layers/remembered_input.hpp"
 #include "lora/layers/rows.hpp"
 #include "lora/weight/frozen_weight.hpp"
-#include "lora/weight/merge_record.hpp"
+#include "lora/weight/merge_undo.hpp"
 #include "lora/weight/packed.hpp"
 
 namespace lora {
@@ -103,7 +103,7 @@ class MergedLinear : public MergeState<MergedLinear<ScalarType, WeightType>> {
   /// given.
   [[nodiscard]] Matrix<Scalar> base_weight() const {
     if (!this->merged()) return weight();
-    return base_.oriented([&](const MatrixView<Scalar>& out) { merge_record_.read_unmerged(base_.weight, out); });
+    return base_.oriented([&](const MatrixView<Scalar>& out) { merge_undo_.read_unmerged(base_.weight, out); });
   }
   /// s*B_e*A_e in the rows of the enabled projections, zero elsewhere (transposed with fan_in_fan_out): what merging
   /// adds, bit for bit.
@@ -290,7 +290,7 @@ class MergedLinear : public MergeState<MergedLinear<ScalarType, WeightType>> {
   void set_executor(Executor& executor) { workspace_ = Workspace(executor); }
 
   /// Bytes held beyond W0 while merged, without the copies of the factors.
-  [[nodiscard]] std::size_t merge_bytes() const noexcept { return merge_record_.bytes(); }
+  [[nodiscard]] std::size_t merge_bytes() const noexcept { return merge_undo_.bytes(); }
   /// Bytes of W0 as stored, the factors and the bias.
   [[nodiscard]] std::size_t parameter_bytes() const noexcept {
     const Index scalars = lora_A().size() + lora_B().size() + base_.bias.size();
@@ -310,18 +310,18 @@ class MergedLinear : public MergeState<MergedLinear<ScalarType, WeightType>> {
   [[nodiscard]] bool merges_weights() const noexcept { return config().merge_weights; }
   void apply_merge() {
     const Matrix<Scalar> b = adapter_.expanded_B();
-    merge_record_ = MergeRecord<Scalar>::merge("MergedLinear::merge", base_.weight, update(b));
+    merge_undo_ = MergeUndo<Scalar>::merge("MergedLinear::merge", base_.weight, update(b));
   }
   void apply_unmerge() noexcept {
-    merge_record_.unmerge(base_.weight);
-    merge_record_ = {};
+    merge_undo_.unmerge(base_.weight);
+    merge_undo_ = {};
   }
   void drop_merged_adapter() {
     const LoraConfig plain{
         .rank = 0, .fan_in_fan_out = config().fan_in_fan_out, .merge_weights = config().merge_weights};
     adapter_ = MergedLinearAdapter<Scalar>("MergedLinear::merge_and_unload", in_features(), out_features(),
                                            enable_lora(), plain, 0);
-    merge_record_ = {};
+    merge_undo_ = {};
     gradients_ = {};
     states_ = {};
     record_.clear();
@@ -384,9 +384,9 @@ class MergedLinear : public MergeState<MergedLinear<ScalarType, WeightType>> {
 
   Base base_;
   MergedLinearAdapter<Scalar> adapter_;
-  MergeRecord<Scalar> merge_record_;
+  MergeUndo<Scalar> merge_undo_;
   Gradients gradients_;
-  std::array<OptimizerState<Scalar>, 3> states_;
+  std::array<Moments<Scalar>, 3> states_;
   Record record_;
   RememberedInput<Scalar> remembered_x_;
   Workspace workspace_;

@@ -16,7 +16,7 @@
 #include "lora/core/shape.hpp"
 #include "lora/core/types.hpp"
 #include "lora/core/view.hpp"
-#include "lora/model/adapter_state.hpp"
+#include "lora/model/adapter_weights.hpp"
 #include "lora/model/combine_factors.hpp"
 #include "lora/model/combine_options.hpp"
 
@@ -25,7 +25,7 @@ namespace lora {
 /// An adapter, which the caller keeps, and how much of it goes into a combination.
 template <RealScalar Scalar>
 struct WeightedAdapter {
-  const AdapterState<Scalar>* state = nullptr;
+  const AdapterWeights<Scalar>* adapter = nullptr;
   double weight = 1;
 };
 
@@ -39,20 +39,20 @@ class AdapterCombination {
     check_combine_options(operation, options);
     if (adapters.empty()) throw ConfigError(operation, "adapters", "at least one adapter", "none");
     for (std::size_t i = 0; i < adapters.size(); ++i) {
-      if (adapters[i].state != nullptr) continue;
-      throw ConfigError(operation, "adapters", "a state of every adapter", "none of adapter " + std::to_string(i));
+      if (adapters[i].adapter != nullptr) continue;
+      throw ConfigError(operation, "adapters", "the weights of every adapter", "none for adapter " + std::to_string(i));
     }
     follow_peft();
   }
 
-  [[nodiscard]] AdapterState<Scalar> run() const {
-    AdapterState<Scalar> result;
+  [[nodiscard]] AdapterWeights<Scalar> run() const {
+    AdapterWeights<Scalar> result;
     std::set<std::string_view> names;
     for (const auto& adapter : adapters_)
-      for (const auto& entry : adapter.state->modules) names.insert(entry.first);
+      for (const auto& entry : adapter.adapter->modules) names.insert(entry.first);
     for (const std::string_view name : names) result.modules.emplace(name, combined(std::string(name)));
     for (const auto& adapter : adapters_)
-      for (const auto& [name, tensor] : adapter.state->saved) add_saved(name, tensor, result);
+      for (const auto& [name, tensor] : adapter.adapter->saved) add_saved(name, tensor, result);
     return result;
   }
 
@@ -67,19 +67,19 @@ class AdapterCombination {
     if (options_.svd_rank) return;
     Index largest = 0;
     for (const auto& adapter : adapters_)
-      for (const auto& entry : adapter.state->modules) largest = std::max(largest, entry.second.rank());
+      for (const auto& entry : adapter.adapter->modules) largest = std::max(largest, entry.second.rank());
     if (largest > 0) options_.svd_rank = largest;
   }
 
-  [[nodiscard]] ModuleState<Scalar> combined(const std::string& name) const {
+  [[nodiscard]] ModuleWeights<Scalar> combined(const std::string& name) const {
     const std::string label = "module \"" + name + "\"";
-    const ModuleState<Scalar>* first = nullptr;
+    const ModuleWeights<Scalar>* first = nullptr;
     std::vector<WeightedFactors<Scalar>> factors;
-    ModuleState<Scalar> result;
+    ModuleWeights<Scalar> result;
     for (std::size_t i = 0; i < adapters_.size(); ++i) {
-      const auto found = adapters_[i].state->modules.find(name);
-      if (found == adapters_[i].state->modules.end()) continue;
-      const ModuleState<Scalar>& module = found->second;
+      const auto found = adapters_[i].adapter->modules.find(name);
+      if (found == adapters_[i].adapter->modules.end()) continue;
+      const ModuleWeights<Scalar>& module = found->second;
       if (first == nullptr) first = &module;
       check(label + ", adapter " + std::to_string(i), *first, module);
       factors.push_back({view_of(module.A), view_of(module.B), module.scaling, adapters_[i].weight});
@@ -97,7 +97,7 @@ class AdapterCombination {
     return result;
   }
 
-  void check(const std::string& label, const ModuleState<Scalar>& first, const ModuleState<Scalar>& module) const {
+  void check(const std::string& label, const ModuleWeights<Scalar>& first, const ModuleWeights<Scalar>& module) const {
     if (module.kind != first.kind || module.kernel_size != first.kernel_size) {
       throw ShapeError(operation, label, "the kind and kernel size of the adapters before it", "another");
     }
@@ -114,7 +114,7 @@ class AdapterCombination {
     throw ConfigError(operation, label, "no lora_bias other than with linear, cat and svd, exact", got);
   }
 
-  static void add_bias(double weight, const ModuleState<Scalar>& module, RowVector<Scalar>& sum) {
+  static void add_bias(double weight, const ModuleWeights<Scalar>& module, RowVector<Scalar>& sum) {
     if (module.lora_bias.size() == 0) return;
     if (sum.size() == 0) sum = RowVector<Scalar>::Zero(module.lora_bias.size());
     for (Index j = 0; j < sum.size(); ++j) {
@@ -122,7 +122,7 @@ class AdapterCombination {
     }
   }
 
-  static void add_saved(const std::string& name, const SavedTensor<Scalar>& tensor, AdapterState<Scalar>& result) {
+  static void add_saved(const std::string& name, const SavedTensor<Scalar>& tensor, AdapterWeights<Scalar>& result) {
     if (result.saved.emplace(name, tensor).second) return;
     throw ConfigError(operation, "tensor \"" + name + "\"", "at most one adapter that replaces it", "more");
   }
@@ -153,8 +153,8 @@ class AdapterCombination {
 /// it, or a tensor that two adapters replace; ShapeError naming the module whose shapes, ranks or kinds differ;
 /// StateError naming one whose values are not finite; std::bad_alloc. The adapters are not changed. Pure and reentrant.
 template <RealScalar Scalar>
-[[nodiscard]] AdapterState<Scalar> combine_adapters(std::span<const WeightedAdapter<Scalar>> adapters,
-                                                    const CombineOptions& options) {
+[[nodiscard]] AdapterWeights<Scalar> combine_adapters(std::span<const WeightedAdapter<Scalar>> adapters,
+                                                      const CombineOptions& options) {
   return detail::AdapterCombination<Scalar>(adapters, options).run();
 }
 

@@ -6,19 +6,19 @@
 #include <string>
 #include <vector>
 
-#include "lora/model/adapter_state.hpp"
+#include "lora/model/adapter_weights.hpp"
 #include "lora/model/model_config.hpp"
 
 namespace lora {
 
 /// `config` with target_modules, rank, alpha and their patterns, use_dora, lora_bias and modules_to_save replaced by
-/// those of `state`: the modules by their full names, the first one's rank and alpha for all, patterns for those that
+/// those of `weights`: the modules by their full names, the first one's rank and alpha for all, patterns for those that
 /// differ. Of rank_pattern and alpha_pattern the first key that matches counts, so longer names come first.
 /// Scaling is alpha / rank, or alpha / sqrt(rank) with `config.lora.use_rslora`.
 template <RealScalar Scalar>
-[[nodiscard]] LoraModelConfig described_config(LoraModelConfig config, const AdapterState<Scalar>& state) {
+[[nodiscard]] LoraModelConfig described_config(LoraModelConfig config, const AdapterWeights<Scalar>& weights) {
   const bool by_root = config.lora.use_rslora;
-  const auto alpha_of = [by_root](const ModuleState<Scalar>& module) {
+  const auto alpha_of = [by_root](const ModuleWeights<Scalar>& module) {
     const auto rank = static_cast<double>(module.rank());
     return module.scaling * (by_root ? std::sqrt(rank) : rank);
   };
@@ -28,18 +28,18 @@ template <RealScalar Scalar>
   config.layers_to_transform.clear();
   config.layers_pattern.clear();
   std::vector<std::string> names;
-  for (const auto& [name, module] : state.modules) names.push_back(name);
+  for (const auto& [name, module] : weights.modules) names.push_back(name);
   config.target_modules = ModuleSelector::listed(names);
   std::stable_sort(names.begin(), names.end(), [](const auto& a, const auto& b) { return a.size() > b.size(); });
   if (!names.empty()) {
-    const ModuleState<Scalar>& first = state.modules.begin()->second;
+    const ModuleWeights<Scalar>& first = weights.modules.begin()->second;
     config.lora.rank = first.rank();
     config.lora.alpha = alpha_of(first);
     config.lora.use_dora = first.magnitude.size() > 0;
     config.lora.lora_bias = first.lora_bias.size() > 0;
   }
   for (const std::string& name : names) {
-    const ModuleState<Scalar>& module = state.modules.at(name);
+    const ModuleWeights<Scalar>& module = weights.modules.at(name);
     const bool differs = module.rank() != config.lora.rank || alpha_of(module) != config.lora.alpha;
     if (differs || std::any_of(config.rank_pattern.begin(), config.rank_pattern.end(),
                                [&](const auto& entry) { return entry.first.ends_with("." + name); })) {

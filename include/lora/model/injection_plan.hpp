@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "lora/core/error.hpp"
-#include "lora/model/adapter_state.hpp"
+#include "lora/model/adapter_weights.hpp"
 #include "lora/model/model_config.hpp"
 #include "lora/model/model_layer.hpp"
 #include "lora/model/model_parameter.hpp"
@@ -79,13 +79,13 @@ class InjectionPlan {
     for (std::size_t i = 0; i < layers_.size(); ++i) configs_[i] = layers_[i].second->config_of_file(configs_[i]);
   }
 
-  /// @throws ConfigError listing what is missing, unknown or misshapen in `state`
-  void check_state(const AdapterState<Scalar>& state) const {
+  /// @throws ConfigError listing what is missing, unknown or misshapen in `weights`
+  void check_weights(const AdapterWeights<Scalar>& weights) const {
     std::string trouble;
-    check_modules(state, trouble);
-    check_saved(state, trouble);
+    check_modules(weights, trouble);
+    check_saved(weights, trouble);
     if (trouble.empty()) return;
-    throw ConfigError(operation_, "state", "what the configuration targets in this model", trouble);
+    throw ConfigError(operation_, "weights", "what the configuration targets in this model", trouble);
   }
 
  private:
@@ -132,12 +132,12 @@ class InjectionPlan {
     trouble.append(trouble.empty() ? "" : ", ").append(what).append(" ").append(name).append(detail);
   }
 
-  void check_modules(const AdapterState<Scalar>& state, std::string& trouble) const {
+  void check_modules(const AdapterWeights<Scalar>& weights, std::string& trouble) const {
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       const auto& [name, layer] = layers_[i];
-      const auto found = state.modules.find(name);
+      const auto found = weights.modules.find(name);
       const bool wanted = configs_[i].rank > 0;
-      if (found == state.modules.end()) {
+      if (found == weights.modules.end()) {
         if (wanted) add(trouble, "missing", name);
       } else if (!wanted) {
         add(trouble, "not targeted", name);
@@ -145,23 +145,23 @@ class InjectionPlan {
         add(trouble, "misshapen", name, " (" + misfit + ")");
       }
     }
-    for (const auto& module : state.modules) {
+    for (const auto& module : weights.modules) {
       const auto named = [&](const auto& entry) { return entry.first == module.first; };
       if (std::none_of(layers_.begin(), layers_.end(), named)) add(trouble, "unknown", module.first);
     }
   }
 
-  void check_saved(const AdapterState<Scalar>& state, std::string& trouble) const {
+  void check_saved(const AdapterWeights<Scalar>& weights, std::string& trouble) const {
     const auto shapes = saved_shapes();
     for (const auto& [name, shape] : shapes) {
-      const auto found = state.saved.find(name);
-      if (found == state.saved.end()) {
+      const auto found = weights.saved.find(name);
+      if (found == weights.saved.end()) {
         add(trouble, "missing", name);
       } else if (found->second.shape != shape) {
         add(trouble, "misshapen", name);
       }
     }
-    for (const auto& [name, tensor] : state.saved) {
+    for (const auto& [name, tensor] : weights.saved) {
       if (!shapes.contains(name)) add(trouble, "unknown", name);
     }
   }

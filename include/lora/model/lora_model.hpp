@@ -13,7 +13,7 @@
 #include "lora/core/error.hpp"
 #include "lora/core/parameter.hpp"
 #include "lora/core/shape.hpp"
-#include "lora/model/adapter_state.hpp"
+#include "lora/model/adapter_weights.hpp"
 #include "lora/model/injection_plan.hpp"
 #include "lora/model/model_config.hpp"
 #include "lora/model/model_layer.hpp"
@@ -67,37 +67,37 @@ class LoraModel {
     return std::move(plan.report());
   }
 
-  /// Adds the adapter that `state` holds, as `inject` and then setting every value. Strict: the modules of `state` are
-  /// those that `config` targets here, and all shapes fit.
+  /// Adds the adapter that `weights` holds, as `inject` and then setting every value. Strict: the modules of `weights`
+  /// are those that `config` targets here, and all shapes fit.
   /// @throws ConfigError or ShapeError listing what is missing, extra or misshapen; StateError while merged; then
   /// nothing has changed. On std::bad_alloc no adapter is active.
-  InjectionReport load(const LoraModelConfig& config, const AdapterState<Scalar>& state, std::uint64_t seed = 0,
+  InjectionReport load(const LoraModelConfig& config, const AdapterWeights<Scalar>& weights, std::uint64_t seed = 0,
                        const std::string& adapter = "default") {
     constexpr std::string_view operation = "LoraModel::load";
     require_new(operation, adapter);
     Plan plan(operation, config, layers_, parameters_);
     plan.take_file_configs();
-    plan.check_state(state);
+    plan.check_weights(weights);
     park_active();
-    activate(adapter, Adapter{config, seed, state}, plan);
+    activate(adapter, Adapter{config, seed, weights}, plan);
     return std::move(plan.report());
   }
 
   /// What the active adapter has learned. A copy. @throws StateError without one
-  [[nodiscard]] AdapterState<Scalar> state() const {
-    require_active("LoraModel::state");
-    AdapterState<Scalar> state;
+  [[nodiscard]] AdapterWeights<Scalar> weights() const {
+    require_active("LoraModel::weights");
+    AdapterWeights<Scalar> weights;
     for (const auto& [name, layer] : layers_) {
-      if (layer->config().rank > 0) state.modules.emplace(name, layer->state());
+      if (layer->config().rank > 0) weights.modules.emplace(name, layer->weights());
       const RowVector<Scalar> bias = layer->bias();
       if (bias.size() > 0 && layer->config().trains_bias()) {
-        state.saved.emplace(name + ".bias", SavedTensor<Scalar>{{bias.size()}, {bias.begin(), bias.end()}});
+        weights.saved.emplace(name + ".bias", SavedTensor<Scalar>{{bias.size()}, {bias.begin(), bias.end()}});
       }
     }
     for (const auto& parameter : parameters_) {
-      if (parameter.trainable()) state.saved.emplace(parameter.name(), parameter.saved());
+      if (parameter.trainable()) weights.saved.emplace(parameter.name(), parameter.saved());
     }
-    return state;
+    return weights;
   }
 
   [[nodiscard]] std::vector<std::string> adapter_names() const {
@@ -121,7 +121,7 @@ class LoraModel {
     if (adapter == active_) return;
     require_unmerged(operation);
     Plan plan(operation, found->second.config, layers_, parameters_);
-    if (!found->second.state.modules.empty()) plan.take_file_configs();
+    if (!found->second.weights.modules.empty()) plan.take_file_configs();
     park_active();
     activate(adapter, found->second, plan);
   }
@@ -227,7 +227,7 @@ class LoraModel {
   struct Adapter {
     LoraModelConfig config;
     std::uint64_t seed = 0;
-    AdapterState<Scalar> state;  // empty while the adapter is active, and before it first is
+    AdapterWeights<Scalar> weights;  // empty while the adapter is active, and before it first is
   };
 
   void check_name(std::string_view name) const {
@@ -292,7 +292,7 @@ class LoraModel {
   }
 
   void park_active() {
-    if (!active_.empty()) adapters_.at(active_).state = state();
+    if (!active_.empty()) adapters_.at(active_).weights = weights();
     make_plain();
   }
 
@@ -318,8 +318,8 @@ class LoraModel {
         if (plan.saves(i)) parameters_[i].replace();
         parameters_[i].set_trainable(plan.trains(i));
       }
-      if (!adapter.state.modules.empty()) set_values(adapter.state);
-      adapter.state = {};
+      if (!adapter.weights.modules.empty()) set_values(adapter.weights);
+      adapter.weights = {};
       adapters_[name] = std::move(adapter);
     } catch (...) {
       make_plain();
@@ -328,23 +328,23 @@ class LoraModel {
     active_ = name;
   }
 
-  void set_values(const AdapterState<Scalar>& state) {
+  void set_values(const AdapterWeights<Scalar>& weights) {
     for (auto& [name, layer] : layers_) {
-      if (layer->config().rank > 0) layer->load(state.modules.at(name));
+      if (layer->config().rank > 0) layer->load(weights.modules.at(name));
       for (const auto& parameter : layer->parameters()) {
         if (parameter.role() != ParameterRole::bias) continue;
-        const auto saved = state.saved.find(name + ".bias");
-        if (saved == state.saved.end()) continue;
+        const auto saved = weights.saved.find(name + ".bias");
+        if (saved == weights.saved.end()) continue;
         std::copy(saved->second.values.begin(), saved->second.values.end(), parameter.value().data());
       }
     }
     for (auto& parameter : parameters_) {
-      const auto saved = state.saved.find(parameter.name());
-      if (saved != state.saved.end()) parameter.set(saved->second.values);
+      const auto saved = weights.saved.find(parameter.name());
+      if (saved != weights.saved.end()) parameter.set(saved->second.values);
     }
   }
 
-  // Every layer, or none: those that were brought to a new state go back when a later one fails.
+  // Every layer, or none: those that were brought to a new weights go back when a later one fails.
   template <class Change>
   void all_or_none(const Change& change) {
     struct Before {

@@ -9,7 +9,7 @@
 #include "lora/adapter/config.hpp"
 #include "lora/core/parameter.hpp"
 #include "lora/core/shape.hpp"
-#include "lora/model/adapter_state.hpp"
+#include "lora/model/adapter_weights.hpp"
 
 namespace lora {
 
@@ -40,11 +40,11 @@ class ModelLayer {
   /// The frozen layer's bias; empty without one.
   [[nodiscard]] virtual RowVector<Scalar> bias() const = 0;
   /// What the adapter has learned. A copy.
-  [[nodiscard]] virtual ModuleState<Scalar> state() const = 0;
-  /// What keeps `state` from being an adapter of `config` in this layer; empty when nothing does.
-  [[nodiscard]] virtual std::string misfit(const LoraConfig& config, const ModuleState<Scalar>& state) const = 0;
+  [[nodiscard]] virtual ModuleWeights<Scalar> weights() const = 0;
+  /// What keeps `weights` from being an adapter of `config` in this layer; empty when nothing does.
+  [[nodiscard]] virtual std::string misfit(const LoraConfig& config, const ModuleWeights<Scalar>& weights) const = 0;
   /// Takes over values that fit the current configuration. @throws StateError while merged
-  virtual void load(const ModuleState<Scalar>& state) = 0;
+  virtual void load(const ModuleWeights<Scalar>& weights) = 0;
 
   [[nodiscard]] virtual ParameterList<Scalar> parameters() = 0;
   virtual void zero_grad() noexcept = 0;
@@ -72,7 +72,7 @@ struct ModelLayerTraits;
 template <class Layer>
 concept AdaptableLayer = requires(Layer& layer, const Layer& same, const LoraConfig& config) {
   { ModelLayerTraits<Layer>::factor_shape(same) } -> std::same_as<FactorShape>;
-  { ModelLayerTraits<Layer>::state(same) } -> std::same_as<ModuleState<typename Layer::Scalar>>;
+  { ModelLayerTraits<Layer>::weights(same) } -> std::same_as<ModuleWeights<typename Layer::Scalar>>;
   layer.reset_adapter(config, std::uint64_t{});
   { layer.parameters() } -> std::same_as<ParameterList<typename Layer::Scalar>>;
   layer.merge_and_unload();
@@ -99,23 +99,23 @@ struct StandardLayerTraits {
   /// The configuration the layer needs for an adapter that a file describes with `config`.
   [[nodiscard]] static LoraConfig config_of_file(const Layer& /*layer*/, const LoraConfig& config) { return config; }
 
-  [[nodiscard]] static ModuleState<Scalar> state(const Layer& layer) {
-    ModuleState<Scalar> state;
-    state.kind = kind;
-    state.A = layer.lora_A();
-    state.B = layer.lora_B();
-    if constexpr (requires { layer.lora_bias(); }) state.lora_bias = layer.lora_bias();
-    if constexpr (requires { layer.magnitude(); }) state.magnitude = layer.magnitude();
-    state.scaling = layer.config().scaling();
-    return state;
+  [[nodiscard]] static ModuleWeights<Scalar> weights(const Layer& layer) {
+    ModuleWeights<Scalar> weights;
+    weights.kind = kind;
+    weights.A = layer.lora_A();
+    weights.B = layer.lora_B();
+    if constexpr (requires { layer.lora_bias(); }) weights.lora_bias = layer.lora_bias();
+    if constexpr (requires { layer.magnitude(); }) weights.magnitude = layer.magnitude();
+    weights.scaling = layer.config().scaling();
+    return weights;
   }
-  static void load(Layer& layer, const ModuleState<Scalar>& state) {
-    layer.set_factors(state.A, state.B);
-    if constexpr (requires { layer.set_lora_bias(state.lora_bias); }) {
-      if (state.lora_bias.size() > 0) layer.set_lora_bias(state.lora_bias);
+  static void load(Layer& layer, const ModuleWeights<Scalar>& weights) {
+    layer.set_factors(weights.A, weights.B);
+    if constexpr (requires { layer.set_lora_bias(weights.lora_bias); }) {
+      if (weights.lora_bias.size() > 0) layer.set_lora_bias(weights.lora_bias);
     }
-    if constexpr (requires { layer.set_magnitude(state.magnitude); }) {
-      if (state.magnitude.size() > 0) layer.set_magnitude(state.magnitude);
+    if constexpr (requires { layer.set_magnitude(weights.magnitude); }) {
+      if (weights.magnitude.size() > 0) layer.set_magnitude(weights.magnitude);
     }
   }
 
@@ -150,19 +150,19 @@ class HeldLayer final : public ModelLayer<typename Layer::Scalar> {
       return {};
     }
   }
-  [[nodiscard]] ModuleState<Scalar> state() const override { return Traits::state(*layer_); }
-  [[nodiscard]] std::string misfit(const LoraConfig& config, const ModuleState<Scalar>& state) const override {
+  [[nodiscard]] ModuleWeights<Scalar> weights() const override { return Traits::weights(*layer_); }
+  [[nodiscard]] std::string misfit(const LoraConfig& config, const ModuleWeights<Scalar>& weights) const override {
     const FactorShape shape = Traits::factor_shape(*layer_);
-    if (state.kind != Traits::kind) return "it is a module of another kind";
+    if (weights.kind != Traits::kind) return "it is a module of another kind";
     Index rank = config.rank;
     if constexpr (requires { Traits::rank_in_file(*layer_, config); }) rank = Traits::rank_in_file(*layer_, config);
-    std::string text = differs("A", state.A.rows(), state.A.cols(), rank, shape.a_cols);
-    text += differs("B", state.B.rows(), state.B.cols(), shape.b_rows, rank);
-    text += differs("lora_bias", 1, state.lora_bias.size(), 1, config.lora_bias ? shape.b_rows : 0);
-    text += differs("magnitude", 1, state.magnitude.size(), 1, config.use_dora ? shape.b_rows : 0);
+    std::string text = differs("A", weights.A.rows(), weights.A.cols(), rank, shape.a_cols);
+    text += differs("B", weights.B.rows(), weights.B.cols(), shape.b_rows, rank);
+    text += differs("lora_bias", 1, weights.lora_bias.size(), 1, config.lora_bias ? shape.b_rows : 0);
+    text += differs("magnitude", 1, weights.magnitude.size(), 1, config.use_dora ? shape.b_rows : 0);
     return text;
   }
-  void load(const ModuleState<Scalar>& state) override { Traits::load(*layer_, state); }
+  void load(const ModuleWeights<Scalar>& weights) override { Traits::load(*layer_, weights); }
   [[nodiscard]] ParameterList<Scalar> parameters() override { return layer_->parameters(); }
   void zero_grad() noexcept override { layer_->zero_grad(); }
   void train() override { layer_->train(); }

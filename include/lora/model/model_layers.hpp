@@ -28,11 +28,11 @@ struct ModelLayerTraits<LoraConv<ScalarType, Dim>>
   using Standard = StandardLayerTraits<Layer, ModuleKind::conv1d>;
 
   [[nodiscard]] static Index base_size(const Layer& layer) { return layer.weight().size() + layer.bias().size(); }
-  [[nodiscard]] static ModuleState<ScalarType> state(const Layer& layer) {
-    ModuleState<ScalarType> state = Standard::state(layer);
-    state.kind = ModelLayerTraits::kind;
-    state.kernel_size.assign(layer.geometry().kernel.begin(), layer.geometry().kernel.end());
-    return state;
+  [[nodiscard]] static ModuleWeights<ScalarType> weights(const Layer& layer) {
+    ModuleWeights<ScalarType> weights = Standard::weights(layer);
+    weights.kind = ModelLayerTraits::kind;
+    weights.kernel_size.assign(layer.geometry().kernel.begin(), layer.geometry().kernel.end());
+    return weights;
   }
 };
 
@@ -49,18 +49,18 @@ struct ModelLayerTraits<LoraEmbedding<ScalarType>> {
     return layer.lora_embedding_A().size() + layer.lora_embedding_B().size() + layer.magnitude().size();
   }
   [[nodiscard]] static LoraConfig config_of_file(const Layer& /*layer*/, const LoraConfig& config) { return config; }
-  [[nodiscard]] static ModuleState<ScalarType> state(const Layer& layer) {
-    ModuleState<ScalarType> state;
-    state.kind = kind;
-    state.A = layer.lora_embedding_A();
-    state.B = layer.lora_embedding_B();
-    state.magnitude = layer.magnitude();
-    state.scaling = layer.config().scaling();
-    return state;
+  [[nodiscard]] static ModuleWeights<ScalarType> weights(const Layer& layer) {
+    ModuleWeights<ScalarType> weights;
+    weights.kind = kind;
+    weights.A = layer.lora_embedding_A();
+    weights.B = layer.lora_embedding_B();
+    weights.magnitude = layer.magnitude();
+    weights.scaling = layer.config().scaling();
+    return weights;
   }
-  static void load(Layer& layer, const ModuleState<ScalarType>& state) {
-    layer.set_factors(state.A, state.B);
-    if (state.magnitude.size() > 0) layer.set_magnitude(state.magnitude);
+  static void load(Layer& layer, const ModuleWeights<ScalarType>& weights) {
+    layer.set_factors(weights.A, weights.B);
+    if (weights.magnitude.size() > 0) layer.set_magnitude(weights.magnitude);
   }
 };
 
@@ -92,19 +92,20 @@ struct ModelLayerTraits<MergedLinear<ScalarType, Weight>> {
   [[nodiscard]] static Index rank_in_file(const Layer& layer, const LoraConfig& config) {
     return config.rank * enabled_count(layer);
   }
-  [[nodiscard]] static ModuleState<ScalarType> state(const Layer& layer) {
-    ModuleState<ScalarType> state;
-    state.A = layer.lora_A();
-    state.B = Matrix<ScalarType>::Zero(layer.out_features(), layer.lora_A().rows());
+  [[nodiscard]] static ModuleWeights<ScalarType> weights(const Layer& layer) {
+    ModuleWeights<ScalarType> weights;
+    weights.A = layer.lora_A();
+    weights.B = Matrix<ScalarType>::Zero(layer.out_features(), layer.lora_A().rows());
     for_each_block(layer, [&](Index output, Index outputs, Index e) {
-      state.B.block(output, e * layer.rank(), outputs, layer.rank()) = layer.lora_B().middleRows(e * outputs, outputs);
+      weights.B.block(output, e * layer.rank(), outputs, layer.rank()) =
+          layer.lora_B().middleRows(e * outputs, outputs);
     });
-    state.scaling = layer.config().scaling();
-    return state;
+    weights.scaling = layer.config().scaling();
+    return weights;
   }
-  static void load(Layer& layer, const ModuleState<ScalarType>& state) {
+  static void load(Layer& layer, const ModuleWeights<ScalarType>& weights) {
     Matrix<ScalarType> b(layer.lora_B().rows(), layer.lora_B().cols());
-    Matrix<ScalarType> rest = state.B;
+    Matrix<ScalarType> rest = weights.B;
     for_each_block(layer, [&](Index output, Index outputs, Index e) {
       auto block = rest.block(output, e * layer.rank(), outputs, layer.rank());
       b.middleRows(e * outputs, outputs) = block;
@@ -113,7 +114,7 @@ struct ModelLayerTraits<MergedLinear<ScalarType, Weight>> {
     if ((rest.array() != ScalarType(0)).any()) {
       throw ConfigError("LoraModel::load", "B", "zeros outside the enabled projections", "other numbers");
     }
-    layer.set_factors(state.A, b);
+    layer.set_factors(weights.A, b);
   }
 
  private:

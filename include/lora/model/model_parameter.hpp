@@ -9,7 +9,7 @@
 #include "lora/core/error.hpp"
 #include "lora/core/parameter.hpp"
 #include "lora/core/shape.hpp"
-#include "lora/model/adapter_state.hpp"
+#include "lora/model/adapter_weights.hpp"
 
 namespace lora {
 

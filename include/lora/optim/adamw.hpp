@@ -118,7 +118,7 @@ class AdamW {
 
   // Capacity is no state: it comes before the update, so that the update cannot fail.
   static void prepare(const Parameter<Scalar>& parameter) {
-    auto& state = parameter.state();
+    auto& state = parameter.moments();
     if (!state.owner.empty()) {
       detail::require_moment_size("AdamW::step", parameter, state.first);
       detail::require_moment_size("AdamW::step", parameter, state.second);
@@ -128,7 +128,7 @@ class AdamW {
   }
 
   void update(const Parameter<Scalar>& parameter) const noexcept {
-    auto& state = parameter.state();
+    auto& state = parameter.moments();
     state.first.resize(static_cast<std::size_t>(parameter.size()));
     state.second.resize(static_cast<std::size_t>(parameter.size()));
     state.owner = name;

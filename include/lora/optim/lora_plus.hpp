@@ -8,7 +8,7 @@
 #include "lora/core/error.hpp"
 #include "lora/core/parameter.hpp"
 #include "lora/optim/hyperparameter.hpp"
-#include "lora/optim/state.hpp"
+#include "lora/optim/moments.hpp"
 
 namespace lora {
 

@@ -84,7 +84,7 @@ class SGD {
  private:
   // Capacity is no state: it comes before the update, so that the update cannot fail.
   void prepare(const Parameter<Scalar>& parameter) const {
-    auto& state = parameter.state();
+    auto& state = parameter.moments();
     if (!state.first.empty()) detail::require_moment_size("SGD::step", parameter, state.first);
     if (!state.second.empty()) {
       throw StateError("SGD::step", parameter.name(), "no second moment", std::to_string(state.second.size()));
@@ -95,8 +95,8 @@ class SGD {
   void update(const Parameter<Scalar>& parameter) const noexcept {
     const auto value = detail::array_map(parameter.value().data(), parameter.size());
     const auto gradient = detail::array_map(parameter.gradient().data(), parameter.size());
-    parameter.state().owner = name;
-    ++parameter.state().steps;
+    parameter.moments().owner = name;
+    ++parameter.moments().steps;
     if (options_.weight_decay == 0) {
       descend(parameter, value, gradient);
     } else {
@@ -112,7 +112,7 @@ class SGD {
       return;
     }
     const auto momentum = static_cast<Scalar>(options_.momentum);
-    auto& first = parameter.state().first;
+    auto& first = parameter.moments().first;
     const bool first_time = first.empty();
     first.resize(static_cast<std::size_t>(parameter.size()));
     auto buffer = detail::array_map(first.data(), parameter.size());

@@ -35,7 +35,7 @@ class StepCheck {
       require_owner(operation, owner, parameter);
       const Scalar* value = parameter.value().data();
       extents_.push_back({value, value + parameter.size(), &parameter});
-      extents_.push_back({&parameter.state(), &parameter.state() + 1, &parameter});
+      extents_.push_back({&parameter.moments(), &parameter.moments() + 1, &parameter});
     }
     require_distinct(operation);
   }
@@ -55,11 +55,11 @@ class StepCheck {
   }
 
   static void require_owner(std::string_view operation, std::string_view owner, const Parameter<Scalar>& parameter) {
-    const auto& state = parameter.state();
+    const auto& state = parameter.moments();
     const bool untouched = state.steps == 0 && state.first.empty() && state.second.empty();
     if (state.owner.empty() ? untouched : state.owner == owner && state.steps > 0) return;
     throw StateError(operation, parameter.name(),
-                     "no state, or that of " + std::string(owner) + " after some steps (reset_state starts afresh)",
+                     "no state, or that of " + std::string(owner) + " after some steps (reset_moments starts afresh)",
                      "state of '" + std::string(state.owner) + "' after " + std::to_string(state.steps) + " steps");
   }
 

@@ -1,11 +1,11 @@
 // Agreement is silent; disagreement is one error, the same on every rank.
-#include "lora/dist/agreement.hpp"
+#include "lora/mpi/agreement.hpp"
 
 #include <gtest/gtest.h>
 #include <string>
 #include <vector>
 
-#include "dist/ranks.hpp"
+#include "mpi/ranks.hpp"
 
 namespace lora::testing {
 namespace {

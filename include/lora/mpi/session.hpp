@@ -13,7 +13,7 @@
 #include <utility>
 
 #include "lora/core/error.hpp"
-#include "lora/dist/communicator.hpp"
+#include "lora/mpi/communicator.hpp"
 
 namespace lora::mpi {
 

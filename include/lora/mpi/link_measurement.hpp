@@ -11,9 +11,9 @@
 
 #include "lora/core/error.hpp"
 #include "lora/core/parameter.hpp"
-#include "lora/dist/communicator.hpp"
-#include "lora/dist/gradient_reducer.hpp"
-#include "lora/dist/traffic.hpp"
+#include "lora/mpi/communicator.hpp"
+#include "lora/mpi/gradient_reducer.hpp"
+#include "lora/mpi/traffic.hpp"
 
 namespace lora::mpi {
 

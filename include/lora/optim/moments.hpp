@@ -21,10 +21,10 @@ concept ParameterRange = std::ranges::contiguous_range<Range> && std::ranges::si
 /// Bytes of optimiser state held for these parameters: 0 before the first step. No allocation.
 template <class Range>
   requires ParameterRange<const Range>
-[[nodiscard]] std::size_t state_bytes(const Range& parameters) noexcept {
+[[nodiscard]] std::size_t moment_bytes(const Range& parameters) noexcept {
   std::size_t total = 0;
   for (const auto& parameter : parameters) {
-    if (parameter.size() != 0) total += parameter.state().bytes();
+    if (parameter.size() != 0) total += parameter.moments().bytes();
   }
   return total;
 }
@@ -33,9 +33,9 @@ template <class Range>
 /// optimiser.
 template <class Range>
   requires ParameterRange<const Range>
-void reset_state(const Range& parameters) noexcept {
+void reset_moments(const Range& parameters) noexcept {
   for (const auto& parameter : parameters) {
-    if (parameter.size() != 0) parameter.state() = {};
+    if (parameter.size() != 0) parameter.moments() = {};
   }
 }
 

@@ -1,5 +1,5 @@
 // Merging is in place, exact, atomic, and small.
-#include "lora/weight/merge_record.hpp"
+#include "lora/weight/merge_undo.hpp"
 
 #include <cmath>
 #include <gtest/gtest.h>
@@ -37,7 +37,7 @@ TYPED_TEST(ExactMerge, RestoresEveryBitWhateverTheSizeOfTheUpdate) {
     const LowRankUpdate<Number> update{view_of(a), view_of(b), static_cast<Number>(scale)};
     Matrix<Number> delta(w.rows(), w.cols());
     write_delta(update, view_of(delta));
-    const auto record = MergeRecord<Number>::merge("test", target.weight, update);
+    const auto record = MergeUndo<Number>::merge("test", target.weight, update);
     EXPECT_TRUE(same_bits(target.values(), Matrix<Number>(w + delta)));
     Matrix<Number> unmerged(w.rows(), w.cols());
     record.read_unmerged(target.weight, view_of(unmerged));
@@ -57,7 +57,7 @@ TYPED_TEST(ExactMerge, RestoresEveryBitOfASizeThatIsAPowerOfTwo) {
   const LowRankUpdate<Number> update{view_of(a), view_of(b), Number(0.1)};
   Matrix<Number> delta(w.rows(), w.cols());
   write_delta(update, view_of(delta));
-  const auto record = MergeRecord<Number>::merge("test", target.weight, update);
+  const auto record = MergeUndo<Number>::merge("test", target.weight, update);
   EXPECT_TRUE(same_bits(target.values(), Matrix<Number>(w + delta)));
   record.unmerge(target.weight);
   EXPECT_TRUE(same_bits(target.values(), w));
@@ -76,7 +76,7 @@ TYPED_TEST(ExactMerge, RestoresDenormalsZerosOfBothSignsAndInfinitiesOfTheWeight
   for (const Number scale : {Number(0), Number(1), Limits::denorm_min() * 100, Limits::min(), Number(1e6)}) {
     Target<TypeParam> target(w);
     const auto before = target.values();
-    const auto record = MergeRecord<Number>::merge("test", target.weight, {view_of(a), view_of(b), scale});
+    const auto record = MergeUndo<Number>::merge("test", target.weight, {view_of(a), view_of(b), scale});
     record.unmerge(target.weight);
     EXPECT_TRUE(same_bits(target.values(), before)) << scale;
   }
@@ -88,7 +88,7 @@ TYPED_TEST(ExactMerge, ForgettingTheFactorsDoesNoHarm) {
   auto a = random_matrix<Number>(3, 30, 2);
   auto b = random_matrix<Number>(20, 3, 3);
   Target<TypeParam> target(w);
-  const auto record = MergeRecord<Number>::merge("test", target.weight, {view_of(a), view_of(b), Number(1)});
+  const auto record = MergeUndo<Number>::merge("test", target.weight, {view_of(a), view_of(b), Number(1)});
   a.setConstant(7);
   b.resize(0, 0);
   record.unmerge(target.weight);
@@ -105,7 +105,7 @@ TYPED_TEST(ExactMerge, AnInfinityOrNaNIsRefusedAndNothingIsWritten) {
       auto b = random_matrix<Number>(70, 4, 3);
       b(row, 2) = bad;
       Target<TypeParam> target(w);
-      EXPECT_THROW((void)MergeRecord<Number>::merge("test", target.weight, {view_of(a), view_of(b), Number(1)}),
+      EXPECT_THROW((void)MergeUndo<Number>::merge("test", target.weight, {view_of(a), view_of(b), Number(1)}),
                    StateError);
       EXPECT_TRUE(same_bits(target.values(), w));
     }
@@ -120,8 +120,7 @@ TYPED_TEST(ExactMerge, AnOverflowingSumIsRefusedAndNothingIsWritten) {
   const Matrix<Number> a = Matrix<Number>::Constant(1, 30, std::numeric_limits<Number>::max() / 2);
   const Matrix<Number> b = Matrix<Number>::Ones(20, 1);
   Target<TypeParam> target(w);
-  EXPECT_THROW((void)MergeRecord<Number>::merge("test", target.weight, {view_of(a), view_of(b), Number(1)}),
-               StateError);
+  EXPECT_THROW((void)MergeUndo<Number>::merge("test", target.weight, {view_of(a), view_of(b), Number(1)}), StateError);
   EXPECT_TRUE(same_bits(target.values(), w));
 }
 
@@ -141,8 +140,8 @@ TYPED_TEST(ExactMerge, RunningOutOfMemoryAtAnyAllocationLeavesTheWeight) {
       bool failed = false;
       try {
         const testing::FailingAllocation failing(successes);
-        (void)MergeRecord<Number>::merge("test", target.weight, {view_of(a), view_of(b), static_cast<Number>(scale)},
-                                         scaled);
+        (void)MergeUndo<Number>::merge("test", target.weight, {view_of(a), view_of(b), static_cast<Number>(scale)},
+                                       scaled);
       } catch (const std::bad_alloc&) {
         failed = true;
       }
@@ -165,8 +164,8 @@ TYPED_TEST(ExactMerge, HoldsAtMostThirtyPercentOfTheWeight) {
   const auto w_bytes = static_cast<double>(w.size()) * sizeof(Number);
   for (const double ratio : {0.01, 0.1, 1.0}) {
     Target<TypeParam> target(w);
-    const auto record = MergeRecord<Number>::merge(
-        "test", target.weight, {view_of(a), view_of(b), static_cast<Number>(ratio / std::sqrt(8.0))});
+    const auto record = MergeUndo<Number>::merge("test", target.weight,
+                                                 {view_of(a), view_of(b), static_cast<Number>(ratio / std::sqrt(8.0))});
     EXPECT_LE(static_cast<double>(record.bytes()), 0.3 * w_bytes) << ratio;
     EXPECT_EQ(record.factor_bytes(), static_cast<std::size_t>(a.size() + b.size()) * sizeof(Number));
   }
@@ -179,7 +178,7 @@ TYPED_TEST(ExactMerge, UnmergingAllocatesNothing) {
   for (const double scale : {1.0, 1e6}) {
     Target<TypeParam> target(random_matrix<Number>(70, 90, 1));
     const auto record =
-        MergeRecord<Number>::merge("test", target.weight, {view_of(a), view_of(b), static_cast<Number>(scale)});
+        MergeUndo<Number>::merge("test", target.weight, {view_of(a), view_of(b), static_cast<Number>(scale)});
     EXPECT_EQ(testing::allocations_of([&] { record.unmerge(target.weight); }), 0);
   }
 }
@@ -194,7 +193,7 @@ TYPED_TEST(ExactMerge, ReadsAndRestoresLongLines) {
     SCOPED_TRACE(scale);
     Target<TypeParam> target(w);
     const auto record =
-        MergeRecord<Number>::merge("test", target.weight, {view_of(a), view_of(b), static_cast<Number>(scale)});
+        MergeUndo<Number>::merge("test", target.weight, {view_of(a), view_of(b), static_cast<Number>(scale)});
     Matrix<Number> unmerged(w.rows(), w.cols());
     record.read_unmerged(target.weight, view_of(unmerged));
     EXPECT_TRUE(same_bits(unmerged, w));
@@ -203,7 +202,7 @@ TYPED_TEST(ExactMerge, ReadsAndRestoresLongLines) {
   }
 }
 
-TEST(MergeRecord, BothKindsOfWeightMergeToTheSameBits) {
+TEST(MergeUndo, BothKindsOfWeightMergeToTheSameBits) {
   const auto w = random_matrix<float>(53, 77, 1);
   const auto a = random_matrix<float>(5, 77, 2);
   const auto b = random_matrix<float>(53, 5, 3);
@@ -213,9 +212,9 @@ TEST(MergeRecord, BothKindsOfWeightMergeToTheSameBits) {
   DenseWeight<float> by_row{view_of(rows)};
   DenseWeight<float> by_column{view_of(columns)};
   const LowRankUpdate<float> update{view_of(a), view_of(b), 0.5F};
-  (void)MergeRecord<float>::merge("test", packed, update);
-  (void)MergeRecord<float>::merge("test", by_row, update);
-  (void)MergeRecord<float>::merge("test", by_column, update);
+  (void)MergeUndo<float>::merge("test", packed, update);
+  (void)MergeUndo<float>::merge("test", by_row, update);
+  (void)MergeUndo<float>::merge("test", by_column, update);
   Matrix<float> from_packed(53, 77);
   read_back(packed, view_of(from_packed));
   EXPECT_TRUE(same_bits(from_packed, rows));

@@ -17,9 +17,9 @@
 #include "lora/core/error.hpp"
 #include "lora/core/number_text.hpp"
 #include "lora/core/parameter.hpp"
-#include "lora/dist/communicator.hpp"
-#include "lora/dist/gradient_bucket.hpp"
-#include "lora/dist/parameters.hpp"
+#include "lora/mpi/communicator.hpp"
+#include "lora/mpi/gradient_bucket.hpp"
+#include "lora/mpi/parameters.hpp"
 
 namespace lora::mpi {
 

@@ -7,9 +7,9 @@
 
 #include "lora/core/parameter.hpp"
 #include "lora/core/shape.hpp"
-#include "lora/dist/agreement.hpp"
-#include "lora/dist/communicator.hpp"
-#include "lora/optim/state.hpp"
+#include "lora/mpi/agreement.hpp"
+#include "lora/mpi/communicator.hpp"
+#include "lora/optim/moments.hpp"
 
 namespace lora::mpi {
 

@@ -1,5 +1,5 @@
 // A bucket's means are those of a loop over the ranks in their order, bit for bit, whatever its size.
-#include "lora/dist/gradient_bucket.hpp"
+#include "lora/mpi/gradient_bucket.hpp"
 
 #include <cmath>
 #include <gtest/gtest.h>
@@ -7,7 +7,7 @@
 #include <span>
 #include <vector>
 
-#include "dist/ranks.hpp"
+#include "mpi/ranks.hpp"
 #include "support/bits.hpp"
 #include "support/random_matrix.hpp"
 

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "lora/core/parameter.hpp"
-#include "lora/dist/mpi.hpp"
+#include "lora/mpi/mpi.hpp"
 
 namespace lora::testing {
 
@@ -21,8 +21,8 @@ using Worker = std::function<int(const mpi::Communicator&)>;
 
 /// Two tensors whose gradients a reducer exchanges.
 struct TwoTensors {
-  Trainable<float> first{.value = Matrix<float>::Ones(3, 4), .gradient = {}, .state = {}};
-  Trainable<float> second{.value = Matrix<float>::Ones(50, 40), .gradient = {}, .state = {}};
+  Trainable<float> first{.value = Matrix<float>::Ones(3, 4), .gradient = {}, .moments = {}};
+  Trainable<float> second{.value = Matrix<float>::Ones(50, 40), .gradient = {}, .moments = {}};
   std::vector<Parameter<float>> parameters = {first.parameter("first", ParameterRole::weight),
                                               second.parameter("second", ParameterRole::weight)};
 };

@@ -15,7 +15,7 @@ enum class ModuleKind : std::uint8_t { linear, embedding, conv1d, conv2d, conv3d
 
 /// What an adapter has learned for one module, all kinds as matrices: delta weight = scaling * B * A.
 template <RealScalar Scalar>
-struct ModuleState {
+struct ModuleWeights {
   ModuleKind kind = ModuleKind::linear;
   /// rank x in_features; rank x num_embeddings; rank x (in_channels * kernel elements).
   Matrix<Scalar> A;
@@ -39,8 +39,8 @@ struct SavedTensor {
 /// One adapter: its modules by dotted name ("layers.0.q_proj"), and the tensors it replaces by full name
 /// ("layers.0.q_proj.bias", "head.weight"). A value.
 template <RealScalar Scalar>
-struct AdapterState {
-  std::map<std::string, ModuleState<Scalar>> modules;
+struct AdapterWeights {
+  std::map<std::string, ModuleWeights<Scalar>> modules;
   std::map<std::string, SavedTensor<Scalar>> saved;
 };
 

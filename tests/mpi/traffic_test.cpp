@@ -1,5 +1,5 @@
 // Bytes and seconds of a step, against numbers worked out by hand.
-#include "lora/dist/traffic.hpp"
+#include "lora/mpi/traffic.hpp"
 
 #include <gtest/gtest.h>
 #include <vector>

@@ -27,10 +27,10 @@ namespace lora {
 /// when the list would pass a twentieth of the weight's size, a plain copy is kept instead. The factors are copied, so
 /// nothing that happens to the caller's A, B and f matters.
 template <RealScalar Scalar>
-class MergeRecord {
+class MergeUndo {
  public:
-  MergeRecord() = default;
-  MergeRecord(const MergeRecord& other)
+  MergeUndo() = default;
+  MergeUndo(const MergeUndo& other)
       : delta_(other.delta_),
         factors_(other.factors_),
         reciprocals_(other.reciprocals_),
@@ -39,10 +39,10 @@ class MergeRecord {
         copy_(other.copy_) {
     std::copy(other.codes_.data(), other.codes_.data() + codes_.size(), codes_.data());
   }
-  MergeRecord(MergeRecord&&) noexcept = default;
-  MergeRecord& operator=(const MergeRecord& other) { return *this = MergeRecord(other); }
-  MergeRecord& operator=(MergeRecord&&) noexcept = default;
-  ~MergeRecord() = default;
+  MergeUndo(MergeUndo&&) noexcept = default;
+  MergeUndo& operator=(const MergeUndo& other) { return *this = MergeUndo(other); }
+  MergeUndo& operator=(MergeUndo&&) noexcept = default;
+  ~MergeUndo() = default;
 
   /// W <- f (.) (W + s*B*A): row j is multiplied by output_factors[j], or by nothing when there are none.
   ///   merged(j, i) = round(round(W(j, i) + delta(j, i)) * f_j)
@@ -51,9 +51,9 @@ class MergeRecord {
   /// finite; std::bad_alloc. Then W is as it was, bit for bit. Allocates what `bytes()` and `factor_bytes()` report.
   /// Source of f: Liu et al., "DoRA", arXiv 2402.09353, equation 5, with f_j = m_j / |W_j + s*B_j*A|.
   template <FrozenWeight Weight>
-  static MergeRecord merge(std::string_view operation, Weight& weight, const LowRankUpdate<Scalar>& update,
-                           std::span<const Scalar> output_factors = {}) {
-    MergeRecord record;
+  static MergeUndo merge(std::string_view operation, Weight& weight, const LowRankUpdate<Scalar>& update,
+                         std::span<const Scalar> output_factors = {}) {
+    MergeUndo record;
     record.keep_factors(operation, weight.out_features(), output_factors);
     if ((update.a.rows == 0 && output_factors.empty()) || weight.tile_count() == 0) return record;
     record.delta_ = DeltaSource<Scalar>(update, weight.tile(0).lines_are_outputs);
@@ -136,10 +136,10 @@ class MergeRecord {
   // Restores what apply() did when the scope is left early.
   template <class Weight>
   struct Transaction {
-    MergeRecord& record;
+    MergeUndo& record;
     Weight& weight;
     Index done = 0;
-    Transaction(MergeRecord& merge_record, Weight& target) : record(merge_record), weight(target) {}
+    Transaction(MergeUndo& merge_undo, Weight& target) : record(merge_undo), weight(target) {}
     Transaction(const Transaction&) = delete;
     Transaction& operator=(const Transaction&) = delete;
     ~Transaction() { roll_back(); }

@@ -1,15 +1,15 @@
 // The ranks' gradients become those of the whole batch: exactly where arithmetic is exact, within a derived bound where
 // it rounds, and the same bits on every rank and in every run.
-#include "lora/dist/gradient_reducer.hpp"
+#include "lora/mpi/gradient_reducer.hpp"
 
 #include <gtest/gtest.h>
 #include <limits>
 #include <span>
 #include <vector>
 
-#include "dist/ranks.hpp"
-#include "lora/dist/shard.hpp"
 #include "lora/layers/linear.hpp"
+#include "lora/mpi/shard.hpp"
+#include "mpi/ranks.hpp"
 #include "support/bits.hpp"
 #include "support/random_matrix.hpp"
 

@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "lora/core/types.hpp"
-#include "lora/dist/communicator.hpp"
-#include "lora/dist/shard.hpp"
+#include "lora/mpi/communicator.hpp"
+#include "lora/mpi/shard.hpp"
 
 namespace lora::mpi {
 

@@ -1,12 +1,12 @@
 // Ranks begin with the same values, or find out that they are not alike.
-#include "lora/dist/parameters.hpp"
+#include "lora/mpi/parameters.hpp"
 
 #include <gtest/gtest.h>
 #include <string>
 #include <vector>
 
-#include "dist/ranks.hpp"
 #include "lora/layers/linear.hpp"
+#include "mpi/ranks.hpp"
 #include "support/bits.hpp"
 #include "support/random_matrix.hpp"
 
@@ -22,7 +22,7 @@ template <class Scalar>
 Trainable<Scalar> tensor_of_rank(int rank) {
   return {.value = random_matrix<Scalar>(3, 5, static_cast<std::uint64_t>(rank)),
           .gradient = Matrix<Scalar>::Constant(3, 5, static_cast<Scalar>(rank)),
-          .state = {.owner = "AdamW", .steps = rank + 1, .first = {1}, .second = {2}}};
+          .moments = {.owner = "AdamW", .steps = rank + 1, .first = {1}, .second = {2}}};
 }
 
 TYPED_TEST(BroadcastValues, EveryRankHasThoseOfTheRoot) {
@@ -41,7 +41,7 @@ TYPED_TEST(BroadcastValues, GradientsAndOptimizerStatesStay) {
   auto tensor = tensor_of_rank<TypeParam>(world().rank());
   mpi::broadcast_values(world(), std::vector{tensor.parameter("only", ParameterRole::weight)});
   EXPECT_TRUE((tensor.gradient.array() == static_cast<TypeParam>(world().rank())).all());
-  EXPECT_EQ(tensor.state.steps, world().rank() + 1);
+  EXPECT_EQ(tensor.moments.steps, world().rank() + 1);
 }
 
 TYPED_TEST(BroadcastValues, NothingIsBroadcastBetweenDifferentModels) {

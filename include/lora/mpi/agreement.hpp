@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "lora/core/error.hpp"
-#include "lora/dist/communicator.hpp"
+#include "lora/mpi/communicator.hpp"
 
 namespace lora::mpi {
 

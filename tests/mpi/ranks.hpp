@@ -6,7 +6,7 @@
 #include <gtest/gtest.h>
 #include <vector>
 
-#include "lora/dist/communicator.hpp"
+#include "lora/mpi/communicator.hpp"
 
 namespace lora::testing {
 

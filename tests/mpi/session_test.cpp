@@ -1,10 +1,10 @@
 // A job ends as its ranks do: well when all do, at once and with a reason when one does not.
-#include "lora/dist/session.hpp"
+#include "lora/mpi/session.hpp"
 
 #include <gtest/gtest.h>
 #include <string>
 
-#include "dist/job.hpp"
+#include "mpi/job.hpp"
 
 namespace lora::testing {
 namespace {

@@ -1,10 +1,10 @@
 // Measured times are positive, in the order of the sizes, and the same on every rank.
-#include "lora/dist/link_measurement.hpp"
+#include "lora/mpi/link_measurement.hpp"
 
 #include <gtest/gtest.h>
 #include <vector>
 
-#include "dist/ranks.hpp"
+#include "mpi/ranks.hpp"
 
 namespace lora::testing {
 namespace {

@@ -1,18 +1,18 @@
 // Training on several ranks is training by one process, and all suites of this folder pass on 1 to 4 ranks.
-#include "lora/dist/mpi.hpp"
+#include "lora/mpi/mpi.hpp"
 
 #include <cmath>
 #include <gtest/gtest.h>
 #include <string>
 #include <vector>
 
-#include "dist/job.hpp"
-#include "dist/ranks.hpp"
 #include "lora/layers/linear.hpp"
 #include "lora/model/lora_model.hpp"
 #include "lora/model/model_layers.hpp"
 #include "lora/optim/adamw.hpp"
 #include "lora/optim/sgd.hpp"
+#include "mpi/job.hpp"
+#include "mpi/ranks.hpp"
 #include "support/bits.hpp"
 #include "support/random_matrix.hpp"
 
@@ -120,7 +120,7 @@ TEST(Training, OfOneLayerIsThatOfOneProcess) {
 struct Network {
   LoraLinear<float> first{random_matrix<float>(16, 8, 1), {.rank = 0}, 0};
   LoraLinear<float> second{random_matrix<float>(16, 16, 2), {.rank = 0}, 0};
-  Trainable<float> head{.value = random_matrix<float>(3, 16, 3), .gradient = {}, .state = {}};
+  Trainable<float> head{.value = random_matrix<float>(3, 16, 3), .gradient = {}, .moments = {}};
   LoraModel<float> model;
   AdamW<float> optimizer{{.learning_rate = 1e-2}};
   Matrix<float> x = random_matrix<float>(30, 8, 4);

@@ -1,12 +1,12 @@
 // A communicator is its own: numbered ranks, messages apart from others', errors as exceptions.
-#include "lora/dist/communicator.hpp"
+#include "lora/mpi/communicator.hpp"
 
 #include <climits>
 #include <gtest/gtest.h>
 #include <string>
 #include <utility>
 
-#include "dist/ranks.hpp"
+#include "mpi/ranks.hpp"
 
 namespace lora::testing {
 namespace {

@@ -1,4 +1,4 @@
-#include "lora/optim/state.hpp"
+#include "lora/optim/moments.hpp"
 
 #include <gtest/gtest.h>
 #include <span>
@@ -21,8 +21,8 @@ TYPED_TEST_SUITE(OptimizerStateTest, Scalars);
 
 TYPED_TEST(OptimizerStateTest, IsAbsentBeforeTheFirstStep) {
   TwoFactors<TypeParam> model;
-  EXPECT_EQ(lora::state_bytes(model.parameters()), 0U);
-  EXPECT_EQ(model.a.state.steps, 0);
+  EXPECT_EQ(lora::moment_bytes(model.parameters()), 0U);
+  EXPECT_EQ(model.a.moments.steps, 0);
 }
 
 TYPED_TEST(OptimizerStateTest, HasTheSizeOfTheMomentsOfWhatWasStepped) {
@@ -30,16 +30,16 @@ TYPED_TEST(OptimizerStateTest, HasTheSizeOfTheMomentsOfWhatWasStepped) {
   const auto parameters = model.parameters();
   const std::size_t bytes_of_b = static_cast<std::size_t>(model.b.value.size()) * sizeof(TypeParam);
   AdamW<TypeParam>().step(std::span(parameters).subspan(1));
-  EXPECT_EQ(lora::state_bytes(parameters), 2 * bytes_of_b);
-  EXPECT_TRUE(model.a.state.first.empty());
+  EXPECT_EQ(lora::moment_bytes(parameters), 2 * bytes_of_b);
+  EXPECT_TRUE(model.a.moments.first.empty());
 
-  lora::reset_state(parameters);
+  lora::reset_moments(parameters);
   SGD<TypeParam>({.momentum = 0.5}).step(std::span(parameters).subspan(1));
-  EXPECT_EQ(lora::state_bytes(parameters), bytes_of_b);
+  EXPECT_EQ(lora::moment_bytes(parameters), bytes_of_b);
 
-  lora::reset_state(parameters);
+  lora::reset_moments(parameters);
   SGD<TypeParam>().step(parameters);
-  EXPECT_EQ(lora::state_bytes(parameters), 0U);
+  EXPECT_EQ(lora::moment_bytes(parameters), 0U);
 }
 
 TYPED_TEST(OptimizerStateTest, ResetMakesTheNextStepAFirstOne) {
@@ -49,7 +49,7 @@ TYPED_TEST(OptimizerStateTest, ResetMakesTheNextStepAFirstOne) {
   optimizer.step(used.parameters());
   used.a.value = fresh.a.value;
   used.b.value = fresh.b.value;
-  lora::reset_state(used.parameters());
+  lora::reset_moments(used.parameters());
   EXPECT_TRUE(same(used, fresh));
 
   SGD<TypeParam> other({.momentum = 0.9});
@@ -65,8 +65,8 @@ TYPED_TEST(OptimizerStateTest, FollowsACopyWhichThenLivesOnItsOwn) {
   TwoFactors<TypeParam> copy = model;
   EXPECT_TRUE(same(copy, model));
   optimizer.step(copy.parameters());
-  EXPECT_EQ(model.a.state.steps, 1);
-  EXPECT_EQ(copy.a.state.steps, 2);
+  EXPECT_EQ(model.a.moments.steps, 1);
+  EXPECT_EQ(copy.a.moments.steps, 2);
   EXPECT_FALSE(same(copy, model));
   optimizer.step(model.parameters());
   EXPECT_TRUE(same(copy, model));
@@ -79,8 +79,8 @@ TYPED_TEST(OptimizerStateTest, RestoredFromItsNumbersContinuesBitForBit) {
   TwoFactors<TypeParam> restored;
   restored.a.value = model.a.value;
   restored.b.value = model.b.value;
-  restored.a.state = {AdamW<TypeParam>::name, model.a.state.steps, model.a.state.first, model.a.state.second};
-  restored.b.state = {AdamW<TypeParam>::name, model.b.state.steps, model.b.state.first, model.b.state.second};
+  restored.a.moments = {AdamW<TypeParam>::name, model.a.moments.steps, model.a.moments.first, model.a.moments.second};
+  restored.b.moments = {AdamW<TypeParam>::name, model.b.moments.steps, model.b.moments.first, model.b.moments.second};
   optimizer.step(model.parameters());
   AdamW<TypeParam>().step(restored.parameters());
   EXPECT_TRUE(same(restored, model));

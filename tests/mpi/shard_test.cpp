@@ -1,5 +1,5 @@
 // Laws of the division of a batch.
-#include "lora/dist/shard.hpp"
+#include "lora/mpi/shard.hpp"
 
 #include <gtest/gtest.h>
 

@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "lora/weight/merge_record.hpp"
+#include "lora/weight/merge_undo.hpp"
 #include "support/bits.hpp"
 #include "support/random_matrix.hpp"
 #include "weight/merge_target.hpp"
@@ -70,7 +70,7 @@ void expect_exact(const Matrix<Number>& w, const LowRankUpdate<Number>& update, 
   const Matrix<Number> before = target.values();
   Matrix<Number> delta = Matrix<Number>::Zero(w.rows(), w.cols());
   if (update.a.rows > 0) write_delta(update, view_of(delta));
-  const auto record = MergeRecord<Number>::merge("test", target.weight, update, factors);
+  const auto record = MergeUndo<Number>::merge("test", target.weight, update, factors);
   const Matrix<Number> expected = scaled_sum(w, delta, factors);
   const Matrix<Number> merged = target.values();
   for (Index i = 0; i < w.size(); ++i) {
@@ -153,8 +153,8 @@ TYPED_TEST(ScaledMerge, FactorsOfOneAreNoFactors) {
   Target<TypeParam> with(random_matrix<Number>(70, 90, 1));
   Target<TypeParam> without(random_matrix<Number>(70, 90, 1));
   const LowRankUpdate<Number> update{view_of(a), view_of(b), Number(0.5)};
-  (void)MergeRecord<Number>::merge("test", with.weight, update, Factors<Number>(70, Number(1)));
-  (void)MergeRecord<Number>::merge("test", without.weight, update);
+  (void)MergeUndo<Number>::merge("test", with.weight, update, Factors<Number>(70, Number(1)));
+  (void)MergeUndo<Number>::merge("test", without.weight, update);
   EXPECT_TRUE(same_bits(with.values(), without.values()));
 }
 
@@ -166,11 +166,11 @@ TYPED_TEST(ScaledMerge, CyclesCopiesAndForgottenFactorsDoNoHarm) {
   Target<TypeParam> target(w);
   for (int cycle = 0; cycle < 5; ++cycle) {
     auto factors = near_one<Number>(20);
-    auto first = MergeRecord<Number>::merge("test", target.weight, {view_of(a), view_of(b), Number(0.2)}, factors);
+    auto first = MergeUndo<Number>::merge("test", target.weight, {view_of(a), view_of(b), Number(0.2)}, factors);
     factors.assign(20, Number(9));
     a *= 2;
-    const MergeRecord<Number> copy = first;
-    const MergeRecord<Number> moved = std::move(first);
+    const MergeUndo<Number> copy = first;
+    const MergeUndo<Number> moved = std::move(first);
     (cycle % 2 == 0 ? copy : moved).unmerge(target.weight);
     ASSERT_TRUE(same_bits(target.values(), w)) << cycle;
   }
@@ -185,7 +185,7 @@ TYPED_TEST(ScaledMerge, WhatIsNotFiniteIsRefusedAndNothingIsWritten) {
   const auto expect_refused = [&](const LowRankUpdate<Number>& update, const Factors<Number>& factors) {
     Target<TypeParam> target(w);
     try {
-      (void)MergeRecord<Number>::merge("the operation", target.weight, update, factors);
+      (void)MergeUndo<Number>::merge("the operation", target.weight, update, factors);
       ADD_FAILURE() << "merged";
     } catch (const StateError& error) {
       EXPECT_NE(std::string(error.what()).find("the operation"), std::string::npos);
@@ -221,8 +221,8 @@ TYPED_TEST(ScaledMerge, TheNumberOfFactorsIsTheNumberOfOutputs) {
   const auto b = random_matrix<Number>(20, 3, 3);
   for (const std::size_t count : {std::size_t{1}, std::size_t{19}, std::size_t{21}, std::size_t{30}}) {
     Target<TypeParam> target(w);
-    EXPECT_THROW((void)MergeRecord<Number>::merge("test", target.weight, {view_of(a), view_of(b), Number(1)},
-                                                  Factors<Number>(count, Number(1))),
+    EXPECT_THROW((void)MergeUndo<Number>::merge("test", target.weight, {view_of(a), view_of(b), Number(1)},
+                                                Factors<Number>(count, Number(1))),
                  ShapeError);
     EXPECT_TRUE(same_bits(target.values(), w));
   }
@@ -240,7 +240,7 @@ TYPED_TEST(ScaledMerge, HoldsAtMostThirtyPercentOfTheWeight) {
   const auto w_bytes = static_cast<double>(w.size()) * sizeof(Number);
   for (const double ratio : {0.01, 0.1, 1.0}) {
     Target<TypeParam> target(w);
-    const auto record = MergeRecord<Number>::merge(
+    const auto record = MergeUndo<Number>::merge(
         "test", target.weight, {view_of(a), view_of(b), static_cast<Number>(ratio / std::sqrt(8.0))}, factors);
     EXPECT_LE(static_cast<double>(record.bytes()), 0.3 * w_bytes) << ratio;
     EXPECT_EQ(record.factor_bytes(), static_cast<std::size_t>(a.size() + b.size() + 2 * 300) * sizeof(Number));
@@ -258,9 +258,9 @@ TEST(ScaledMergeRecord, EveryOrientationMergesToTheSameBits) {
   DenseWeight<float> by_column{view_of(columns)};
   const LowRankUpdate<float> update{view_of(a), view_of(b), 0.5F};
   const auto factors = odd_factors<float>(53);
-  const auto packed_record = MergeRecord<float>::merge("test", packed, update, factors);
-  const auto row_record = MergeRecord<float>::merge("test", by_row, update, factors);
-  const auto column_record = MergeRecord<float>::merge("test", by_column, update, factors);
+  const auto packed_record = MergeUndo<float>::merge("test", packed, update, factors);
+  const auto row_record = MergeUndo<float>::merge("test", by_row, update, factors);
+  const auto column_record = MergeUndo<float>::merge("test", by_column, update, factors);
   Matrix<float> from_packed(53, 77);
   read_back(packed, view_of(from_packed));
   EXPECT_TRUE(same_bits(from_packed, rows));

@@ -4,9 +4,9 @@
 #include <string>
 #include <string_view>
 
-#include "dist/ranks.hpp"
-#include "dist/workers.hpp"
-#include "lora/dist/session.hpp"
+#include "lora/mpi/session.hpp"
+#include "mpi/ranks.hpp"
+#include "mpi/workers.hpp"
 
 namespace {
 
