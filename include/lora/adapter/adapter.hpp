@@ -1,157 +1,191 @@
-// The trainable factors A and B of one layer, and what they contribute to its passes.
+// One named adapter of a layer: its factors, its scale, and what training keeps for them.
 #pragma once
 
-#include <cmath>
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <string_view>
 #include <utility>
 
 #include "lora/adapter/config.hpp"
 #include "lora/adapter/gradients.hpp"
-#include "lora/adapter/initialization.hpp"
-#include "lora/adapter/record.hpp"
-#include "lora/core/shape.hpp"
-#include "lora/kernels/low_rank.hpp"
-#include "lora/weight/frozen_weight.hpp"
-#include "lora/weight/low_rank_update.hpp"
+#include "lora/adapter/starts.hpp"
+#include "lora/core/error.hpp"
+#include "lora/core/finite.hpp"
+#include "lora/core/number_text.hpp"
+#include "lora/core/parameter.hpp"
 
 namespace lora {
 
-/// A (rank x in_features) and B (out_features x rank) with their scaling s; an optional bias of B.
+/// The name that stands for no adapter where each row of a batch chooses its own.
+inline constexpr std::string_view base_adapter_name = "__base__";
+
+/// The name of an adapter that is given none.
+inline constexpr std::string_view default_adapter_name = "default";
+
+namespace detail {
+
+[[nodiscard]] inline std::string quoted(std::string_view name) {
+  std::string text = "\"";
+  text.append(name).append("\"");
+  return text;
+}
+
+/// @throws ConfigError for a name that is empty, holds a dot or stands for the base.
+inline std::string checked_adapter_name(std::string_view operation, std::string_view name) {
+  if (name.empty() || name.find('.') != std::string_view::npos || name == base_adapter_name) {
+    std::string expected = "a name without dots other than \"\" and ";
+    throw ConfigError(operation, "name", expected.append(quoted(base_adapter_name)), quoted(name));
+  }
+  return std::string(name);
+}
+
+}  // namespace detail
+
+/// What one adapter adds to a layer: s (B A - B0 A0), with A (rank x in_features) and B (out_features x rank) trainable
+/// and s = scale * alpha / rank (or / sqrt(rank)). A0 and B0 are the start of an adapter that began as a part of the
+/// frozen weight (pissa, olora): frozen, of the same shapes; other adapters have none. Optional, where the configuration
+/// asks for them: a bias of B, DoRA's magnitude, and the layer's bias as this adapter trains it.
 ///
-/// A value: it knows nothing of the weight it adapts. Const functions are reentrant.
+/// A value that knows nothing of the weight it adapts; the layer that made it gave it its shapes. Gradients and the
+/// optimisers' moments live here, so that they follow the adapter. Handles on its parameters hold while it stays where
+/// it is.
 template <RealScalar Scalar>
 class LoraAdapter {
  public:
-  /// Starts A and B as the configuration says. @throws ConfigError, also for pissa and olora, which need the weight:
-  /// make_adaptation() makes those; std::bad_alloc
-  LoraAdapter(std::string_view operation, Index in_features, Index out_features, const LoraConfig& config,
-              std::uint64_t seed)
-      : config_(checked(operation, config)),
-        seed_(seed),
-        a_(config.rank, in_features),
-        b_(out_features, config.rank),
-        lora_bias_(RowVector<Scalar>::Zero(config.lora_bias ? out_features : 0)) {
-    if (config.rank == 0) return;
-    if (takes_from_weight(config.init_lora_weights)) {
-      throw ConfigError(operation, "init_lora_weights", "one that this kind of layer has", "pissa or olora");
-    }
-    if (config.init_lora_weights == InitLoraWeights::orthogonal) {
-      initialize_orthogonal(seed, view_of(a_), view_of(b_));
-    } else {
-      initialize_factors(config.init_lora_weights, seed, view_of(a_), view_of(b_));
-    }
+  /// @throws ConfigError for a bad name or configuration; std::bad_alloc
+  LoraAdapter(std::string_view operation, std::string_view name, const LoraConfig& config, std::uint64_t seed,
+              LoraFactors<Scalar> factors)
+      : A(std::move(factors.A)),
+        B(std::move(factors.B)),
+        name_(detail::checked_adapter_name(operation, name)),
+        config_(config),
+        seed_(seed) {
+    check_config(operation, config);
+    scaling_ = checked_scaling(operation, "alpha", config.alpha, config, 1.0);
   }
 
-  /// Starts from given factors of the configured rank, without a bias of B. @throws ConfigError, ShapeError
-  LoraAdapter(std::string_view operation, const LoraConfig& config, std::uint64_t seed, LoraFactors<Scalar> factors)
-      : config_(checked(operation, config)), seed_(seed), a_(std::move(factors.A)), b_(std::move(factors.B)) {
-    check_shape(operation, "A", a_, config.rank, -1);
-    check_shape(operation, "B", b_, -1, config.rank);
-  }
+  Matrix<Scalar> A;
+  Matrix<Scalar> B;
+  LoraFactors<Scalar> start;    ///< A0 and B0; empty without
+  RowVector<Scalar> lora_bias;  ///< of B; empty without lora_bias
+  RowVector<Scalar> magnitude;  ///< DoRA's m; empty without use_dora
+  RowVector<Scalar> bias;       ///< the layer's bias while this adapter is active; empty unless it trains the bias
 
+  [[nodiscard]] const std::string& name() const noexcept { return name_; }
   [[nodiscard]] const LoraConfig& config() const noexcept { return config_; }
   [[nodiscard]] std::uint64_t seed() const noexcept { return seed_; }
-  [[nodiscard]] Index rank() const noexcept { return a_.rows(); }
-  [[nodiscard]] Scalar scaling() const noexcept { return static_cast<Scalar>(config_.scaling()); }
-  [[nodiscard]] const Matrix<Scalar>& A() const noexcept { return a_; }
-  [[nodiscard]] const Matrix<Scalar>& B() const noexcept { return b_; }
-  [[nodiscard]] const RowVector<Scalar>& lora_bias() const noexcept { return lora_bias_; }
-  [[nodiscard]] Matrix<Scalar>& A() noexcept { return a_; }
-  [[nodiscard]] Matrix<Scalar>& B() noexcept { return b_; }
-  [[nodiscard]] RowVector<Scalar>& lora_bias() noexcept { return lora_bias_; }
+  [[nodiscard]] Index rank() const noexcept { return config_.rank; }
+  /// Rows of A and, where there is a start, of A0.
+  [[nodiscard]] Index total_rank() const noexcept { return A.rows() + start.A.rows(); }
+  [[nodiscard]] bool uses_dora() const noexcept { return config_.use_dora; }
+  [[nodiscard]] bool drops() const noexcept { return config_.rank > 0 && config_.dropout > 0; }
 
-  /// @throws ConfigError when alpha, or the scaling it gives, is not finite.
+  /// s, the scale included.
+  [[nodiscard]] Scalar scaling() const noexcept { return scaling_; }
+  /// The factor on alpha / rank.
+  [[nodiscard]] double scale() const noexcept { return scale_; }
+  /// @throws ConfigError when the scaling that `factor` gives is not finite; then nothing has changed.
+  void set_scale(std::string_view operation, double factor) {
+    scaling_ = checked_scaling(operation, "scale", factor, config_, factor);
+    scale_ = factor;
+  }
+  /// @throws ConfigError as set_scale would
+  void check_scale(std::string_view operation, double factor) const {
+    static_cast<void>(checked_scaling(operation, "scale", factor, config_, factor));
+  }
+  /// @throws ConfigError when alpha, or the scaling it gives, is not finite; then nothing has changed.
   void set_alpha(std::string_view operation, double alpha) {
     LoraConfig changed = config_;
     changed.alpha = alpha;
-    config_ = checked(operation, changed);
+    check_config(operation, changed);
+    scaling_ = checked_scaling(operation, "alpha", alpha, changed, scale_);
+    config_ = changed;
   }
 
-  /// The update of the weight: s*B*A.
-  [[nodiscard]] LowRankUpdate<Scalar> update() const noexcept { return {view_of(a_), view_of(b_), scaling()}; }
+  /// Tells this adapter from every other one that its layer ever had; a layer gives it. A tape names adapters so.
+  [[nodiscard]] std::uint64_t id() const noexcept { return id_; }
+  void set_id(std::uint64_t id) noexcept { id_ = id; }
+  void set_name(std::string name) noexcept { name_ = std::move(name); }
 
-  /// In inference: U = X A^T in the workspace, and the term U * s*B^T for the weight's product.
-  [[nodiscard]] LowRankTerm<Scalar> infer(const MatrixView<const Scalar>& x, Workspace& workspace) const {
-    if (rank() == 0) return {};
-    auto* memory = workspace.reserve<Scalar>(Workspace::Slot::down_projection, x.rows * rank());
-    const MatrixView<Scalar> u{memory, x.rows, rank(), rank(), 1};
-    kernels::project_down(x, DropoutMask<Scalar>{}, view_of(a_), Scalar(1), u, workspace.executor());
-    return {u, scaled_b_transposed(workspace)};
+  /// True while the update stands merged in the weight, and nothing that it was made from may change.
+  [[nodiscard]] bool merged() const noexcept { return merged_; }
+  void set_merged(bool merged) noexcept { merged_ = merged; }
+  /// @throws StateError naming the adapter while it is merged.
+  void require_unmerged(std::string_view operation) const {
+    if (!merged_) return;
+    std::string argument = "adapter ";
+    throw StateError(operation, argument.append(detail::quoted(name_)),
+                     "an unmerged one (call train() or unmerge() first)", "a merged one");
   }
 
-  /// In training: draws the dropout bits and U = drop(X) A^T into the record, and returns the term for the product.
-  [[nodiscard]] LowRankTerm<Scalar> forward(const MatrixView<const Scalar>& x, LoraRecord<Scalar>& record,
-                                            Workspace& workspace) const {
-    record.clear();
-    if (rank() > 0 && config_.dropout > 0) {
-      record.dropout_bits().draw(config_.dropout, seed_, record.position, x.rows, x.cols, workspace.executor());
+  /// Zero gradients of the right shapes. @throws std::bad_alloc
+  [[nodiscard]] LoraGradients<Scalar> make_gradients() const {
+    LoraGradients<Scalar> zero;
+    zero.A.resize(A.rows(), A.cols());
+    zero.B.resize(B.rows(), B.cols());
+    zero.lora_bias.resize(lora_bias.size());
+    zero.bias.resize(bias.size());
+    zero.magnitude.resize(magnitude.size());
+    zero.set_zero();
+    return zero;
+  }
+  /// The adapter's own gradients; memory for them comes with the first use. @throws std::bad_alloc
+  [[nodiscard]] LoraGradients<Scalar>& gradients() {
+    if (gradients_.A.size() != A.size() || gradients_.B.size() != B.size() || gradients_.bias.size() != bias.size()) {
+      gradients_ = make_gradients();
     }
-    const auto u = record.prepare(x.rows, rank());
-    if (rank() == 0) return {};
-    kernels::project_down(x, mask(record), view_of(a_), Scalar(1), u, workspace.executor());
-    return {u, scaled_b_transposed(workspace)};
+    return gradients_;
   }
+  void zero_grad() noexcept { gradients_.set_zero(); }
 
-  /// The backward pass up to the factors: dB += s dY^T U, dA += V^T drop(X), dlora_bias += s sum(dY).
-  /// Returns V = s dY B in the workspace. rank() > 0.
-  [[nodiscard]] MatrixView<const Scalar> backward(const MatrixView<const Scalar>& x, const LoraRecord<Scalar>& record,
-                                                  const MatrixView<const Scalar>& dy, LoraGradients<Scalar>& gradients,
-                                                  Workspace& workspace) const {
-    Executor& executor = workspace.executor();
-    auto* memory = workspace.reserve<Scalar>(Workspace::Slot::down_projection, dy.rows * rank());
-    const MatrixView<Scalar> v{memory, dy.rows, rank(), rank(), 1};
-    kernels::project_down(dy, DropoutMask<Scalar>{}, scaled_b_transposed(workspace), Scalar(1), v, executor);
-    kernels::add_outer(MatrixView<const Scalar>(v), x, mask(record), Scalar(1), view_of(gradients.A), executor);
-    auto* transposed = workspace.reserve<Scalar>(Workspace::Slot::factor_gradient, rank() * dy.cols);
-    const MatrixView<Scalar> db{transposed, rank(), dy.cols, dy.cols, 1};
-    db.map().setZero();
-    kernels::add_outer(record.down_projection(), dy, DropoutMask<Scalar>{}, scaling(), db, executor);
-    gradients.B += db.map().transpose();
-    if (config_.lora_bias) add_column_sums(dy, scaling(), gradients.lora_bias);
-    return v;
+  /// Calls body(role, value, gradient, moments) for what trains: A, B, then the magnitude, the bias of B and the layer's
+  /// bias where there are any. @throws std::bad_alloc for the first memory of the gradients
+  template <class Body>
+  void for_each_parameter(const Body& body) {
+    LoraGradients<Scalar>& g = gradients();
+    if (A.size() > 0) body(ParameterRole::lora_A, A.data(), g.A.data(), A.rows(), A.cols(), moments_[0]);
+    if (B.size() > 0) body(ParameterRole::lora_B, B.data(), g.B.data(), B.rows(), B.cols(), moments_[1]);
+    const auto row = [&](ParameterRole role, RowVector<Scalar>& value, RowVector<Scalar>& gradient, std::size_t at) {
+      if (value.size() > 0) body(role, value.data(), gradient.data(), Index{1}, value.size(), moments_[at]);
+    };
+    row(ParameterRole::magnitude, magnitude, g.magnitude, 2);
+    row(ParameterRole::lora_bias, lora_bias, g.lora_bias, 3);
+    row(ParameterRole::bias, bias, g.bias, 4);
   }
+  [[nodiscard]] const bool* merged_flag() const noexcept { return &merged_; }
 
-  /// The mask of a recorded pass; keeps everything without dropout.
-  [[nodiscard]] DropoutMask<Scalar> mask(const LoraRecord<Scalar>& record) const noexcept {
-    return config_.dropout > 0 ? record.dropout_bits().template mask<Scalar>(config_.dropout) : DropoutMask<Scalar>{};
+  /// Scalars that train.
+  [[nodiscard]] Index parameter_count() const noexcept {
+    return A.size() + B.size() + lora_bias.size() + magnitude.size() + bias.size();
   }
-
-  /// Whether `record` holds a mask exactly if this adapter drops, of a size that fits `rows` rows.
-  [[nodiscard]] bool fits(const LoraRecord<Scalar>& record, Index rows) const noexcept {
-    const Index row_bytes = rank() > 0 && config_.dropout > 0 ? (a_.cols() + 7) / 8 : 0;
-    return record.dropout_bits().bytes() == static_cast<std::size_t>(rows * row_bytes);
-  }
-
-  /// target += scale * (sum over the rows of dY, in order).
-  static void add_column_sums(const MatrixView<const Scalar>& dy, Scalar scale, RowVector<Scalar>& target) noexcept {
-    for (Index i = 0; i < dy.rows; ++i)
-      for (Index j = 0; j < dy.cols; ++j) target[j] += scale * dy(i, j);
+  /// Bytes of the factors, with those of the start, the biases and the magnitude.
+  [[nodiscard]] std::size_t bytes() const noexcept {
+    return static_cast<std::size_t>(parameter_count() + start.A.size() + start.B.size()) * sizeof(Scalar);
   }
 
  private:
-  static const LoraConfig& checked(std::string_view operation, const LoraConfig& config) {
-    check_config(operation, config);
-    if (!std::isfinite(static_cast<Scalar>(config.scaling()))) {
-      throw ConfigError(operation, "alpha", "a scaling that is finite in the layer's scalar type",
-                        detail::number_text(config.alpha));
+  static Scalar checked_scaling(std::string_view operation, std::string_view argument, double value, LoraConfig config,
+                                double factor) {
+    config.alpha *= factor;
+    const auto scaling = static_cast<Scalar>(config.scaling());
+    if (!is_finite(scaling)) {
+      throw ConfigError(operation, argument, "a number that gives a scaling that is finite in the layer's scalar type",
+                        detail::number_text(value));
     }
-    return config;
+    return scaling;
   }
 
-  [[nodiscard]] MatrixView<const Scalar> scaled_b_transposed(Workspace& workspace) const {
-    auto* memory = workspace.reserve<Scalar>(Workspace::Slot::up_factor, b_.size());
-    const MatrixView<Scalar> transposed{memory, b_.cols(), b_.rows(), b_.rows(), 1};
-    kernels::transpose_scaled<Scalar>(view_of(b_), scaling(), memory);
-    return transposed;
-  }
-
+  std::string name_;
+  std::uint64_t id_ = 0;
   LoraConfig config_;
   std::uint64_t seed_;
-  Matrix<Scalar> a_;
-  Matrix<Scalar> b_;
-  RowVector<Scalar> lora_bias_;
+  double scale_ = 1;
+  Scalar scaling_ = 0;
+  bool merged_ = false;
+  LoraGradients<Scalar> gradients_;
+  std::array<Moments<Scalar>, 5> moments_;
 };
 
 }  // namespace lora

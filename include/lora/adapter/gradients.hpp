@@ -1,42 +1,61 @@
 // The gradients of one adapted layer, owned by whoever runs the backward pass.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
+#include <vector>
 
 #include "lora/core/types.hpp"
 
 namespace lora {
 
 /// Gradients of what trains in one layer; an empty member stands for what does not train. There is none for W0.
+///
+/// A layer with one active adapter fills this object alone. With several, `others` holds the gradients of the second
+/// active adapter and those after it, and `gradients[i]` is that of the i-th.
 template <RealScalar Scalar>
 struct LoraGradients {
-  Matrix<Scalar> A;                  ///< rank x in_features
-  Matrix<Scalar> B;                  ///< out_features x rank
-  RowVector<Scalar> lora_bias;       ///< out_features, with lora_bias
-  RowVector<Scalar> bias;            ///< out_features, where the layer's bias trains
-  RowVector<Scalar> magnitude = {};  ///< out_features, with use_dora
+  Matrix<Scalar> A;                   ///< as the adapter's A: rank x in_features
+  Matrix<Scalar> B;                   ///< as the adapter's B: out_features x rank
+  RowVector<Scalar> lora_bias;        ///< out_features, with lora_bias
+  RowVector<Scalar> bias;             ///< out_features, where the layer's bias trains
+  RowVector<Scalar> magnitude;        ///< out_features, with use_dora
+  std::vector<LoraGradients> others;  ///< of the other active adapters, in their order
+
+  [[nodiscard]] std::size_t size() const noexcept { return 1 + others.size(); }
+  [[nodiscard]] LoraGradients& operator[](std::size_t i) noexcept { return i == 0 ? *this : others[i - 1]; }
+  [[nodiscard]] const LoraGradients& operator[](std::size_t i) const noexcept { return i == 0 ? *this : others[i - 1]; }
 
   void set_zero() noexcept {
-    A.setZero();
-    B.setZero();
-    lora_bias.setZero();
-    bias.setZero();
-    magnitude.setZero();
+    const auto clear = [](Scalar* values, Index count) { std::fill_n(values, count, Scalar(0)); };
+    clear(A.data(), A.size());
+    clear(B.data(), B.size());
+    clear(lora_bias.data(), lora_bias.size());
+    clear(bias.data(), bias.size());
+    clear(magnitude.data(), magnitude.size());
+    for (LoraGradients& other : others) other.set_zero();
   }
 
-  /// Adds another worker's gradients of the same layer.
-  LoraGradients& operator+=(const LoraGradients& other) noexcept {
-    A += other.A;
-    B += other.B;
-    lora_bias += other.lora_bias;
-    bias += other.bias;
-    magnitude += other.magnitude;
+  /// Adds another worker's gradients of the same layer, which have the same shapes.
+  LoraGradients& operator+=(const LoraGradients& more) noexcept {
+    const auto add = [](Scalar* values, const Scalar* by, Index count) {
+      for (Index i = 0; i < count; ++i) values[i] += by[i];
+    };
+    add(A.data(), more.A.data(), A.size());
+    add(B.data(), more.B.data(), B.size());
+    add(lora_bias.data(), more.lora_bias.data(), lora_bias.size());
+    add(bias.data(), more.bias.data(), bias.size());
+    add(magnitude.data(), more.magnitude.data(), magnitude.size());
+    for (std::size_t i = 0; i < others.size(); ++i) others[i] += more.others[i];
     return *this;
   }
 
   [[nodiscard]] std::size_t bytes() const noexcept {
-    return static_cast<std::size_t>(A.size() + B.size() + lora_bias.size() + bias.size() + magnitude.size()) *
-           sizeof(Scalar);
+    std::size_t total =
+        static_cast<std::size_t>(A.size() + B.size() + lora_bias.size() + bias.size() + magnitude.size()) *
+        sizeof(Scalar);
+    for (const LoraGradients& other : others) total += other.bytes();
+    return total;
   }
 };
 

@@ -1,159 +1,309 @@
-// The passes of a frozen weight with several adapters, some of which may have DoRA.
+// Forward and backward of a frozen weight with any number of adapters, whatever the kind of layer.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <span>
+#include <type_traits>
 
-#include "lora/core/workspace.hpp"
-#include "lora/kernels/low_rank.hpp"
-#include "lora/layers/adapter_slot.hpp"
-#include "lora/layers/adapter_sum.hpp"
-#include "lora/layers/multi_record.hpp"
-#include "lora/weight/frozen_weight.hpp"
+#include "lora/adapter/dora.hpp"
+#include "lora/adapter/tape.hpp"
+#include "lora/layers/adapter_set.hpp"
+#include "lora/layers/factor_pass.hpp"
+#include "lora/layers/row_groups.hpp"
 
 namespace lora {
 
-/// W and those of the chosen adapters that are not merged into it. Without DoRA among them the adapters ride along in
-/// the one product with W.
+/// The factors by which an adapter updates the whole weight, W + scale * B A: `update.a` is rank x in_features and
+/// `update.b` out_features x rank, zeros included where the adapter adapts a part of it. Memory of a workspace holds
+/// what the adapter does not hold in this form.
+template <class Scalar>
+struct WholeUpdate {
+  ScratchMatrix<Scalar> a;
+  ScratchMatrix<Scalar> b;
+  LowRankUpdate<Scalar> update;
+};
+
+/// W and the adapters that are not merged into it. `Passes` computes one product with what rides along in it
+/// (layers/linear_passes.hpp and its like); this class decides what rides along in which product and sums them up.
 ///
-/// Every adapter is additive: with f = m / n and n the norms of the rows of W0 + s*B*A, one with DoRA adds
-///   (f - 1) (.) W0 x + f (.) s*B*A x = Y_i - W0 x, where Y_i is its answer alone,
-/// whatever the others add. So n is taken against W0 and never against a W that holds other adapters, and a layer of D
-/// of them costs D + 1 products with W0 instead of one (D where D is 1): Y = Y_1 + ... + Y_D - (D - 1) W0 x, and the
-/// low-rank terms of those without DoRA on top. With DoRA W must be W0: nothing is merged.
+/// Adapters without DoRA share one product with W. Every adapter is additive: with f = m / n and n the norms of the rows
+/// of W + s B A, one with DoRA adds (f - 1) (.) W x + f (.) s B A x = Y_i - W x, where Y_i is its answer alone, whatever
+/// the others add. So a layer of D of them costs D + 1 products with W (D where D is 1): Y = Y_1 + ... + Y_D -
+/// (D - 1) W x, and the terms of the others on top. Adapters that drop inputs stand alone likewise where `Passes` takes
+/// one mask a product (convolutions).
 ///
-/// A view; const functions are reentrant and allocate only to grow records and the workspace. Source of DoRA: Liu et
+/// A view; const functions are reentrant and allocate only to grow the tape and the workspace. Source of DoRA: Liu et
 /// al., arXiv 2402.09353; that several are additive: PEFT's forward pass of DoRA adapters.
-template <RealScalar Scalar, FrozenWeight Weight>
+template <class Kind, class Passes>
 class AdapterPasses {
  public:
-  using Slot = AdapterSlot<Scalar>;
+  using Scalar = typename Passes::Scalar;
+  using Batch = typename Passes::Batch;
+  using Adapter = LoraAdapter<Scalar>;
+  using Tape = LoraTape<Scalar>;
 
-  /// Views all, which outlive it. `chosen` holds positions in `slots`.
-  AdapterPasses(const Weight& weight, const AdapterSlots<Scalar>& slots, std::span<const Index> chosen) noexcept
-      : weight_(weight), slots_(slots), chosen_(chosen), plain_(slots, chosen) {}
+  /// `working` holds positions of adapters in the set. All outlive this object.
+  AdapterPasses(const Kind& kind, const Passes& passes, const WeightRef<Scalar>& weight,
+                const AdapterSet<Scalar>& adapters, std::span<const Index> working,
+                std::span<const double> squared_norms) noexcept
+      : kind_(kind),
+        passes_(passes),
+        weight_(weight),
+        adapters_(adapters),
+        working_(working),
+        squared_norms_(squared_norms) {}
 
-  /// Number of adapters with DoRA that take part.
-  [[nodiscard]] std::size_t dora_count() const noexcept {
-    std::size_t count = 0;
-    for_each_dora([&](const Slot&, std::size_t) { ++count; });
-    return count;
+  /// Y without dropout. `bias` has a scalar for every output, or is null.
+  void infer(const Batch& x, const Scalar* bias, const MatrixView<Scalar>& y, Workspace& workspace) const {
+    answer(x, bias, nullptr, y, workspace);
   }
 
-  /// Y without dropout. `bias` has out_features scalars or is null.
-  void infer(const MatrixView<const Scalar>& x, const Scalar* bias, const MatrixView<Scalar>& y,
-             Workspace& workspace) const {
-    answer(
-        x, bias, y, workspace, [&](const AdapterSum<Scalar>& sum) { return sum.infer(x, workspace); },
-        [&](const Slot& slot, std::size_t, const LowRankTerm<Scalar>& term, const Scalar* own_bias,
-            const MatrixView<Scalar>& out) {
-          slot.dora().infer(weight_, slot.update(), x, own_bias, term, out, workspace);
-        });
+  /// Y += what the working adapters, none of which has DoRA, add to the product with W. Without dropout.
+  void add_terms(const Batch& x, const MatrixView<Scalar>& y, Workspace& workspace) const {
+    const auto parts = workspace.row<FactorPart<Scalar>>(part_room());
+    run(x, pass_of(parts.data, 0, working_.size(), nullptr, 0, {}), nullptr, 0, y, BaseProduct::keep, workspace);
   }
 
-  /// Y of training, with dropout at `record.position`. Fills the record: the i-th entry is the i-th chosen adapter's.
-  void forward(const MatrixView<const Scalar>& x, const Scalar* bias, MultiLoraRecord<Scalar>& record,
-               const MatrixView<Scalar>& y, Workspace& workspace) const {
-    record.prepare(chosen_.size());
-    answer(
-        x, bias, y, workspace, [&](const AdapterSum<Scalar>& sum) { return sum.forward(x, record, workspace); },
-        [&](const Slot& slot, std::size_t i, const LowRankTerm<Scalar>& term, const Scalar* own_bias,
-            const MatrixView<Scalar>& out) {
-          slot.dora().forward(weight_, slot.update(), x, slot.adapter().mask(record[i]), own_bias, term, record[i], out,
-                              workspace);
-        });
-    record.finish(x.rows);
-  }
-
-  /// Adds the gradients of the pass that filled `record`, those of the i-th chosen adapter to gradients_of(i), and
-  /// writes dX into `dx` unless that has no columns. Nothing is merged.
-  template <class GradientsOf>
-  void backward(const MatrixView<const Scalar>& x, const MultiLoraRecord<Scalar>& record,
-                const MatrixView<const Scalar>& dy, const GradientsOf& gradients_of, const MatrixView<Scalar>& dx,
-                Workspace& workspace) const {
-    for (std::size_t i = 0; i < chosen_.size(); ++i) {
-      auto& bias = gradients_of(i).bias;
-      if (bias.size() > 0) LoraAdapter<Scalar>::add_column_sums(dy, Scalar(1), bias);
-    }
-    const std::size_t doras = dora_count();
-    std::size_t done = 0;
-    for_each_dora([&](const Slot& slot, std::size_t i) {
-      const auto sum = AdapterSum<Scalar>::of_dora(slots_, chosen_, i);
-      const auto dz = slot.dora().backward(record[i], dy, gradients_of(i).magnitude, workspace);
-      const LowRankTerm<Scalar> term{sum.backward(x, record, dz, gradients_of, workspace), view_of(slot.adapter().A())};
-      if (dx.cols == 0) return;
-      const MatrixView<Scalar> target = done++ == 0 ? dx : scratch(dx, workspace);
-      if (const auto mask = slot.adapter().mask(record[i]); mask.active()) {
-        slot.dora().input_gradient(weight_, dy, term, mask, target, workspace);
-      } else {
-        weight_.product_transposed(dz, term, target, workspace);
+  /// Y of training, with dropout at `tape.position`. Fills the tape.
+  void forward(const Batch& x, const Scalar* bias, Tape& tape, const MatrixView<Scalar>& y,
+               Workspace& workspace) const {
+    tape.start(working_.size(), 1 + alone_count(true));
+    for (std::size_t i = 0; i < working_.size(); ++i) {
+      const Adapter& adapter = adapters_[working_[i]];
+      auto& kept = tape.adapter(i);
+      kept.id = adapter.id();
+      kept.rank = kind_.down_rows(adapter);
+      kept.drops = adapter.drops();
+      kept.bits.clear();
+      if (adapter.drops()) {
+        kept.bits.draw(adapter.config().dropout, adapter.seed(), tape.position, passes_.rows(x), passes_.inputs(x),
+                       workspace.executor());
       }
-      if (done > 1) dx.map() += target.map();
-    });
-    MatrixView<const Scalar> v{};
-    if (plain_.count() > 0) v = plain_.backward(x, record, dy, gradients_of, workspace);
-    if (dx.cols == 0) return;
-    if (doras == 0) return plain_.input_gradient(weight_, dy, v, record, dx, workspace);
-    plain_.add_input_gradient(v, record, dx, workspace);
-    if (doras == 1) return;
-    const auto base = scratch(dx, workspace);
-    weight_.product_transposed(dy, {}, base, workspace);
-    dx.map() -= static_cast<Scalar>(doras - 1) * base.map();
+    }
+    answer(x, bias, &tape, y, workspace);
+    tape.finish(passes_.rows(x), passes_.inputs(x), passes_.extents(x));
   }
 
-  /// Whether the record is of a pass in which just these adapters took part, as they are now.
-  [[nodiscard]] bool fits(const MultiLoraRecord<Scalar>& record) const noexcept {
-    bool same = record.size() == chosen_.size();
-    for (std::size_t i = 0; same && i < chosen_.size(); ++i) {
-      const Slot& slot = slots_[chosen_[i]];
-      same = record.id(i) == slot.id() && slot.adapter().fits(record[i], record.rows()) &&
-             record[i].down_projection().cols == slot.rank() &&
-             record[i].unscaled_output().cols == slot.dora().value().size();
+  /// Adds the gradients of the pass that filled `tape`, those of the i-th working adapter to *gradients[i], and writes
+  /// dX unless `dx` is null.
+  void backward(const Batch& x, const Tape& tape, const MatrixView<const Scalar>& dy,
+                std::span<LoraGradients<Scalar>* const> gradients, const MatrixView<Scalar>* dx,
+                Workspace& workspace) const {
+    for (std::size_t i = 0; i < working_.size(); ++i) add_bias_gradients(i, dy, *gradients[i], workspace);
+    const auto parts = workspace.row<FactorPart<Scalar>>(part_room());
+    std::size_t done = 0;
+    for (std::size_t i = 0; i < working_.size(); ++i) {
+      if (!stands_alone(adapters_[working_[i]], true)) continue;
+      FactorPass<Scalar> pass = pass_of(parts.data, i, i + 1, &tape, 1 + done, gradients);
+      const bool first = done++ == 0;
+      if (first || dx == nullptr) {
+        differentiate_alone(i, x, pass, tape.pass(done), dy, dx, *gradients[i], workspace);
+        continue;
+      }
+      const auto own = workspace.matrix<Scalar>(dx->rows, dx->cols);
+      const MatrixView<Scalar> target = own;
+      differentiate_alone(i, x, pass, tape.pass(done), dy, &target, *gradients[i], workspace);
+      detail::add_rows(MatrixView<const Scalar>(target), Scalar(1), *dx);
     }
-    return same;
+    const FactorPass<Scalar> together = pass_of(parts.data, 0, working_.size(), &tape, 0, gradients);
+    if (done == 0 || !together.parts.empty()) {
+      passes_.backward(x, together, dy, dx, done == 0 ? BaseProduct::write : BaseProduct::keep, workspace);
+    }
+    if (done < 2 || dx == nullptr) return;
+    const auto base = workspace.matrix<Scalar>(dx->rows, dx->cols);
+    const MatrixView<Scalar> base_view = base;
+    passes_.backward(x, FactorPass<Scalar>{}, dy, &base_view, BaseProduct::write, workspace);
+    detail::add_rows(MatrixView<const Scalar>(base_view), -static_cast<Scalar>(done - 1), *dx);
+  }
+
+  /// Whether the tape is of a pass in which just these adapters took part, as they are now, over such inputs.
+  [[nodiscard]] bool fits(const Tape& tape) const noexcept {
+    if (tape.adapter_count() != working_.size() || tape.pass_count() != 1 + alone_count(true)) return false;
+    Index together = 0;
+    std::size_t pass = 0;
+    for (std::size_t i = 0; i < working_.size(); ++i) {
+      const Adapter& adapter = adapters_[working_[i]];
+      const auto& kept = tape.adapter(i);
+      const Index rank = kind_.down_rows(adapter);
+      if (kept.id != adapter.id() || kept.rank != rank || kept.drops != adapter.drops()) return false;
+      if (!stands_alone(adapter, true)) {
+        together += rank;
+      } else if (!kept_matches(tape.pass(++pass), tape, rank, adapter.uses_dora())) {
+        return false;
+      }
+    }
+    return kept_matches(tape.pass(0), tape, together, false);
+  }
+
+  /// The factors m / n of an adapter with DoRA, for every output, into `factors`; its norms into `norms`.
+  void scale_factors(const Adapter& adapter, double* norms, Scalar* factors, Workspace& workspace) const {
+    const auto whole = kind_.whole_update(adapter, workspace);
+    row_norms(weight_, whole.update, squared_norms_, norms, workspace);
+    magnitude_factors(kind_.blocks(), adapter.magnitude, norms, factors);
   }
 
  private:
-  template <class Body>
-  void for_each_dora(const Body& body) const {
-    for (std::size_t i = 0; i < chosen_.size(); ++i) {
-      const Slot& slot = slots_[chosen_[i]];
-      if (!slot.merged() && slot.dora().active()) body(slot, i);
+  [[nodiscard]] bool stands_alone(const Adapter& adapter, bool training) const noexcept {
+    if (adapter.merged()) return false;
+    return adapter.uses_dora() || (Passes::one_mask_per_product && training && adapter.drops());
+  }
+  [[nodiscard]] std::size_t alone_count(bool training) const noexcept {
+    std::size_t count = 0;
+    for (const Index i : working_) count += stands_alone(adapters_[i], training) ? 1 : 0;
+    return count;
+  }
+  [[nodiscard]] Index part_room() const noexcept { return 2 * static_cast<Index>(working_.size()); }
+
+  [[nodiscard]] bool kept_matches(const typename Tape::Pass& pass, const Tape& tape, Index rank,
+                                  bool dora) const noexcept {
+    const auto shape = passes_.kept_shape(tape, rank);
+    const auto z = passes_.kept_unscaled_shape(tape);
+    return pass.down().rows == shape.rows && pass.down().cols == shape.cols &&
+           pass.unscaled().rows == (dora ? z.rows : 0) && pass.unscaled().cols == (dora ? z.cols : 0);
+  }
+
+  // The parts of the working adapters [begin, end) that ride along together, or of the one that stands alone; `memory`
+  // has room for two parts an adapter.
+  [[nodiscard]] FactorPass<Scalar> pass_of(FactorPart<Scalar>* memory, std::size_t begin, std::size_t end,
+                                           const Tape* tape, std::size_t kept,
+                                           std::span<LoraGradients<Scalar>* const> gradients) const {
+    FactorPass<Scalar> pass;
+    std::size_t count = 0;
+    const bool alone = kept > 0;
+    for (std::size_t i = begin; i < end; ++i) {
+      const Adapter& adapter = adapters_[working_[i]];
+      if (adapter.merged() || adapter.rank() == 0) continue;
+      if (stands_alone(adapter, tape != nullptr) != alone) continue;
+      FactorPart<Scalar> part;
+      part.a = view_of(adapter.A);
+      part.b = view_of(adapter.B);
+      part.scale = adapter.scaling();
+      part.first = pass.rank;
+      part.gradients = gradients.empty() ? nullptr : gradients[i];
+      if (tape != nullptr && adapter.drops()) {
+        part.mask = tape->adapter(i).bits.template mask<Scalar>(adapter.config().dropout);
+      }
+      pass.rank += part.a.rows;
+      memory[count++] = part;
+      if (adapter.start.A.size() == 0) continue;
+      part.a = view_of(adapter.start.A);
+      part.b = view_of(adapter.start.B);
+      part.scale = -part.scale;
+      part.first = pass.rank;
+      part.gradients = nullptr;
+      pass.rank += part.a.rows;
+      memory[count++] = part;
     }
-  }
-
-  template <class TermOf, class AnswerAlone>
-  void answer(const MatrixView<const Scalar>& x, const Scalar* bias, const MatrixView<Scalar>& y, Workspace& workspace,
-              const TermOf& term_of, const AnswerAlone& answer_alone) const {
-    std::size_t doras = 0;
-    for_each_dora([&](const Slot& slot, std::size_t i) {
-      const auto term = term_of(AdapterSum<Scalar>::of_dora(slots_, chosen_, i));
-      if (doras++ == 0) return answer_alone(slot, i, term, bias, y);
-      const auto own = scratch(y, workspace);
-      answer_alone(slot, i, term, nullptr, own);
-      y.map() += own.map();
-    });
-    if (doras == 0) return weight_.product(x, bias, term_of(plain_), y, workspace);
-    if (plain_.count() > 0) {
-      const auto term = term_of(plain_);
-      kernels::add_project_up(term.down, term.up, DropoutMask<Scalar>{}, y, workspace.executor());
+    pass.parts = {memory, count};
+    if (tape != nullptr && !gradients.empty()) {
+      const auto u = tape->pass(kept).down();
+      pass.u = {const_cast<Scalar*>(u.data), u.rows, u.cols, u.row_stride, u.col_stride};  // backward reads it only
+      const auto z = tape->pass(kept).unscaled();
+      pass.z = {const_cast<Scalar*>(z.data), z.rows, z.cols, z.row_stride, z.col_stride};
     }
-    if (doras == 1) return;
-    const auto base = scratch(y, workspace);
-    weight_.product(x, nullptr, {}, base, workspace);
-    y.map() -= static_cast<Scalar>(doras - 1) * base.map();
+    return pass;
   }
 
-  // In a slot that neither DoRA nor an adapter's forward pass uses, and that its backward pass is done with by then.
-  [[nodiscard]] static MatrixView<Scalar> scratch(const MatrixView<Scalar>& like, Workspace& workspace) {
-    auto* memory = workspace.reserve<Scalar>(Workspace::Slot::factor_gradient, like.rows * like.cols);
-    return {memory, like.rows, like.cols, like.cols, 1};
+  void answer(const Batch& x, const Scalar* bias, Tape* tape, const MatrixView<Scalar>& y, Workspace& workspace) const {
+    const auto parts = workspace.row<FactorPart<Scalar>>(part_room());
+    std::size_t done = 0;
+    for (std::size_t i = 0; i < working_.size(); ++i) {
+      if (!stands_alone(adapters_[working_[i]], tape != nullptr)) continue;
+      const FactorPass<Scalar> pass = pass_of(parts.data, i, i + 1, tape, 1 + done, {});
+      if (done++ == 0) {
+        answer_alone(i, x, pass, bias, tape, done, y, workspace);
+        continue;
+      }
+      const auto own = workspace.matrix<Scalar>(y.rows, y.cols);
+      answer_alone(i, x, pass, nullptr, tape, done, own, workspace);
+      detail::add_rows(MatrixView<const Scalar>(own), Scalar(1), y);
+    }
+    FactorPass<Scalar> together = pass_of(parts.data, 0, working_.size(), tape, 0, {});
+    together.bias = bias;
+    if (tape != nullptr || done == 0 || !together.parts.empty()) {
+      run(x, together, tape, 0, y, done == 0 ? BaseProduct::write : BaseProduct::keep, workspace);
+    }
+    if (done < 2) return;
+    const auto base = workspace.matrix<Scalar>(y.rows, y.cols);
+    passes_.forward(x, FactorPass<Scalar>{}, base, BaseProduct::write, workspace);
+    detail::add_rows(MatrixView<const Scalar>(base), -static_cast<Scalar>(done - 1), y);
   }
 
-  const Weight& weight_;
-  const AdapterSlots<Scalar>& slots_;
-  std::span<const Index> chosen_;
-  AdapterSum<Scalar> plain_;
+  // Forward of one product, with U on the tape or in scratch.
+  void run(const Batch& x, FactorPass<Scalar> pass, Tape* tape, std::size_t kept, const MatrixView<Scalar>& y,
+           BaseProduct base, Workspace& workspace) const {
+    const auto shape = passes_.down_shape(x, pass.rank);
+    if (tape != nullptr) {
+      if (pass.factors == nullptr) tape->pass(kept).reserve_down(shape.rows, shape.cols);
+      pass.u = tape->pass(kept).down();
+      passes_.forward(x, pass, y, base, workspace);
+      return;
+    }
+    const auto u = workspace.matrix<Scalar>(shape.rows, shape.cols);
+    pass.u = u;
+    passes_.forward(x, pass, y, base, workspace);
+  }
+
+  void answer_alone(std::size_t i, const Batch& x, FactorPass<Scalar> pass, const Scalar* bias, Tape* tape,
+                    std::size_t kept, const MatrixView<Scalar>& y, Workspace& workspace) const {
+    const Adapter& adapter = adapters_[working_[i]];
+    pass.bias = bias;
+    if (!adapter.uses_dora()) return run(x, pass, tape, kept, y, BaseProduct::write, workspace);
+    const Index outputs = kind_.blocks().outputs;
+    const auto factors = workspace.row<Scalar>(outputs);
+    if (tape == nullptr) {
+      const auto norms = workspace.row<double>(outputs);
+      scale_factors(adapter, norms.data, factors.data, workspace);
+    } else {
+      const auto shape = passes_.down_shape(x, pass.rank);
+      const auto z = passes_.unscaled_shape(x);
+      auto& memory = tape->pass(kept);
+      memory.reserve_down(shape.rows, shape.cols);
+      memory.reserve_unscaled(z.rows, z.cols, outputs);
+      scale_factors(adapter, memory.norms(), factors.data, workspace);
+      pass.z = memory.unscaled();
+    }
+    pass.factors = factors.data;
+    run(x, pass, tape, kept, y, BaseProduct::write, workspace);
+  }
+
+  void differentiate_alone(std::size_t i, const Batch& x, FactorPass<Scalar> pass, const typename Tape::Pass& kept,
+                           const MatrixView<const Scalar>& dy, const MatrixView<Scalar>* dx,
+                           LoraGradients<Scalar>& gradients, Workspace& workspace) const {
+    const Adapter& adapter = adapters_[working_[i]];
+    if (!adapter.uses_dora()) return passes_.backward(x, pass, dy, dx, BaseProduct::write, workspace);
+    const Index outputs = kind_.blocks().outputs;
+    const auto factors = workspace.row<Scalar>(outputs);
+    const auto sums = workspace.row<Scalar>(outputs);
+    std::fill_n(sums.data, outputs, Scalar(0));
+    magnitude_factors(kind_.blocks(), adapter.magnitude, kept.norms(), factors.data);
+    pass.factors = factors.data;
+    pass.sums = sums.data;
+    passes_.backward(x, pass, dy, dx, BaseProduct::write, workspace);
+    add_magnitude_gradient(kind_.blocks(), sums.data, kept.norms(), gradients.magnitude);
+  }
+
+  void add_bias_gradients(std::size_t i, const MatrixView<const Scalar>& dy, LoraGradients<Scalar>& gradients,
+                          Workspace& workspace) const {
+    if (gradients.bias.size() == 0 && gradients.lora_bias.size() == 0) return;
+    const OutputBlocks& blocks = kind_.blocks();
+    if (gradients.bias.size() > 0) passes_.add_output_sums(dy, Scalar(1), gradients.bias.data(), workspace);
+    if (gradients.lora_bias.size() == 0) return;
+    const Scalar scale = adapters_[working_[i]].scaling();
+    if (blocks.whole()) return passes_.add_output_sums(dy, scale, gradients.lora_bias.data(), workspace);
+    const auto sums = workspace.row<Scalar>(blocks.outputs);
+    std::fill_n(sums.data, blocks.outputs, Scalar(0));
+    passes_.add_output_sums(dy, scale, sums.data, workspace);
+    blocks.for_each([&](Index adapted, Index output) { gradients.lora_bias[adapted] += sums.data[output]; });
+  }
+
+  const Kind& kind_;
+  const Passes& passes_;
+  const WeightRef<Scalar>& weight_;
+  const AdapterSet<Scalar>& adapters_;
+  std::span<const Index> working_;
+  std::span<const double> squared_norms_;
 };
 
 }  // namespace lora

@@ -1,0 +1,143 @@
+// What one forward pass leaves for its backward pass.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "lora/adapter/dropout.hpp"
+#include "lora/core/types.hpp"
+#include "lora/core/view.hpp"
+
+namespace lora {
+
+/// All that the backward pass of a layer needs beside its input X and the gradient dY: for every active adapter the
+/// dropout bits and U = drop(X) A^T (N x rank), and with DoRA also what the magnitude multiplies, Z (N x out_features),
+/// and the norms it divides by. Owned by the caller, one for each pass that is still to be differentiated; using it again
+/// allocates only to grow.
+///
+/// A tape is complete once its forward pass has ended. A pass that throws leaves a tape that backward refuses.
+template <RealScalar Scalar>
+class LoraTape {
+ public:
+  /// Where this batch stands in the dropout sequence of every adapter. Set it before the forward pass.
+  DropoutPosition position;
+
+  /// Rows of the batch (samples of a convolution) of the last forward pass; -1 before the first.
+  [[nodiscard]] Index rows() const noexcept { return rows_; }
+
+  /// Bytes the last forward pass needs to have kept: with one adapter in float 4 N r + N ceil(k / 8), and with DoRA
+  /// 4 N d + 8 d more.
+  [[nodiscard]] std::size_t bytes() const noexcept {
+    if (rows_ < 0) return 0;
+    std::size_t total = 0;
+    for (std::size_t i = 0; i < adapter_count_; ++i) total += adapters_[i].bits.bytes();
+    for (std::size_t i = 0; i < pass_count_; ++i) total += passes_[i].bytes();
+    return total;
+  }
+
+  /// Forgets the last pass and keeps its memory.
+  void clear() noexcept {
+    rows_ = -1;
+    adapter_count_ = 0;
+    pass_count_ = 0;
+  }
+
+  /// What is kept of one adapter that took part.
+  struct Adapter {
+    std::uint64_t id = 0;  ///< of the adapter in its layer
+    Index rank = 0;        ///< columns of U that are its own
+    bool drops = false;
+    DropoutBits bits;
+  };
+
+  /// What is kept of one product with the weight: the adapters that rode along in it share U.
+  class Pass {
+   public:
+    [[nodiscard]] MatrixView<Scalar> down() noexcept { return {down_.data(), rows_, cols_, cols_, 1}; }
+    [[nodiscard]] MatrixView<const Scalar> down() const noexcept { return {down_.data(), rows_, cols_, cols_, 1}; }
+    [[nodiscard]] MatrixView<Scalar> unscaled() noexcept { return {unscaled_.data(), z_rows_, z_cols_, z_cols_, 1}; }
+    [[nodiscard]] MatrixView<const Scalar> unscaled() const noexcept {
+      return {unscaled_.data(), z_rows_, z_cols_, z_cols_, 1};
+    }
+    [[nodiscard]] double* norms() noexcept { return norms_.data(); }
+    [[nodiscard]] const double* norms() const noexcept { return norms_.data(); }
+
+    /// Room for U of this shape. @throws std::bad_alloc
+    void reserve_down(Index rows, Index cols) {
+      grow(down_, rows * cols);
+      rows_ = rows;
+      cols_ = cols;
+      z_rows_ = z_cols_ = norm_count_ = 0;
+    }
+    /// Room for Z of this shape and for `norms` norms. @throws std::bad_alloc
+    void reserve_unscaled(Index rows, Index cols, Index norms) {
+      grow(unscaled_, rows * cols);
+      grow(norms_, norms);
+      z_rows_ = rows;
+      z_cols_ = cols;
+      norm_count_ = norms;
+    }
+    [[nodiscard]] std::size_t bytes() const noexcept {
+      return static_cast<std::size_t>(rows_ * cols_ + z_rows_ * z_cols_) * sizeof(Scalar) +
+             static_cast<std::size_t>(norm_count_) * sizeof(double);
+    }
+
+   private:
+    template <class T>
+    static void grow(std::vector<T>& memory, Index size) {
+      if (memory.size() < static_cast<std::size_t>(size)) memory.resize(static_cast<std::size_t>(size));
+    }
+
+    Index rows_ = 0;
+    Index cols_ = 0;
+    Index z_rows_ = 0;
+    Index z_cols_ = 0;
+    Index norm_count_ = 0;
+    std::vector<Scalar> down_;
+    std::vector<Scalar> unscaled_;
+    std::vector<double> norms_;
+  };
+
+  /// For the forward pass of a layer: forgets the last pass and makes room for the adapters and products of a new one,
+  /// to be filled before finish(). @throws std::bad_alloc
+  void start(std::size_t adapters, std::size_t passes) {
+    clear();
+    if (adapters_.size() < adapters) adapters_.resize(adapters);
+    if (passes_.size() < passes) passes_.resize(passes);
+    adapter_count_ = adapters;
+    pass_count_ = passes;
+  }
+  /// Marks the tape as complete. `inputs` is what one row has, `extents` those of images, for a convolution.
+  void finish(Index rows, Index inputs, const std::array<Index, 3>& extents = {}) noexcept {
+    rows_ = rows;
+    inputs_ = inputs;
+    extents_ = extents;
+  }
+
+  [[nodiscard]] Index inputs() const noexcept { return inputs_; }
+  [[nodiscard]] const std::array<Index, 3>& extents() const noexcept { return extents_; }
+  [[nodiscard]] std::size_t adapter_count() const noexcept { return adapter_count_; }
+  [[nodiscard]] Adapter& adapter(std::size_t i) noexcept { return adapters_[i]; }
+  [[nodiscard]] const Adapter& adapter(std::size_t i) const noexcept { return adapters_[i]; }
+  [[nodiscard]] std::size_t pass_count() const noexcept { return pass_count_; }
+  [[nodiscard]] Pass& pass(std::size_t i) noexcept { return passes_[i]; }
+  [[nodiscard]] const Pass& pass(std::size_t i) const noexcept { return passes_[i]; }
+
+ private:
+  Index rows_ = -1;
+  Index inputs_ = 0;
+  std::array<Index, 3> extents_{};
+  std::size_t adapter_count_ = 0;
+  std::size_t pass_count_ = 0;
+  std::vector<Adapter> adapters_;
+  std::vector<Pass> passes_;
+};
+
+/// The same class under its former name.
+template <RealScalar Scalar>
+using LoraRecord = LoraTape<Scalar>;
+
+}  // namespace lora

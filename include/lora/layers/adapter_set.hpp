@@ -1,0 +1,158 @@
+// The adapters of one layer, and which of them are active.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "lora/adapter/adapter.hpp"
+#include "lora/core/error.hpp"
+
+namespace lora {
+
+/// Named adapters in the order they were added. Each stays where it is while others come and go. A value: a copy copies
+/// the adapters. Where a function may throw, nothing has changed then.
+template <RealScalar Scalar>
+class AdapterSet {
+ public:
+  using Adapter = LoraAdapter<Scalar>;
+
+  AdapterSet() = default;
+  AdapterSet(const AdapterSet& other) : active_(other.active_), enabled_(other.enabled_), next_id_(other.next_id_) {
+    adapters_.reserve(other.adapters_.size());
+    for (const auto& adapter : other.adapters_) adapters_.push_back(std::make_unique<Adapter>(*adapter));
+  }
+  AdapterSet(AdapterSet&&) noexcept = default;
+  AdapterSet& operator=(const AdapterSet& other) { return *this = AdapterSet(other); }
+  AdapterSet& operator=(AdapterSet&&) noexcept = default;
+  ~AdapterSet() = default;
+
+  [[nodiscard]] Index size() const noexcept { return static_cast<Index>(adapters_.size()); }
+  [[nodiscard]] const Adapter& operator[](Index i) const noexcept { return *adapters_[static_cast<std::size_t>(i)]; }
+  [[nodiscard]] Adapter& operator[](Index i) noexcept { return *adapters_[static_cast<std::size_t>(i)]; }
+
+  /// Position of the adapter, or -1.
+  [[nodiscard]] Index find(std::string_view name) const noexcept {
+    for (Index i = 0; i < size(); ++i) {
+      if ((*this)[i].name() == name) return i;
+    }
+    return -1;
+  }
+  /// @throws ConfigError naming the adapters there are.
+  [[nodiscard]] Index index_of(std::string_view operation, std::string_view name) const {
+    const Index found = find(name);
+    if (found < 0) throw ConfigError(operation, "adapter", known_names(), detail::quoted(name));
+    return found;
+  }
+  /// Position of the adapter of this id, which is there.
+  [[nodiscard]] Index position_of(std::uint64_t id) const noexcept {
+    Index i = 0;
+    while ((*this)[i].id() != id) ++i;
+    return i;
+  }
+  /// @throws ConfigError for a name that is unknown or given twice.
+  template <class Names>
+  [[nodiscard]] std::vector<Index> positions(std::string_view operation, const Names& names) const {
+    std::vector<Index> found;
+    for (const std::string_view name : names) {
+      const Index i = index_of(operation, name);
+      if (std::find(found.begin(), found.end(), i) != found.end()) {
+        throw ConfigError(operation, "names", "every adapter once", detail::quoted(name).append(" again"));
+      }
+      found.push_back(i);
+    }
+    return found;
+  }
+
+  /// @throws ConfigError when there is one of that name.
+  void require_new(std::string_view operation, std::string_view name) const {
+    if (find(name) < 0) return;
+    throw ConfigError(operation, "name", "one that no adapter of the layer has", detail::quoted(name));
+  }
+  /// Adds an adapter of a new name; the first one becomes active. Gives it its id. @throws std::bad_alloc
+  void add(Adapter adapter) {
+    auto held = std::make_unique<Adapter>(std::move(adapter));
+    adapters_.reserve(adapters_.size() + 1);
+    active_.reserve(adapters_.size() + 1);  // room for all, so that no later change of what is active can fail
+    held->set_id(next_id_++);
+    adapters_.push_back(std::move(held));
+    if (adapters_.size() == 1) active_.push_back(0);
+  }
+  /// Removes an adapter. If it was the only active one, the first of the others in alphabetical order becomes active, as
+  /// in PEFT.
+  void erase(Index gone) noexcept {
+    const bool was_active = is_active(gone);
+    active_.erase(std::remove(active_.begin(), active_.end(), gone), active_.end());
+    for (Index& i : active_) i -= i > gone ? 1 : 0;
+    adapters_.erase(adapters_.begin() + gone);
+    if (was_active && active_.empty() && size() > 0) active_.push_back(first_by_name());
+  }
+  void clear() noexcept {
+    active_.clear();
+    adapters_.clear();
+  }
+  /// Exchanges the adapter at a position, which keeps its name, with another one that gets its name. O(1).
+  void swap(Index i, Adapter& other) noexcept {
+    Adapter& own = (*this)[i];
+    std::swap(own, other);
+    std::string name = other.name();
+    other.set_name(own.name());
+    own.set_name(std::move(name));
+    own.set_id(next_id_++);
+  }
+  /// Replaces the adapter at a position. noexcept but for nothing: moves.
+  void replace(Index i, Adapter adapter) noexcept {
+    adapter.set_id(next_id_++);
+    (*this)[i] = std::move(adapter);
+  }
+
+  /// Positions of the active adapters in their order, whether or not adapters are enabled.
+  [[nodiscard]] const std::vector<Index>& active() const noexcept { return active_; }
+  /// `chosen` names each position at most once.
+  void set_active(const std::vector<Index>& chosen) noexcept { active_.assign(chosen.begin(), chosen.end()); }
+  [[nodiscard]] bool is_active(Index i) const noexcept {
+    return std::find(active_.begin(), active_.end(), i) != active_.end();
+  }
+
+  [[nodiscard]] bool enabled() const noexcept { return enabled_; }
+  void set_enabled(bool enabled) noexcept { enabled_ = enabled; }
+  /// Positions of the adapters that train and answer: the active ones, none while adapters are disabled.
+  [[nodiscard]] std::span<const Index> working() const noexcept {
+    return enabled_ ? std::span<const Index>(active_) : std::span<const Index>();
+  }
+  /// Whether the adapter is part of the layer's answer.
+  [[nodiscard]] bool takes_part(Index i) const noexcept { return (*this)[i].merged() || (enabled_ && is_active(i)); }
+
+  /// The adapter that the calls without a name mean: the first active one; null without.
+  [[nodiscard]] const Adapter* first() const noexcept { return active_.empty() ? nullptr : &(*this)[active_.front()]; }
+  [[nodiscard]] Adapter* first() noexcept { return active_.empty() ? nullptr : &(*this)[active_.front()]; }
+
+ private:
+  [[nodiscard]] Index first_by_name() const noexcept {
+    Index first = 0;
+    for (Index i = 1; i < size(); ++i) {
+      if ((*this)[i].name() < (*this)[first].name()) first = i;
+    }
+    return first;
+  }
+
+  [[nodiscard]] std::string known_names() const {
+    if (adapters_.empty()) return "a name, once an adapter is added";
+    std::string text = "one of";
+    for (const auto& adapter : adapters_) text.append(" ").append(detail::quoted(adapter->name()));
+    return text;
+  }
+
+  std::vector<std::unique_ptr<Adapter>> adapters_;
+  std::vector<Index> active_;
+  bool enabled_ = true;
+  std::uint64_t next_id_ = 1;
+};
+
+}  // namespace lora

@@ -1,0 +1,202 @@
+// One product with a frozen weight and the adapters that ride along in it, as the kinds of layers compute it.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "lora/adapter/gradients.hpp"
+#include "lora/core/types.hpp"
+#include "lora/core/view.hpp"
+#include "lora/core/workspace.hpp"
+#include "lora/kernels/dropout_mask.hpp"
+#include "lora/kernels/low_rank.hpp"
+
+namespace lora {
+
+/// Which outputs an adapter adapts: `first.size()` blocks of `features` outputs each, block e from output first[e] on.
+/// The rows of B, the magnitude and the bias of B lie block after block; A has `rank` rows for every block. An adapter of
+/// all outputs has one block.
+struct OutputBlocks {
+  Index outputs = 0;   ///< of the layer
+  Index features = 0;  ///< of a block
+  std::vector<Index> first;
+
+  [[nodiscard]] static OutputBlocks all(Index outputs) { return {outputs, outputs, {0}}; }
+  [[nodiscard]] Index count() const noexcept { return static_cast<Index>(first.size()); }
+  /// Outputs that are adapted.
+  [[nodiscard]] Index adapted() const noexcept { return count() * features; }
+  [[nodiscard]] bool whole() const noexcept { return features == outputs; }
+  [[nodiscard]] Index begin(Index e) const noexcept { return first[static_cast<std::size_t>(e)]; }
+
+  /// Calls body(adapted, output) for every adapted output: its place in B and in the layer.
+  template <class Body>
+  void for_each(const Body& body) const {
+    for (Index e = 0; e < count(); ++e) {
+      for (Index j = 0; j < features; ++j) body(e * features + j, begin(e) + j);
+    }
+  }
+};
+
+/// A product s B A drop(x) that one adapter adds to a pass. The start of an adapter is a part of its own, with -s.
+template <class Scalar>
+struct FactorPart {
+  MatrixView<const Scalar> a;
+  MatrixView<const Scalar> b;
+  Scalar scale = 0;
+  DropoutMask<Scalar> mask;
+  Index first = 0;                             ///< its first column of U, of a.rows
+  LoraGradients<Scalar>* gradients = nullptr;  ///< where dA and dB are added; null for what does not train
+};
+
+/// The parts that share one product with the weight: Y = factors (.) (W drop(X) + sum of s B A drop(X)) + W (X - drop(X))
+/// + bias; without factors Y = W X + sum of s B A drop(X) + bias.
+template <class Scalar>
+struct FactorPass {
+  std::span<const FactorPart<Scalar>> parts;
+  Index rank = 0;                   ///< columns of U, of all parts
+  const Scalar* bias = nullptr;     ///< of every output, or null
+  const Scalar* factors = nullptr;  ///< DoRA's m / n of every output, or null
+  MatrixView<Scalar> u;             ///< U, written by forward and read by backward
+  MatrixView<Scalar> z;             ///< where forward keeps what `factors` multiply; null data: nowhere
+  Scalar* sums = nullptr;           ///< with factors: backward adds the sums of dY (.) Z over rows, output by output
+
+  [[nodiscard]] bool masked() const noexcept { return !parts.empty() && parts.front().mask.active(); }
+  [[nodiscard]] bool any_mask() const noexcept {
+    for (const auto& part : parts) {
+      if (part.mask.active()) return true;
+    }
+    return false;
+  }
+};
+
+/// Whether a pass brings the product with the frozen weight, or is added to a result that has it.
+enum class BaseProduct : std::uint8_t { write, keep };
+
+namespace detail {
+
+/// y += scale * x
+template <class Scalar>
+void add_rows(const MatrixView<const Scalar>& x, Scalar scale, const MatrixView<Scalar>& y) noexcept {
+  for (Index i = 0; i < y.rows; ++i)
+    for (Index j = 0; j < y.cols; ++j) y(i, j) += scale * x(i, j);
+}
+
+/// The s B^T of all parts one under the other (rows of a part: rank of a block), into `f`.
+template <class Scalar>
+void write_up_factors(std::span<const FactorPart<Scalar>> parts, const MatrixView<Scalar>& f) {
+  Index row = 0;
+  for (const FactorPart<Scalar>& part : parts) {
+    kernels::transpose_scaled(part.b, part.scale, f.data + row * f.row_stride);
+    row += part.b.cols;
+  }
+}
+
+/// Rows of write_up_factors().
+template <class Scalar>
+[[nodiscard]] Index up_rows(std::span<const FactorPart<Scalar>> parts) noexcept {
+  Index rows = 0;
+  for (const FactorPart<Scalar>& part : parts) rows += part.b.cols;
+  return rows;
+}
+
+/// The A of all parts one under the other, which is the part's own A where there is one.
+template <class Scalar>
+class StackedDownFactors {
+ public:
+  StackedDownFactors(const FactorPass<Scalar>& pass, Workspace& workspace)
+      : memory_(workspace.matrix<Scalar>(pass.parts.size() > 1 ? pass.rank : 0,
+                                         pass.parts.empty() ? 0 : pass.parts.front().a.cols)),
+        view_(memory_) {
+    if (pass.parts.size() == 1) view_ = pass.parts.front().a;
+    if (pass.parts.size() < 2) return;
+    Scalar* row = memory_.data;
+    for (const FactorPart<Scalar>& part : pass.parts) {
+      for (Index p = 0; p < part.a.rows; ++p, row += part.a.cols) {
+        for (Index j = 0; j < part.a.cols; ++j) row[j] = part.a(p, j);
+      }
+    }
+  }
+  [[nodiscard]] const MatrixView<const Scalar>& view() const noexcept { return view_; }
+
+ private:
+  ScratchMatrix<Scalar> memory_;
+  MatrixView<const Scalar> view_;
+};
+
+/// Passes over rows of outputs: what linear layers and embeddings share on the side of B.
+template <class Scalar>
+class UpFactors {
+ public:
+  UpFactors(const OutputBlocks& blocks, const FactorPass<Scalar>& pass, Workspace& workspace)
+      : blocks_(blocks),
+        pass_(pass),
+        workspace_(workspace),
+        f_(workspace.matrix<Scalar>(up_rows(pass.parts), blocks.adapted())) {
+    write_up_factors(pass.parts, static_cast<const MatrixView<Scalar>&>(f_));
+  }
+
+  /// F, for a product in which it rides along; only where the parts adapt all outputs.
+  [[nodiscard]] MatrixView<const Scalar> view() const noexcept { return f_; }
+
+  /// Y += U F, every element's chain of multiply-adds going on where the product with the weight ended.
+  void add_to(const MatrixView<Scalar>& y) const {
+    if (pass_.parts.empty()) return;
+    if (blocks_.whole()) {
+      kernels::add_low_rank(MatrixView<const Scalar>(pass_.u), view(), y, workspace_);
+      return;
+    }
+    for_each_block([&](const FactorPart<Scalar>& part, Index row, Index column, Index e) {
+      kernels::add_low_rank(MatrixView<const Scalar>(pass_.u).middle_cols(column, part.b.cols),
+                            block_factor(part, row, e), y.middle_cols(blocks_.begin(e), blocks_.features), workspace_);
+    });
+  }
+
+  /// V = s dZ B, of U's shape.
+  void project(const MatrixView<const Scalar>& dz, const MatrixView<Scalar>& v) const {
+    for_each_block([&](const FactorPart<Scalar>& part, Index row, Index column, Index e) {
+      kernels::project_down(dz.middle_cols(blocks_.begin(e), blocks_.features), DropoutMask<Scalar>{},
+                            block_factor(part, row, e), Scalar(1), v.middle_cols(column, part.b.cols), workspace_);
+    });
+  }
+
+  /// dB += s dZ^T U, for the parts that train.
+  void add_gradients(const MatrixView<const Scalar>& dz) const {
+    for (const FactorPart<Scalar>& part : pass_.parts) {
+      if (part.gradients == nullptr) continue;
+      const auto db = workspace_.matrix<Scalar>(part.b.cols, part.b.rows);
+      std::fill_n(db.data, db.rows * db.cols, Scalar(0));
+      for (Index e = 0; e < blocks_.count(); ++e) {
+        kernels::add_outer(
+            MatrixView<const Scalar>(pass_.u).middle_cols(part.first + e * part.b.cols, part.b.cols),
+            dz.middle_cols(blocks_.begin(e), blocks_.features), DropoutMask<Scalar>{}, part.scale,
+            db.middle_cols(e * blocks_.features, blocks_.features), workspace_);
+      }
+      Scalar* target = part.gradients->B.data();
+      for (Index j = 0; j < db.cols; ++j)
+        for (Index p = 0; p < db.rows; ++p, ++target) *target += db(p, j);
+    }
+  }
+
+ private:
+  // Calls body(part, first row of F, first column of U, block).
+  template <class Body>
+  void for_each_block(const Body& body) const {
+    Index row = 0;
+    for (const FactorPart<Scalar>& part : pass_.parts) {
+      for (Index e = 0; e < blocks_.count(); ++e) body(part, row, part.first + e * part.b.cols, e);
+      row += part.b.cols;
+    }
+  }
+  [[nodiscard]] MatrixView<const Scalar> block_factor(const FactorPart<Scalar>& part, Index row,
+                                                      Index e) const noexcept {
+    return view().middle_rows(row, part.b.cols).middle_cols(e * blocks_.features, blocks_.features);
+  }
+
+  const OutputBlocks& blocks_;
+  const FactorPass<Scalar>& pass_;
+  Workspace& workspace_;
+  ScratchMatrix<Scalar> f_;
+};
+
+}  // namespace detail
+}  // namespace lora

@@ -1,0 +1,955 @@
+// What every adapted layer does, whatever its inputs and its weight: adapters, modes, merging, parameters, passes.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "lora/adapter/adapter.hpp"
+#include "lora/adapter/dora.hpp"
+#include "lora/adapter/tape.hpp"
+#include "lora/core/parameter.hpp"
+#include "lora/core/workspace.hpp"
+#include "lora/layers/adapter_passes.hpp"
+#include "lora/layers/adapter_set.hpp"
+#include "lora/layers/operation.hpp"
+#include "lora/layers/row_groups.hpp"
+#include "lora/weight/merge_stack.hpp"
+#include "lora/weight/weight_ref.hpp"
+
+namespace lora {
+
+/// The part of a layer that depends neither on the type of its inputs nor on the kind of its weight, so that it is
+/// compiled once for each kind of layer and scalar. AdaptedLayer (layers/adapted_layer.hpp) is what users see.
+///
+/// A layer holds a frozen weight W0 and any number of named adapters; most hold one, called "default". An adapter takes
+/// part in the answer when it is active or merged. The first adapter of a layer becomes active, later ones when
+/// set_adapter() or set_adapters() names them. Those that are active and not merged train.
+///
+/// - Calls without a name (lora_A(), set_factors(), ...) mean the first active adapter.
+/// - Merged adapters are a stack: any of them can be taken out, and when none is left the weight is W0 bit for bit.
+/// - While an adapter is merged, what it was merged from does not change, and the layer does not train; both raise
+///   StateError. Inference adds the active adapters that are not merged.
+/// - Biases and starts belong to adapters: without active adapters the layer answers as the frozen one did.
+///
+/// Unknown names raise ConfigError. Where a function may throw, nothing has changed then, unless it says otherwise. Const
+/// functions are reentrant; the others want one thread at a time.
+template <class KindType>
+class LayerCore {
+ public:
+  using Kind = KindType;
+  using Scalar = typename Kind::Scalar;
+  using Adapter = LoraAdapter<Scalar>;
+  using Tape = LoraTape<Scalar>;
+  using Record = Tape;
+  using Gradients = LoraGradients<Scalar>;
+
+  [[nodiscard]] Index in_features() const noexcept { return kind_.in_features(); }
+  [[nodiscard]] Index out_features() const noexcept { return kind_.blocks().outputs; }
+  [[nodiscard]] const Kind& kind() const noexcept { return kind_; }
+
+  // The first active adapter.
+
+  /// 0 without an adapter.
+  [[nodiscard]] Index rank() const noexcept { return config().rank; }
+  [[nodiscard]] Scalar scaling() const noexcept { return adapters_.first() ? adapters_.first()->scaling() : Scalar(0); }
+  /// Without an adapter the options the layer was made with, of rank 0.
+  [[nodiscard]] const LoraConfig& config() const noexcept {
+    return adapters_.first() != nullptr ? adapters_.first()->config() : plain_;
+  }
+  [[nodiscard]] std::uint64_t seed() const noexcept { return adapters_.first() ? adapters_.first()->seed() : 0; }
+  /// rank x in_features; empty without an adapter.
+  [[nodiscard]] const Matrix<Scalar>& lora_A() const noexcept { return first_or_none().A; }
+  /// out_features x rank; empty without an adapter.
+  [[nodiscard]] const Matrix<Scalar>& lora_B() const noexcept { return first_or_none().B; }
+  [[nodiscard]] const RowVector<Scalar>& lora_bias() const noexcept { return first_or_none().lora_bias; }
+  /// DoRA's magnitude, an element for every adapted output; empty without use_dora.
+  [[nodiscard]] const RowVector<Scalar>& magnitude() const noexcept { return first_or_none().magnitude; }
+
+  /// The bias of the answer without the bias of B: that of the first active adapter that trains it, else the layer's.
+  /// Empty without bias.
+  [[nodiscard]] const RowVector<Scalar>& bias() const noexcept {
+    for (const Index i : adapters_.working()) {
+      if (adapters_[i].bias.size() > 0) return adapters_[i].bias;
+    }
+    return bias_;
+  }
+  [[nodiscard]] bool has_bias() const noexcept { return bias_.size() > 0; }
+  /// The bias of the frozen layer, whatever adapters train.
+  [[nodiscard]] const RowVector<Scalar>& base_bias() const noexcept { return bias_; }
+
+  /// The weight as products use it now, with what is merged, oriented as the caller stores it. A copy.
+  [[nodiscard]] Matrix<Scalar> weight() const {
+    const WeightRef<Scalar> weight = weight_ref();
+    Matrix<Scalar> result = make_oriented();
+    weight.read(0, 0, oriented(result));
+    return result;
+  }
+  /// W0, whatever is merged, oriented as the caller stores it. A copy, equal bit for bit to what was given.
+  [[nodiscard]] Matrix<Scalar> base_weight() const {
+    const WeightRef<Scalar> weight = weight_ref();
+    Matrix<Scalar> result = make_oriented();
+    stack_.read_base(weight, oriented(result));
+    return result;
+  }
+  /// What merging adds, bit for bit, oriented as the caller stores the weight: s (B A - B0 A0), where B0 A0 is the start
+  /// of pissa and olora. Merging with DoRA then multiplies every output's weights by its magnitude over their norm, which
+  /// this leaves out, as PEFT's get_delta_weight does. @throws ConfigError
+  [[nodiscard]] Matrix<Scalar> delta_weight(std::string_view name) const {
+    return delta_of(&named("delta_weight", name));
+  }
+  /// Of the first active adapter; zeros without one.
+  [[nodiscard]] Matrix<Scalar> delta_weight() const { return delta_of(adapters_.first()); }
+
+  // Adapters by name.
+
+  /// Adds an adapter, active if it is the layer's first. `config.fan_in_fan_out` is ignored: the orientation is the
+  /// layer's. With use_dora the magnitude starts as the norms of the rows of the adapted weight. At most one adapter of a
+  /// layer trains the layer's bias. @throws ConfigError, std::bad_alloc; StateError with use_dora, pissa or olora while
+  /// anything is merged
+  void add_adapter(std::string_view name, const LoraConfig& config, std::uint64_t seed) {
+    adapters_.require_new(op("add_adapter").text(), name);
+    require_one_bias(op("add_adapter"), config, -1);
+    adapters_.add(make_adapter(name, config, seed));
+    changed();
+  }
+  /// Adds an adapter that this layer or one of the same shape made. @throws ConfigError, ShapeError, std::bad_alloc
+  void add_adapter(Adapter adapter) {
+    adapters_.require_new(op("add_adapter").text(), adapter.name());
+    require_one_bias(op("add_adapter"), adapter.config(), -1);
+    require_fits(op("add_adapter"), adapter);
+    adapters_.add(std::move(adapter));
+    changed();
+  }
+  /// A fresh adapter for this layer, which does not have it yet. @throws as add_adapter
+  [[nodiscard]] Adapter make_adapter(std::string_view name, const LoraConfig& config, std::uint64_t seed) {
+    const std::string operation = op("add_adapter").text();
+    LoraConfig own = config;
+    own.fan_in_fan_out = plain_.fan_in_fan_out;
+    check_config(operation, own);
+    kind_.check(operation, own);
+    if (own.use_dora || takes_from_weight(own.init_lora_weights)) require_nothing_merged(op("add_adapter"), "layer");
+    Adapter adapter = kind_.make_adapter(operation, name, own, seed, weight_ref());
+    if (own.trains_bias()) adapter.bias = bias_;
+    if (own.lora_bias) fill_zeros(adapter.lora_bias, kind_.blocks().adapted());
+    if (own.use_dora) start_magnitude(adapter);
+    return adapter;
+  }
+  /// Removes an adapter. If it was the only active one, the first of the others in alphabetical order becomes active,
+  /// as in PEFT. @throws ConfigError; StateError while it is merged.
+  void delete_adapter(std::string_view name) {
+    const std::string operation = op("delete_adapter").text();
+    const Index gone = adapters_.index_of(operation, name);
+    adapters_[gone].require_unmerged(operation);
+    adapters_.erase(gone);
+    changed();
+  }
+  [[nodiscard]] bool has_adapter(std::string_view name) const noexcept { return adapters_.find(name) >= 0; }
+  [[nodiscard]] Index adapter_count() const noexcept { return adapters_.size(); }
+  /// In the order they were added. A copy.
+  [[nodiscard]] std::vector<std::string> adapter_names() const {
+    std::vector<std::string> names;
+    for (Index i = 0; i < adapters_.size(); ++i) names.push_back(adapters_[i].name());
+    return names;
+  }
+  /// Position in adapter_names(), which changes when an earlier one is deleted.
+  [[nodiscard]] Index adapter_index(std::string_view name) const {
+    return adapters_.index_of(op("adapter_index").text(), name);
+  }
+  [[nodiscard]] const Adapter& adapter(std::string_view name) const { return named("adapter", name); }
+  /// Names of the active adapters in their order, whether or not adapters are enabled. A copy.
+  [[nodiscard]] std::vector<std::string> active_adapters() const {
+    std::vector<std::string> names;
+    for (const Index i : adapters_.active()) names.push_back(adapters_[i].name());
+    return names;
+  }
+  [[nodiscard]] bool adapters_enabled() const noexcept { return adapters_.enabled(); }
+
+  /// s, the scale included. @throws ConfigError
+  [[nodiscard]] Scalar scaling(std::string_view name) const { return named("scaling", name).scaling(); }
+  /// The factor on the adapter's own scaling. @throws ConfigError
+  [[nodiscard]] double scale(std::string_view name) const { return named("scale", name).scale(); }
+  [[nodiscard]] const RowVector<Scalar>& magnitude(std::string_view name) const {
+    return named("magnitude", name).magnitude;
+  }
+  /// s = factor * alpha / rank (or / sqrt(rank)). @throws ConfigError; StateError while merged.
+  void set_scale(std::string_view name, double factor) {
+    unmerged("set_scale", name).set_scale(op("set_scale").text(), factor);
+  }
+  /// Multiplies the scale of every active adapter. @throws ConfigError; StateError while one is merged.
+  void scale_layer(double factor) { rescale(op("scale_layer"), factor, Rescale::multiply); }
+  /// Divides the scale of every active adapter. The quotient is rounded. @throws as scale_layer().
+  void unscale_layer(double factor) { rescale(op("unscale_layer"), factor, Rescale::divide); }
+  /// Sets the scale of every active adapter to 1. @throws StateError while one is merged.
+  void unscale_layer() { rescale(op("unscale_layer"), 1.0, Rescale::set); }
+
+  /// Replaces A and B; the magnitude of DoRA and a start stay. @throws ShapeError; StateError while merged.
+  template <class A, class B>
+  void set_factors(const Eigen::DenseBase<A>& a, const Eigen::DenseBase<B>& b) {
+    replace_factors(first_unmerged("set_factors"), a, b);
+  }
+  template <class A, class B>
+  void set_factors(std::string_view name, const Eigen::DenseBase<A>& a, const Eigen::DenseBase<B>& b) {
+    replace_factors(unmerged("set_factors", name), a, b);
+  }
+  /// Replaces the bias of B. @throws ShapeError, also without lora_bias; StateError while merged.
+  template <class B>
+  void set_lora_bias(const Eigen::DenseBase<B>& values) {
+    replace_row(op("set_lora_bias"), "lora_bias", first_unmerged("set_lora_bias").lora_bias, values);
+  }
+  template <class B>
+  void set_lora_bias(std::string_view name, const Eigen::DenseBase<B>& values) {
+    replace_row(op("set_lora_bias"), "lora_bias", unmerged("set_lora_bias", name).lora_bias, values);
+  }
+  /// Replaces the magnitude of DoRA. @throws ShapeError, also without use_dora; StateError while merged.
+  template <class M>
+  void set_magnitude(const Eigen::DenseBase<M>& values) {
+    replace_row(op("set_magnitude"), "magnitude", first_unmerged("set_magnitude").magnitude, values);
+  }
+  template <class M>
+  void set_magnitude(std::string_view name, const Eigen::DenseBase<M>& values) {
+    replace_row(op("set_magnitude"), "magnitude", unmerged("set_magnitude", name).magnitude, values);
+  }
+  /// Replaces the layer's bias as an adapter trains it. @throws ShapeError, also when it does not train it.
+  template <class B>
+  void set_adapter_bias(std::string_view name, const Eigen::DenseBase<B>& values) {
+    replace_row(op("set_adapter_bias"), "bias", unmerged("set_adapter_bias", name).bias, values);
+  }
+  /// Changes alpha, and with it the scaling. @throws ConfigError; StateError while merged.
+  void set_alpha(double alpha) { first_unmerged("set_alpha").set_alpha(op("set_alpha").text(), alpha); }
+  void set_alpha(std::string_view name, double alpha) {
+    unmerged("set_alpha", name).set_alpha(op("set_alpha").text(), alpha);
+  }
+
+  /// Exchanges the adapter of that name with `other`, of any rank, which gets the old one; names stay where they are.
+  /// What training keeps (gradients, moments) goes with its adapter; handles on the old one's parameters end. O(1).
+  /// @throws ConfigError, ShapeError; StateError while merged.
+  void swap_adapter(std::string_view name, Adapter& other) {
+    const std::string operation = op("swap_adapter").text();
+    const Index i = adapters_.index_of(operation, name);
+    adapters_[i].require_unmerged(operation);
+    require_fits(op("swap_adapter"), other);
+    require_one_bias(op("swap_adapter"), other.config(), i);
+    adapters_.swap(i, other);
+    changed();
+  }
+  /// Replaces the first active adapter, or adds one named "default", by a fresh one; with rank 0 there is none
+  /// afterwards. A reset layer is a new layer: gradients, moments, tape and dropout step begin anew; the modes stay.
+  /// Handles from parameters() become invalid. @throws ConfigError, also when config.fan_in_fan_out differs from the
+  /// layer's; StateError while merged
+  void reset_adapter(const LoraConfig& config, std::uint64_t seed) {
+    const Operation operation = op("reset_adapter");
+    require_nothing_merged(operation, "layer");
+    if (config.fan_in_fan_out != plain_.fan_in_fan_out) {
+      throw ConfigError(operation.text(), "fan_in_fan_out", plain_.fan_in_fan_out ? "true" : "false",
+                        plain_.fan_in_fan_out ? "false" : "true");
+    }
+    check_config(operation.text(), config);
+    const Index replaced = adapters_.active().empty() ? -1 : adapters_.active().front();
+    if (!needs_adapter(config)) {
+      if (replaced >= 0) adapters_.erase(replaced);
+    } else {
+      require_one_bias(operation, config, replaced);
+      Adapter fresh = make_adapter(replaced >= 0 ? adapters_[replaced].name() : default_adapter_name, config, seed);
+      replaced >= 0 ? adapters_.replace(replaced, std::move(fresh)) : adapters_.add(std::move(fresh));
+    }
+    plain_.merge_weights = config.merge_weights;
+    dropout_step_ = 0;
+    changed();
+  }
+
+  // What trains.
+
+  /// Gradients of the right shapes for the active adapters, in their order; zero. @throws std::bad_alloc
+  [[nodiscard]] Gradients make_gradients() const {
+    Gradients gradients;
+    const auto working = adapters_.working();
+    for (std::size_t i = 0; i < working.size(); ++i) {
+      Gradients own = adapters_[working[i]].make_gradients();
+      if (i == 0) {
+        gradients = std::move(own);
+      } else {
+        gradients.others.push_back(std::move(own));
+      }
+    }
+    return gradients;
+  }
+  /// The gradients of an adapter that backward(dy) adds to; memory for them comes with the first use.
+  [[nodiscard]] Gradients& gradients(std::string_view name) {
+    return adapters_[adapters_.index_of(op("gradients").text(), name)].gradients();
+  }
+  /// Of the first active adapter; empty ones without.
+  [[nodiscard]] Gradients& gradients() { return adapters_.first() ? adapters_.first()->gradients() : no_gradients_; }
+  /// Of all adapters.
+  void zero_grad() noexcept {
+    for (Index i = 0; i < adapters_.size(); ++i) adapters_[i].zero_grad();
+  }
+
+  /// Handles on what trains, the active adapters in their order: A, B, then the magnitude, the bias of B and the layer's
+  /// bias where they train; none while adapters are disabled. Names are PEFT's ("lora_A.weight") for an adapter called
+  /// "default", and have the adapter's name for others ("lora_A.other.weight"). Values of a merged adapter cannot be
+  /// changed through them. The list lives in the layer until adapters are added, deleted, swapped or made active;
+  /// handles are valid while the layer and the adapter stay where they are. A steady call allocates nothing.
+  [[nodiscard]] std::span<Parameter<Scalar>> parameters() {
+    if (!handles_.valid) collect_handles();
+    return handles_.list;
+  }
+  /// Number of scalars that train.
+  [[nodiscard]] Index trainable_parameter_count() const noexcept {
+    Index count = 0;
+    for (const Index i : adapters_.working()) count += adapters_[i].parameter_count();
+    return count;
+  }
+  /// Step of the dropout sequence that the next forward(x) draws; part of what a checkpoint saves.
+  [[nodiscard]] std::uint64_t dropout_step() const noexcept { return dropout_step_; }
+  void set_dropout_step(std::uint64_t step) noexcept { dropout_step_ = step; }
+
+  // Modes and merging.
+
+  [[nodiscard]] bool training() const noexcept { return training_; }
+  /// Whether any adapter is merged.
+  [[nodiscard]] bool merged() const noexcept { return !stack_.empty(); }
+  /// Names in the order of merging. A copy.
+  [[nodiscard]] std::vector<std::string> merged_adapters() const {
+    std::vector<std::string> names;
+    for (std::size_t m = 0; m < stack_.size(); ++m) {
+      names.push_back(adapters_[adapters_.position_of(stack_.key(m))].name());
+    }
+    return names;
+  }
+  /// Whether merge() can work: false for a weight that is read-only or of a kind that cannot be merged into.
+  [[nodiscard]] bool mergeable() { return weight_ref().mergeable(); }
+  /// Bytes held beyond W0 while merged, without the copies of the factors: about one a weight for each merged adapter.
+  [[nodiscard]] std::size_t merge_bytes() const noexcept { return stack_.bytes(); }
+  /// Bytes of W0 as stored, the bias, all adapters, and the norms of W0 that DoRA uses.
+  [[nodiscard]] std::size_t parameter_bytes() const noexcept {
+    std::size_t bytes = weight_ref().bytes() + static_cast<std::size_t>(bias_.size()) * sizeof(Scalar) +
+                        squared_norms_.size() * sizeof(double);
+    for (Index i = 0; i < adapters_.size(); ++i) bytes += adapters_[i].bytes();
+    return bytes;
+  }
+
+  // Rows that choose their adapters.
+
+  /// Lets each row of the batches to come choose its adapter, as PEFT's `adapter_names`: `names` holds an adapter's name,
+  /// or "__base__", for every sample; a batch of a multiple of as many rows gives each sample as many rows that follow
+  /// one another. Holds for infer(x) and forward(x) in evaluation mode until clear_row_adapters(). A name that no adapter
+  /// of this layer has is answered by the base, as in PEFT, when `unknown_is_base`. @throws ConfigError
+  template <class Names = std::initializer_list<std::string_view>>
+  void set_row_adapters(const Names& names, bool unknown_is_base = false) {
+    std::vector<Index> choices;
+    for (const std::string_view name : names) {
+      const Index found = name == base_adapter_name ? base_row : adapters_.find(name);
+      if (found < 0 && name != base_adapter_name && !unknown_is_base) {
+        static_cast<void>(adapters_.index_of(op("set_row_adapters").text(), name));
+      }
+      choices.push_back(found < 0 ? base_row : found);
+    }
+    row_choices_.swap(choices);
+  }
+  void clear_row_adapters() noexcept { row_choices_.clear(); }
+  /// What a row chooses to be answered by the frozen layer alone.
+  static constexpr Index base_row = -1;
+
+ protected:
+  using Passes = typename Kind::Passes;
+  using Batch = typename Passes::Batch;
+
+  LayerCore(Kind kind, const LoraConfig& config) : kind_(std::move(kind)) {
+    plain_.rank = 0;
+    plain_.alpha = config.alpha;
+    plain_.fan_in_fan_out = config.fan_in_fan_out;
+    plain_.merge_weights = config.merge_weights;
+  }
+  LayerCore(const LayerCore&) = default;
+  LayerCore(LayerCore&&) noexcept = default;
+  LayerCore& operator=(const LayerCore&) = default;
+  LayerCore& operator=(LayerCore&&) noexcept = default;
+  virtual ~LayerCore() = default;
+
+  [[nodiscard]] virtual WeightRef<Scalar> weight_ref() noexcept = 0;
+  [[nodiscard]] virtual WeightRef<Scalar> weight_ref() const noexcept = 0;
+
+  [[nodiscard]] Operation op(std::string_view call) const noexcept { return {kind_.name(), call}; }
+
+  /// The adapter that the constructor's configuration asks for.
+  void start(const LoraConfig& config, std::uint64_t seed) {
+    check_config(kind_.name(), config);
+    if (needs_adapter(config)) add_adapter(default_adapter_name, config, seed);
+  }
+  /// @throws ShapeError unless the bias is a vector of out_features; then nothing has changed.
+  template <class B>
+  void set_base_bias(const Eigen::DenseBase<B>& values) {
+    if (values.size() != out_features()) {
+      throw ShapeError(kind_.name(), "bias", std::to_string(out_features()) + " elements",
+                       std::to_string(values.size()));
+    }
+    RowVector<Scalar> copy(values.size());
+    for (Index j = 0; j < values.size(); ++j) copy[j] = values.derived().coeff(j);
+    bias_.swap(copy);
+  }
+
+  void make_active(std::string_view call, std::vector<Index> chosen) {
+    remove_merged(op(call), [&](Index i) { return std::find(chosen.begin(), chosen.end(), i) == chosen.end(); });
+    adapters_.set_active(chosen);
+    changed();
+  }
+  template <class Names>
+  [[nodiscard]] std::vector<Index> positions(std::string_view call, const Names& names) const {
+    return adapters_.positions(op(call).text(), names);
+  }
+  void enable(bool enabled) noexcept {
+    if (!enabled) unmerge_all();
+    adapters_.set_enabled(enabled);
+    changed();
+  }
+
+  void train_mode() {
+    remove_merged(op("train"), [&](Index i) { return adapters_[i].config().merge_weights; });
+    training_ = true;
+  }
+  // Leaves unmerged what cannot be merged by its kind: a weight, or several adapters with DoRA.
+  void eval_mode() {
+    std::vector<Index> merging;
+    for (const Index i : adapters_.working()) {
+      if (adapters_[i].config().merge_weights) merging.push_back(i);
+    }
+    if (!merging.empty() && weight_ref().mergeable() && dora_count(merging) < 2) merge_all(op("eval"), merging);
+    training_ = false;
+  }
+  void merge_active() {
+    if (!adapters_.enabled() && !adapters_.active().empty()) {
+      throw StateError(op("merge").text(), "layer", "enabled adapters", "disabled ones");
+    }
+    merge_all(op("merge"), adapters_.active());
+  }
+  void merge_positions(const std::vector<Index>& which) { merge_all(op("merge"), which); }
+  void unmerge_all() noexcept {
+    stack_.truncate(weight_ref(), 0);
+    mark_merged();
+  }
+  void unmerge_positions(const std::vector<Index>& gone) {
+    remove_merged(op("unmerge"), [&](Index i) { return std::find(gone.begin(), gone.end(), i) != gone.end(); });
+  }
+  /// The active adapters become part of weight and bias for good, and every adapter goes. @throws as merge()
+  void merge_and_forget() {
+    merge_active();
+    RowVector<Scalar> sum = answer_bias();
+    stack_.keep();
+    bias_.swap(sum);
+    forget_adapters();
+  }
+  /// The frozen layer again, bit for bit.
+  void forget_adapters() noexcept {
+    if (!stack_.empty()) unmerge_all();
+    adapters_.clear();
+    adapters_.set_enabled(true);
+    row_choices_.clear();
+    dropout_step_ = 0;
+    squared_norms_.clear();
+    changed();
+  }
+
+  // Passes over a batch whose shape has been checked.
+
+  void infer_batch(const Batch& x, const MatrixView<Scalar>& y, Workspace& workspace) const {
+    if (!row_choices_.empty()) return infer_repeated(x, y, workspace);
+    infer_with(x, adapters_.working(), y, workspace);
+  }
+  void infer_by_row(const Batch& x, std::span<const Index> choices, const MatrixView<Scalar>& y,
+                    Workspace& workspace) const {
+    const Operation operation = op("infer");
+    require_nothing_merged(operation, "adapters chosen by row");
+    const Index rows = Passes::rows(x);
+    if (static_cast<Index>(choices.size()) != rows) {
+      throw ShapeError(operation.text(), "choices", std::to_string(rows) + " elements, one a row",
+                       std::to_string(choices.size()));
+    }
+    const auto memory = workspace.row<Index>(rows + RowGroups::scratch(rows, adapters_.size()));
+    for (Index i = 0; i < rows; ++i) {
+      const Index choice = choices[static_cast<std::size_t>(i)];
+      if (choice < base_row || choice >= adapters_.size()) {
+        throw ConfigError(operation.text(), "choices", "positions from -1 to " + std::to_string(adapters_.size() - 1),
+                          std::to_string(choice));
+      }
+      memory.data[i] = adapters_.enabled() ? choice : base_row;
+    }
+    const RowGroups groups({memory.data, static_cast<std::size_t>(rows)}, adapters_.size(), memory.data + rows);
+    if (groups.sorted()) return infer_groups(x, groups, y, workspace);
+    const auto sorted_y = workspace.matrix<Scalar>(y.rows, y.cols);
+    const auto sorted = Passes::gather(x, groups, workspace);
+    infer_groups(sorted.batch(), groups, sorted_y, workspace);
+    groups.template scatter<Scalar>(MatrixView<const Scalar>(sorted_y), y);
+  }
+  template <class Choices>
+  [[nodiscard]] std::vector<Index> choices_of(const Choices& choices) const {
+    std::vector<Index> result;
+    for (const auto& choice : choices) {
+      if constexpr (std::is_convertible_v<decltype(choice), std::string_view>) {
+        const std::string_view name = choice;
+        result.push_back(name == base_adapter_name ? base_row : adapters_.index_of(op("infer").text(), name));
+      } else {
+        result.push_back(static_cast<Index>(choice));
+      }
+    }
+    return result;
+  }
+
+  void forward_batch(const Batch& x, Tape& tape, const MatrixView<Scalar>& y, Workspace& workspace) const {
+    tape.clear();
+    require_nothing_merged(op("forward"), "layer");
+    const WeightRef<Scalar> weight = weight_ref();
+    const Passes passes = kind_.passes(weight);
+    const auto bias = workspace.row<Scalar>(out_features());
+    engine(passes, weight, adapters_.working())
+        .forward(x, answer_bias_into(adapters_.working(), bias.data), tape, y, workspace);
+  }
+  /// @throws ShapeError, StateError; then nothing has changed.
+  void check_tape(std::string_view call, const Batch& x, const Tape& tape, const MatrixView<const Scalar>& dy) const {
+    const Operation operation = op(call);
+    require_nothing_merged(operation, "layer");
+    if (tape.rows() < 0) throw StateError(operation.text(), "tape", "one that forward has filled", "a new one");
+    const WeightRef<Scalar> weight = weight_ref();
+    const Passes passes = kind_.passes(weight);
+    if (!kind_.accepts(tape) || !engine(passes, weight, adapters_.working()).fits(tape)) {
+      throw StateError(operation.text(), "tape", "one that this layer's forward has filled with the adapters of now",
+                       "one of another layer or of other adapters");
+    }
+    const auto shape = passes.kept_unscaled_shape(tape);
+    require_shape(operation, "dy", shape.rows, shape.cols, dy.rows, dy.cols);
+    kind_.require_batch(operation, x, tape);
+  }
+  void backward_batch(const Batch& x, const Tape& tape, const MatrixView<const Scalar>& dy,
+                      std::span<Gradients* const> gradients, const MatrixView<Scalar>* dx, Workspace& workspace) const {
+    const WeightRef<Scalar> weight = weight_ref();
+    const Passes passes = kind_.passes(weight);
+    engine(passes, weight, adapters_.working()).backward(x, tape, dy, gradients, dx, workspace);
+  }
+  /// Pointers to the caller's gradients of the working adapters. @throws ShapeError
+  [[nodiscard]] ScratchMatrix<Gradients*> given_gradients(std::string_view call, Gradients& gradients,
+                                                          Workspace& workspace) const {
+    const auto working = adapters_.working();
+    if (working.size() > 1 && gradients.size() != working.size()) {
+      throw ShapeError(op(call).text(), "gradients", std::to_string(working.size()) + " sets, one an active adapter",
+                       std::to_string(gradients.size()));
+    }
+    auto pointers = workspace.row<Gradients*>(static_cast<Index>(working.size()));
+    for (std::size_t i = 0; i < working.size(); ++i) {
+      check_gradients(op(call), adapters_[working[i]], gradients[i]);
+      pointers.data[i] = &gradients[i];
+    }
+    return pointers;
+  }
+  /// Pointers to the adapters' own gradients.
+  [[nodiscard]] ScratchMatrix<Gradients*> own_gradients(Workspace& workspace) {
+    const auto working = adapters_.working();
+    auto pointers = workspace.row<Gradients*>(static_cast<Index>(working.size()));
+    for (std::size_t i = 0; i < working.size(); ++i) pointers.data[i] = &adapters_[working[i]].gradients();
+    return pointers;
+  }
+  [[nodiscard]] std::size_t working_count() const noexcept { return adapters_.working().size(); }
+
+  void require_tape(std::string_view call) const {
+    if (tape_.rows() < 0) {
+      throw StateError(op(call).text(), "layer", "a forward(x) in training mode before", "none");
+    }
+  }
+  /// @throws StateError while anything is merged.
+  void require_nothing_merged(const Operation& operation, std::string_view argument) const {
+    if (stack_.empty()) return;
+    throw StateError(operation.text(), argument, "nothing merged (call train() or unmerge() first)",
+                     "adapter " + detail::quoted(adapters_[adapters_.position_of(stack_.key(0))].name()) + " merged");
+  }
+
+  [[nodiscard]] const AdapterSet<Scalar>& adapter_set() const noexcept { return adapters_; }
+  [[nodiscard]] std::span<const double> squared_norms() const noexcept { return squared_norms_; }
+
+  Kind kind_;
+  bool training_ = true;
+  Tape tape_;
+  Workspace workspace_;
+  std::uint64_t dropout_step_ = 0;
+
+ private:
+  using Engine = AdapterPasses<Kind, Passes>;
+  enum class Rescale : std::uint8_t { multiply, divide, set };
+
+  // Handles point into the layer, so a copy makes its own.
+  struct Handles {
+    std::vector<Parameter<Scalar>> list;
+    bool valid = false;
+    Handles() = default;
+    Handles(const Handles& /*other*/) noexcept {}
+    Handles& operator=(const Handles& /*other*/) noexcept {
+      valid = false;
+      return *this;
+    }
+  };
+
+  [[nodiscard]] Engine engine(const Passes& passes, const WeightRef<Scalar>& weight,
+                              std::span<const Index> working) const noexcept {
+    return Engine(kind_, passes, weight, adapters_, working, squared_norms_);
+  }
+
+  static bool needs_adapter(const LoraConfig& config) noexcept { return config.rank > 0 || config.trains_bias(); }
+
+  // Whatever the adapters are has changed: what was remembered of them does not hold any more.
+  void changed() noexcept {
+    handles_.valid = false;
+    tape_.clear();
+  }
+
+  [[nodiscard]] const Adapter& first_or_none() const noexcept {
+    static const Adapter none("LoraLayer", "none", LoraConfig{.rank = 0}, 0, {});
+    return adapters_.first() != nullptr ? *adapters_.first() : none;
+  }
+  [[nodiscard]] const Adapter& named(std::string_view call, std::string_view name) const {
+    return adapters_[adapters_.index_of(op(call).text(), name)];
+  }
+  [[nodiscard]] Adapter& unmerged(std::string_view call, std::string_view name) {
+    Adapter& found = adapters_[adapters_.index_of(op(call).text(), name)];
+    found.require_unmerged(op(call).text());
+    return found;
+  }
+  [[nodiscard]] Adapter& first_unmerged(std::string_view call) {
+    Adapter* const first = adapters_.first();
+    if (first == nullptr) throw StateError(op(call).text(), "layer", "an active adapter", "none");
+    first->require_unmerged(op(call).text());
+    return *first;
+  }
+
+  template <class A, class B>
+  void replace_factors(Adapter& adapter, const Eigen::DenseBase<A>& a, const Eigen::DenseBase<B>& b) {
+    require_shape(op("set_factors"), "A", adapter.A.rows(), adapter.A.cols(), a.rows(), a.cols());
+    require_shape(op("set_factors"), "B", adapter.B.rows(), adapter.B.cols(), b.rows(), b.cols());
+    Matrix<Scalar> new_a = a.derived();
+    Matrix<Scalar> new_b = b.derived();
+    // The memory stays, so that handles on the parameters hold.
+    std::copy_n(new_a.data(), new_a.size(), adapter.A.data());
+    std::copy_n(new_b.data(), new_b.size(), adapter.B.data());
+  }
+  template <class Values>
+  static void replace_row(const Operation& operation, std::string_view argument, RowVector<Scalar>& target,
+                          const Eigen::DenseBase<Values>& values) {
+    require_shape(operation, argument, 1, target.size(), values.rows(), values.cols());
+    for (Index j = 0; j < target.size(); ++j) target[j] = values.derived().coeff(0, j);
+  }
+  static void fill_zeros(RowVector<Scalar>& row, Index size) {
+    row.resize(size);
+    std::fill_n(row.data(), size, Scalar(0));
+  }
+
+  [[nodiscard]] Matrix<Scalar> make_oriented() const {
+    const bool transposed = plain_.fan_in_fan_out || kind_.stored_transposed();
+    return transposed ? Matrix<Scalar>(in_features(), out_features()) : Matrix<Scalar>(out_features(), in_features());
+  }
+  [[nodiscard]] MatrixView<Scalar> oriented(Matrix<Scalar>& matrix) const noexcept {
+    const bool transposed = plain_.fan_in_fan_out || kind_.stored_transposed();
+    return transposed ? view_of(matrix).transpose() : view_of(matrix);
+  }
+  [[nodiscard]] Matrix<Scalar> delta_of(const Adapter* adapter) const {
+    Matrix<Scalar> result = make_oriented();
+    std::fill_n(result.data(), result.size(), Scalar(0));
+    if (adapter == nullptr || adapter->rank() == 0) return result;
+    Workspace workspace;
+    const auto whole = kind_.whole_update(*adapter, workspace);
+    write_delta(whole.update, oriented(result));
+    return result;
+  }
+
+  void require_one_bias(const Operation& operation, const LoraConfig& config, Index replaced) const {
+    if (!config.trains_bias() || bias_.size() == 0) return;
+    for (Index i = 0; i < adapters_.size(); ++i) {
+      if (i == replaced || adapters_[i].bias.size() == 0) continue;
+      throw ConfigError(operation.text(), "bias", "none beside an adapter that trains the layer's bias",
+                        "another mode than that of " + detail::quoted(adapters_[i].name()));
+    }
+  }
+  void require_fits(const Operation& operation, const Adapter& adapter) {
+    const auto shape = kind_.factor_shape(adapter.config().rank);
+    require_shape(operation, "adapter.A", shape.a_rows, shape.a_cols, adapter.A.rows(), adapter.A.cols());
+    require_shape(operation, "adapter.B", shape.b_rows, shape.b_cols, adapter.B.rows(), adapter.B.cols());
+    const Index adapted = kind_.blocks().adapted();
+    const auto optional = [&](std::string_view argument, const RowVector<Scalar>& row, bool wanted, Index size) {
+      require_shape(operation, argument, 1, wanted ? size : 0, 1, row.size());
+    };
+    optional("adapter.lora_bias", adapter.lora_bias, adapter.config().lora_bias, adapted);
+    optional("adapter.magnitude", adapter.magnitude, adapter.config().use_dora, adapted);
+    optional("adapter.bias", adapter.bias, adapter.config().trains_bias(), bias_.size());
+    if (adapter.merged()) throw StateError(operation.text(), "adapter", "an unmerged one", "a merged one");
+    if (adapter.start.A.size() > 0) {
+      require_shape(operation, "adapter.start.A", adapter.A.rows(), adapter.A.cols(), adapter.start.A.rows(),
+                    adapter.start.A.cols());
+      require_shape(operation, "adapter.start.B", adapter.B.rows(), adapter.B.cols(), adapter.start.B.rows(),
+                    adapter.start.B.cols());
+    }
+    if (adapter.uses_dora()) prepare_norms();
+  }
+  void check_gradients(const Operation& operation, const Adapter& adapter, const Gradients& gradients) const {
+    require_shape(operation, "gradients.A", adapter.A.rows(), adapter.A.cols(), gradients.A.rows(),
+                  gradients.A.cols());
+    require_shape(operation, "gradients.B", adapter.B.rows(), adapter.B.cols(), gradients.B.rows(),
+                  gradients.B.cols());
+    require_shape(operation, "gradients.lora_bias", 1, adapter.lora_bias.size(), 1, gradients.lora_bias.size());
+    require_shape(operation, "gradients.bias", 1, adapter.bias.size(), 1, gradients.bias.size());
+    require_shape(operation, "gradients.magnitude", 1, adapter.magnitude.size(), 1, gradients.magnitude.size());
+  }
+
+  // W0 is unmerged.
+  void prepare_norms() {
+    if (squared_norms_.empty()) squared_norms_ = squared_row_norms(weight_ref());
+  }
+  void start_magnitude(Adapter& adapter) {
+    prepare_norms();
+    Workspace workspace;
+    const auto norms = workspace.row<double>(out_features());
+    const auto whole = kind_.whole_update(adapter, workspace);
+    row_norms(weight_ref(), whole.update, squared_norms_, norms.data, workspace);
+    adapter.magnitude.resize(kind_.blocks().adapted());
+    kind_.blocks().for_each([&](Index adapted, Index output) {
+      adapter.magnitude[adapted] = static_cast<Scalar>(norms.data[output]);
+    });
+  }
+
+  void collect_handles() {
+    std::vector<Parameter<Scalar>> list;
+    for (const Index i : adapters_.working()) {
+      Adapter& adapter = adapters_[i];
+      adapter.for_each_parameter([&](ParameterRole role, Scalar* value, Scalar* gradient, Index rows, Index cols,
+                                     Moments<Scalar>& moments) {
+        list.emplace_back(parameter_name(role, adapter.name()), role, value, gradient, rows, cols, moments,
+                          adapter.merged_flag());
+      });
+    }
+    handles_.list.swap(list);
+    handles_.valid = true;
+  }
+  [[nodiscard]] std::string parameter_name(ParameterRole role, std::string_view adapter) const {
+    std::string name(kind_.parameter_name(role));
+    if (adapter == default_adapter_name || role == ParameterRole::bias) return name;
+    const std::size_t dot = name.find('.');
+    std::string inserted = ".";
+    inserted.append(adapter);
+    return dot == std::string::npos ? name + inserted : name.insert(dot, inserted);
+  }
+
+  void rescale(const Operation& operation, double factor, Rescale how) {
+    const auto changed_scale = [&](const Adapter& adapter) {
+      return how == Rescale::multiply ? adapter.scale() * factor
+             : how == Rescale::divide ? adapter.scale() / factor
+                                      : factor;
+    };
+    for (const Index i : adapters_.active()) {
+      adapters_[i].require_unmerged(operation.text());
+      adapters_[i].check_scale(operation.text(), changed_scale(adapters_[i]));
+    }
+    for (const Index i : adapters_.active()) {
+      adapters_[i].set_scale(operation.text(), changed_scale(adapters_[i]));
+    }
+  }
+
+  // Merging.
+
+  [[nodiscard]] Index dora_count(const std::vector<Index>& which) const noexcept {
+    Index count = 0;
+    for (const Index i : which) count += adapters_[i].uses_dora() ? 1 : 0;
+    return count;
+  }
+
+  // An adapter with DoRA multiplies the rows of what it is merged into, so it is merged into W0, below the others.
+  void merge_all(const Operation& operation, const std::vector<Index>& which) {
+    std::vector<Index> order;
+    for (std::size_t m = 0; m < stack_.size(); ++m) order.push_back(adapters_.position_of(stack_.key(m)));
+    const std::size_t before = order.size();
+    for (const Index i : which) {
+      if (std::find(order.begin(), order.end(), i) == order.end()) order.push_back(i);
+    }
+    if (order.size() == before) return;
+    require_mergeable(operation);
+    if (dora_count(order) > 1) {
+      throw StateError(operation.text(), "adapters", "at most one with use_dora among those that are merged together",
+                       std::to_string(dora_count(order)));
+    }
+    const std::vector<Index> former(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(before));
+    std::stable_partition(order.begin(), order.end(), [&](Index i) { return adapters_[i].uses_dora(); });
+    const bool on_top = std::equal(former.begin(), former.end(), order.begin());
+    if (!on_top) stack_.truncate(weight_ref(), 0);
+    try {
+      for (std::size_t m = on_top ? before : 0; m < order.size(); ++m) push(operation, order[m]);
+    } catch (...) {
+      stack_.truncate(weight_ref(), on_top ? before : 0);
+      restore_stack(operation, former);
+      throw;
+    }
+    mark_merged();
+  }
+  // Merges again what was merged a moment ago.
+  void restore_stack(const Operation& operation, const std::vector<Index>& former) noexcept {
+    try {
+      for (std::size_t m = stack_.size(); m < former.size(); ++m) push(operation, former[m]);
+    } catch (...) {
+      // Without memory for its record an adapter stays unmerged; it is active or not as before, and W0 is exact.
+    }
+    mark_merged();
+  }
+  void push(const Operation& operation, Index i) {
+    const Adapter& adapter = adapters_[i];
+    Workspace workspace;
+    const auto whole = kind_.whole_update(adapter, workspace);
+    const std::string naming = operation.text() + " of " + detail::quoted(adapter.name());
+    if (!adapter.uses_dora()) {
+      stack_.push(naming, weight_ref(), adapter.id(), whole.update);
+      return;
+    }
+    const auto norms = workspace.row<double>(out_features());
+    const auto factors = workspace.row<Scalar>(out_features());
+    row_norms(weight_ref(), whole.update, squared_norms_, norms.data, workspace);
+    magnitude_factors(kind_.blocks(), adapter.magnitude, norms.data, factors.data);
+    stack_.push(naming, weight_ref(), adapter.id(), whole.update,
+                std::span<const Scalar>(factors.data, static_cast<std::size_t>(out_features())));
+  }
+  void require_mergeable(const Operation& operation) {
+    if (weight_ref().mergeable()) return;
+    throw StateError(operation.text(), "weight",
+                     "one that can be merged into (answer unmerged, or make the layer over a PackedWeight copy)",
+                     "a read-only weight, or one of a kind that cannot be merged into");
+  }
+  template <class Leaves>
+  void remove_merged(const Operation& operation, const Leaves& leaves) {
+    if (stack_.empty()) return;
+    struct Mark {
+      LayerCore& core;
+      ~Mark() { core.mark_merged(); }
+    } const mark{*this};
+    std::vector<Index> stay;
+    std::size_t first = stack_.size();
+    for (std::size_t m = 0; m < stack_.size(); ++m) {
+      const Index i = adapters_.position_of(stack_.key(m));
+      if (leaves(i)) {
+        first = std::min(first, m);
+      } else if (m > first) {
+        stay.push_back(i);
+      }
+    }
+    stack_.truncate(weight_ref(), first);
+    for (const Index i : stay) push(operation, i);
+  }
+  void mark_merged() noexcept {
+    for (Index i = 0; i < adapters_.size(); ++i) adapters_[i].set_merged(stack_.contains(adapters_[i].id()));
+  }
+
+  // Biases.
+
+  [[nodiscard]] bool adds_bias(std::span<const Index> working) const noexcept {
+    for (Index i = 0; i < adapters_.size(); ++i) {
+      if (adapters_[i].lora_bias.size() > 0 && part_of(working, i)) return true;
+    }
+    return false;
+  }
+  [[nodiscard]] bool part_of(std::span<const Index> working, Index i) const noexcept {
+    return adapters_[i].merged() || std::find(working.begin(), working.end(), i) != working.end();
+  }
+  [[nodiscard]] const RowVector<Scalar>& bias_of(std::span<const Index> working) const noexcept {
+    for (const Index i : working) {
+      if (adapters_[i].bias.size() > 0) return adapters_[i].bias;
+    }
+    return bias_;
+  }
+  // bias + the s * lora_bias of what takes part, merged or not, in `memory`; the bias itself, or null, where none does.
+  [[nodiscard]] const Scalar* answer_bias_into(std::span<const Index> working, Scalar* memory) const {
+    const RowVector<Scalar>& own = bias_of(working);
+    if (!adds_bias(working)) return own.size() > 0 ? own.data() : nullptr;
+    for (Index j = 0; j < out_features(); ++j) memory[j] = own.size() > 0 ? own[j] : Scalar(0);
+    for (Index i = 0; i < adapters_.size(); ++i) {
+      const Adapter& adapter = adapters_[i];
+      if (adapter.lora_bias.size() == 0 || !part_of(working, i)) continue;
+      kind_.blocks().for_each([&](Index adapted, Index output) {
+        memory[output] += adapter.scaling() * adapter.lora_bias[adapted];
+      });
+    }
+    return memory;
+  }
+  [[nodiscard]] RowVector<Scalar> answer_bias() const {
+    const auto working = adapters_.working();
+    if (bias_of(working).size() == 0 && !adds_bias(working)) return {};
+    RowVector<Scalar> sum(out_features());
+    const Scalar* const values = answer_bias_into(working, sum.data());
+    if (values != sum.data()) std::copy_n(values, sum.size(), sum.data());
+    return sum;
+  }
+
+  // Inference.
+
+  void infer_with(const Batch& x, std::span<const Index> working, const MatrixView<Scalar>& y,
+                  Workspace& workspace) const {
+    const WeightRef<Scalar> weight = weight_ref();
+    const Passes passes = kind_.passes(weight);
+    if (!stack_.empty()) require_no_unmerged_dora(working);
+    const auto bias = workspace.row<Scalar>(out_features());
+    engine(passes, weight, working).infer(x, answer_bias_into(working, bias.data), y, workspace);
+  }
+  // The norms of a magnitude are against W0, never against a weight that holds other adapters.
+  void require_no_unmerged_dora(std::span<const Index> working) const {
+    for (const Index i : working) {
+      if (adapters_[i].uses_dora() && !adapters_[i].merged()) {
+        require_nothing_merged(op("infer"), "active adapter with use_dora");
+      }
+    }
+  }
+  void infer_repeated(const Batch& x, const MatrixView<Scalar>& y, Workspace& workspace) const {
+    const auto samples = static_cast<Index>(row_choices_.size());
+    const Index rows = Passes::rows(x);
+    if (rows % samples != 0) {
+      throw ShapeError(op("infer").text(), "x", "a multiple of " + std::to_string(samples) + " rows, one for each name",
+                       std::to_string(rows));
+    }
+    const auto choices = workspace.row<Index>(rows);
+    for (Index i = 0; i < rows; ++i) {
+      choices.data[i] = row_choices_[static_cast<std::size_t>(i / (rows / samples))];
+    }
+    infer_by_row(x, {choices.data, static_cast<std::size_t>(rows)}, y, workspace);
+  }
+  // One product with W for all rows where no row's adapter asks for more, then each group's low-rank terms, which go on
+  // where the product ended: a row has the bits that infer() gives with its adapter alone.
+  void infer_groups(const Batch& x, const RowGroups& groups, const MatrixView<Scalar>& y, Workspace& workspace) const {
+    bool shared = Passes::terms_are_cheap;
+    for (Index g = 0; g < groups.groups(); ++g) {
+      if (groups.choice(g) == base_row) continue;
+      const Adapter& adapter = adapters_[groups.choice(g)];
+      shared = shared && !adapter.uses_dora() && adapter.lora_bias.size() == 0 && adapter.bias.size() == 0;
+    }
+    if (shared) infer_with(x, {}, y, workspace);
+    for (Index g = 0; g < groups.groups(); ++g) {
+      const Index choice = groups.choice(g);
+      if (shared && choice == base_row) continue;
+      const Index rows = groups.end(g) - groups.begin(g);
+      const Batch part = Passes::middle_rows(x, groups.begin(g), rows);
+      const MatrixView<Scalar> out = y.middle_rows(groups.begin(g), rows);
+      const std::span<const Index> alone = choice == base_row ? std::span<const Index>() : std::span(&choice, 1);
+      if (!shared) {
+        infer_with(part, alone, out, workspace);
+        continue;
+      }
+      const WeightRef<Scalar> weight = weight_ref();
+      const Passes passes = kind_.passes(weight);
+      engine(passes, weight, alone).add_terms(part, out, workspace);
+    }
+  }
+
+  AdapterSet<Scalar> adapters_;
+  MergeStack<Scalar> stack_;
+  RowVector<Scalar> bias_;
+  LoraConfig plain_;
+  std::vector<double> squared_norms_;
+  std::vector<Index> row_choices_;
+  Handles handles_;
+  Gradients no_gradients_;
+};
+
+}  // namespace lora

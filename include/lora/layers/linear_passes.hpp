@@ -1,0 +1,178 @@
+// Forward and backward of a linear layer over rows, with the adapters that ride along in one product.
+#pragma once
+
+#include <algorithm>
+#include <array>
+
+#include "lora/core/view.hpp"
+#include "lora/core/workspace.hpp"
+#include "lora/kernels/column_scale.hpp"
+#include "lora/kernels/low_rank.hpp"
+#include "lora/adapter/tape.hpp"
+#include "lora/layers/factor_pass.hpp"
+#include "lora/layers/row_groups.hpp"
+#include "lora/weight/weight_ref.hpp"
+
+namespace lora {
+
+/// With U = drop(X) A^T (N x r) and F = s B^T:
+///   forward:  Y = X W^T + bias + U F;
+///   backward: V = dY F^T, dA += V^T drop(X), dB += s dY^T U, dX = dY W + drop'(V A).
+/// With DoRA Z = drop(X) W^T + U F, Y = factors (.) Z + (X - drop(X)) W^T + bias, and dZ = factors (.) dY takes the place
+/// of dY but in the part of dX that did not drop. Where the adapter adapts some blocks of the outputs, F reaches those
+/// alone, and the others are those of the frozen layer, bit for bit.
+///
+/// A view of a layer's parts; const functions are reentrant and allocate only to grow the workspace. Arguments have been
+/// checked.
+template <RealScalar ScalarType>
+class LinearPasses {
+ public:
+  using Scalar = ScalarType;
+  using Batch = MatrixView<const Scalar>;
+  static constexpr bool one_mask_per_product = false;
+  static constexpr bool terms_are_cheap = true;
+
+  LinearPasses(const WeightRef<Scalar>& weight, const OutputBlocks& blocks) noexcept
+      : weight_(weight), blocks_(blocks) {}
+
+  [[nodiscard]] static Index rows(const Batch& x) noexcept { return x.rows; }
+  [[nodiscard]] static Index inputs(const Batch& x) noexcept { return x.cols; }
+  [[nodiscard]] static std::array<Index, 3> extents(const Batch& /*x*/) noexcept { return {}; }
+  [[nodiscard]] static Batch middle_rows(const Batch& x, Index first, Index count) noexcept {
+    return x.middle_rows(first, count);
+  }
+  struct Shape {
+    Index rows;
+    Index cols;
+  };
+  [[nodiscard]] Shape down_shape(const Batch& x, Index rank) const noexcept { return {x.rows, rank}; }
+  [[nodiscard]] Shape unscaled_shape(const Batch& x) const noexcept { return {x.rows, blocks_.outputs}; }
+  /// The same of the pass that filled a tape.
+  [[nodiscard]] Shape kept_shape(const LoraTape<Scalar>& tape, Index rank) const noexcept {
+    return {tape.rows(), rank};
+  }
+  [[nodiscard]] Shape kept_unscaled_shape(const LoraTape<Scalar>& tape) const noexcept {
+    return {tape.rows(), blocks_.outputs};
+  }
+
+  /// The rows of a batch in the order of their groups.
+  class Gathered {
+   public:
+    Gathered(const Batch& x, const RowGroups& groups, Workspace& workspace)
+        : memory_(workspace.matrix<Scalar>(x.rows, x.cols)) {
+      groups.gather<Scalar>(x, memory_);
+    }
+    [[nodiscard]] Batch batch() const noexcept { return memory_; }
+
+   private:
+    ScratchMatrix<Scalar> memory_;
+  };
+  [[nodiscard]] static Gathered gather(const Batch& x, const RowGroups& groups, Workspace& workspace) {
+    return Gathered(x, groups, workspace);
+  }
+
+  void forward(const Batch& x, const FactorPass<Scalar>& pass, const MatrixView<Scalar>& y, BaseProduct base,
+               Workspace& workspace) const {
+    for (const FactorPart<Scalar>& part : pass.parts) {
+      kernels::project_down(x, part.mask, part.a, Scalar(1), pass.u.middle_cols(part.first, part.a.rows), workspace);
+    }
+    const detail::UpFactors<Scalar> up(blocks_, pass, workspace);
+    if (base == BaseProduct::keep) return up.add_to(y);
+    if (pass.factors == nullptr) return multiply(x, pass, pass.bias, up, y, workspace);
+    const MatrixView<Scalar> z = pass.z.data != nullptr ? pass.z : y;
+    if (!pass.masked()) {
+      multiply(x, pass, nullptr, up, z, workspace);
+      kernels::scale_columns(MatrixView<const Scalar>(z), pass.factors, pass.bias, y, workspace);
+      return;
+    }
+    const auto part = workspace.matrix<Scalar>(x.rows, x.cols);
+    const DropoutMask<Scalar>& mask = pass.parts.front().mask;
+    kernels::keep_inputs(x, mask, static_cast<const MatrixView<Scalar>&>(part), workspace);
+    multiply(part, pass, nullptr, up, z, workspace);
+    kernels::rest_inputs(x, mask, static_cast<const MatrixView<Scalar>&>(part), workspace);
+    weight_.product(part, pass.bias, {}, y, workspace);
+    kernels::add_scaled_columns(MatrixView<const Scalar>(z), pass.factors, y, workspace);
+  }
+
+  /// Writes dX, or with BaseProduct::keep adds to it, unless `dx` is null.
+  void backward(const Batch& x, const FactorPass<Scalar>& pass, const MatrixView<const Scalar>& dy,
+                const MatrixView<Scalar>* dx, BaseProduct base, Workspace& workspace) const {
+    if (pass.factors == nullptr) return differentiate(x, pass, dy, dy, dx, base, workspace);
+    kernels::add_column_products(dy, MatrixView<const Scalar>(pass.z), pass.sums, workspace);
+    const auto dz = workspace.matrix<Scalar>(dy.rows, dy.cols);
+    kernels::scale_columns(dy, pass.factors, static_cast<const Scalar*>(nullptr),
+                           static_cast<const MatrixView<Scalar>&>(dz), workspace);
+    differentiate(x, pass, dy, dz, dx, base, workspace);
+  }
+
+  /// target[j] += scale * the sum of column j of dY.
+  static void add_output_sums(const MatrixView<const Scalar>& dy, Scalar scale, Scalar* target, Workspace& workspace) {
+    kernels::add_column_sums(dy, scale, target, workspace);
+  }
+
+ private:
+  void multiply(const Batch& x, const FactorPass<Scalar>& pass, const Scalar* bias, const detail::UpFactors<Scalar>& up,
+                const MatrixView<Scalar>& y, Workspace& workspace) const {
+    if (pass.parts.empty() || blocks_.whole()) {
+      const LowRankTerm<Scalar> term =
+          pass.parts.empty() ? LowRankTerm<Scalar>{} : LowRankTerm<Scalar>{pass.u, up.view()};
+      weight_.product(x, bias, term, y, workspace);
+      return;
+    }
+    weight_.product(x, bias, {}, y, workspace);
+    up.add_to(y);
+  }
+
+  void differentiate(const Batch& x, const FactorPass<Scalar>& pass, const MatrixView<const Scalar>& dy,
+                     const MatrixView<const Scalar>& dz, const MatrixView<Scalar>* dx, BaseProduct base,
+                     Workspace& workspace) const {
+    const auto v = workspace.matrix<Scalar>(dz.rows, pass.rank);
+    if (!pass.parts.empty()) {
+      const detail::UpFactors<Scalar> up(blocks_, pass, workspace);
+      up.project(dz, v);
+      up.add_gradients(dz);
+    }
+    for (const FactorPart<Scalar>& part : pass.parts) {
+      if (part.gradients == nullptr) continue;
+      kernels::add_outer(MatrixView<const Scalar>(v).middle_cols(part.first, part.a.rows), x, part.mask, Scalar(1),
+                         view_of(part.gradients->A), workspace);
+    }
+    if (dx != nullptr) input_gradient(pass, dy, dz, v, *dx, base, workspace);
+  }
+
+  void input_gradient(const FactorPass<Scalar>& pass, const MatrixView<const Scalar>& dy,
+                      const MatrixView<const Scalar>& dz, const MatrixView<const Scalar>& v,
+                      const MatrixView<Scalar>& dx, BaseProduct base, Workspace& workspace) const {
+    if (base == BaseProduct::keep) return add_terms(pass, v, dx, workspace);
+    if (!pass.any_mask()) {
+      const detail::StackedDownFactors<Scalar> down(pass, workspace);
+      const LowRankTerm<Scalar> term = pass.parts.empty() ? LowRankTerm<Scalar>{} : LowRankTerm<Scalar>{v, down.view()};
+      weight_.product_transposed(dz, term, dx, workspace);
+      return;
+    }
+    weight_.product_transposed(dy, {}, dx, workspace);
+    if (pass.factors == nullptr) return add_terms(pass, v, dx, workspace);
+    // drop'((dZ - dY) W + V A), of the one adapter with DoRA.
+    const auto rest = workspace.matrix<Scalar>(dy.rows, dy.cols);
+    for (Index i = 0; i < dy.rows; ++i)
+      for (Index j = 0; j < dy.cols; ++j) rest(i, j) = dz(i, j) - dy(i, j);
+    const auto part = workspace.matrix<Scalar>(dx.rows, dx.cols);
+    const detail::StackedDownFactors<Scalar> down(pass, workspace);
+    weight_.product_transposed(rest, {v, down.view()}, part, workspace);
+    kernels::keep_inputs(MatrixView<const Scalar>(part), pass.parts.front().mask,
+                         static_cast<const MatrixView<Scalar>&>(part), workspace);
+    detail::add_rows(MatrixView<const Scalar>(part), Scalar(1), dx);
+  }
+
+  static void add_terms(const FactorPass<Scalar>& pass, const MatrixView<const Scalar>& v, const MatrixView<Scalar>& dx,
+                        Workspace& workspace) {
+    for (const FactorPart<Scalar>& part : pass.parts) {
+      kernels::add_project_up(v.middle_cols(part.first, part.a.rows), part.a, part.mask, dx, workspace);
+    }
+  }
+
+  WeightRef<Scalar> weight_;
+  const OutputBlocks& blocks_;
+};
+
+}  // namespace lora
