@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <type_traits>
 
 #include "lora/core/types.hpp"
@@ -10,13 +9,13 @@
 namespace lora {
 
 /// Element (i, j) stands at data[i * row_stride + j * col_stride]. Strides count scalars. `Scalar` may be const.
-/// A view never owns: what it points to must outlive it.
+/// A view never owns: what it points to must outlive it. `MatrixView<float>{data, rows, cols}` has contiguous rows.
 template <class Scalar>
 struct MatrixView {
   Scalar* data = nullptr;
   Index rows = 0;
   Index cols = 0;
-  Index row_stride = 0;
+  Index row_stride = cols;
   Index col_stride = 1;
 
   [[nodiscard]] Scalar& operator()(Index i, Index j) const noexcept { return data[i * row_stride + j * col_stride]; }
@@ -70,13 +69,74 @@ template <class Derived>
                                                     derived.colStride()};
 }
 
-/// Whether two views may share memory. Compares the address ranges they span.
+/// The bytes a view spans: from its lowest element to behind its highest. Strides may be negative.
+template <class Scalar>
+struct ViewSpan {
+  std::uintptr_t begin;
+  std::uintptr_t end;
+
+  explicit ViewSpan(const MatrixView<Scalar>& v) noexcept
+      : begin(reinterpret_cast<std::uintptr_t>(v.data)), end(begin + sizeof(Scalar)) {
+    extend((v.rows - 1) * v.row_stride);
+    extend((v.cols - 1) * v.col_stride);
+  }
+
+ private:
+  void extend(Index scalars) noexcept {
+    const auto bytes = static_cast<std::uintptr_t>(scalars) * sizeof(Scalar);  // wraps around below zero, as it should
+    (scalars < 0 ? begin : end) += bytes;
+  }
+};
+
+/// Whether two views may share memory. Exact for columns of one array, such as the left and the right half of a buffer:
+/// lines of the same stride that take disjoint parts of it. Elsewhere views whose address ranges meet count as sharing.
 template <class A, class B>
 [[nodiscard]] bool overlap(const MatrixView<A>& a, const MatrixView<B>& b) noexcept {
   if (a.rows == 0 || a.cols == 0 || b.rows == 0 || b.cols == 0) return false;
-  const auto begin = [](const auto& v) { return reinterpret_cast<std::uintptr_t>(v.data); };
-  const auto end = [](const auto& v) { return reinterpret_cast<std::uintptr_t>(&v(v.rows - 1, v.cols - 1) + 1); };
-  return begin(a) < end(b) && begin(b) < end(a);
+  const ViewSpan<A> x(a);
+  const ViewSpan<B> y(b);
+  if (x.end <= y.begin || y.end <= x.begin) return false;
+  if constexpr (sizeof(A) == sizeof(B)) {
+    // Line l of both stands at l * stride: they part ways where each takes its own part of the stride.
+    const bool by_rows = a.col_stride == 1 && b.col_stride == 1 && a.row_stride == b.row_stride;
+    const bool by_cols = a.row_stride == 1 && b.row_stride == 1 && a.col_stride == b.col_stride;
+    if (!by_rows && !by_cols) return true;
+    const Index stride = by_rows ? a.row_stride : a.col_stride;
+    const Index a_length = by_rows ? a.cols : a.rows;
+    const Index b_length = by_rows ? b.cols : b.rows;
+    const std::uintptr_t bytes = y.begin - x.begin;
+    const auto scalars = static_cast<Index>(bytes) / static_cast<Index>(sizeof(A));
+    if (stride <= 0 || bytes % sizeof(A) != 0) return true;
+    const Index b_offset = (scalars % stride + stride) % stride;  // b's first column, seen from a's
+    return b_offset < a_length || b_offset + b_length > stride;
+  }
+  return true;
+}
+
+/// Copies `from` to `to`, of one shape and any strides, that share no memory. Runs along the contiguous side; where the
+/// two have different ones, by squares that fit a cache. No allocation.
+template <class Scalar>
+void copy_elements(const MatrixView<const std::type_identity_t<Scalar>>& from, const MatrixView<Scalar>& to) noexcept {
+  const bool by_cols = from.row_stride == 1 && (to.row_stride == 1 || (from.col_stride != 1 && to.col_stride != 1));
+  const MatrixView<const Scalar> source = by_cols ? from.transpose() : from;
+  const MatrixView<Scalar> target = by_cols ? to.transpose() : to;
+  const bool contiguous = source.col_stride == 1 && target.col_stride == 1;
+  const Index side = contiguous ? source.cols : 16;
+  for (Index top = 0; top < source.rows; top += side) {
+    const Index bottom = top + side < source.rows ? top + side : source.rows;
+    for (Index left = 0; left < source.cols; left += side) {
+      const Index count = left + side < source.cols ? side : source.cols - left;
+      for (Index i = top; i < bottom; ++i) {
+        const Scalar* const in = source.data + i * source.row_stride + left * source.col_stride;
+        Scalar* const out = target.data + i * target.row_stride + left * target.col_stride;
+        if (contiguous) {
+          for (Index j = 0; j < count; ++j) out[j] = in[j];
+        } else {
+          for (Index j = 0; j < count; ++j) out[j * target.col_stride] = in[j * source.col_stride];
+        }
+      }
+    }
+  }
 }
 
 }  // namespace lora

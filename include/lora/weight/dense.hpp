@@ -1,10 +1,8 @@
 // The frozen weight that stays in the caller's memory.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <string>
-#include <utility>
 
 #include "lora/core/error.hpp"
 #include "lora/core/shape.hpp"
@@ -12,6 +10,69 @@
 #include "lora/weight/frozen_weight.hpp"
 
 namespace lora {
+
+namespace detail {
+
+/// Tiles of a weight that lies in memory by rows or by columns: some whole lines each, or a part of one.
+template <class Element>
+struct DenseTiling {
+  MatrixView<Element> w;
+
+  [[nodiscard]] Index count() const noexcept {
+    if (lines() == 0 || line_length() == 0) return 0;
+    return tile_columns() * ((lines() + lines_per_tile() - 1) / lines_per_tile());
+  }
+
+  [[nodiscard]] WeightTile<Element> tile(Index t) const noexcept {
+    const Index line = t / tile_columns() * lines_per_tile();
+    const Index position = t % tile_columns() * tile_length();
+    const Index stride = by_output() ? w.row_stride : w.col_stride;
+    return {.data = w.data + line * stride + position,
+            .lines = least(lines_per_tile(), lines() - line),
+            .length = least(tile_length(), line_length() - position),
+            .line_stride = stride,
+            .first_line = line,
+            .first_position = position,
+            .lines_are_outputs = by_output()};
+  }
+
+ private:
+  [[nodiscard]] static Index least(Index a, Index b) noexcept { return a < b ? a : b; }
+  [[nodiscard]] bool by_output() const noexcept { return w.row_major(); }
+  [[nodiscard]] Index lines() const noexcept { return by_output() ? w.rows : w.cols; }
+  [[nodiscard]] Index line_length() const noexcept { return by_output() ? w.cols : w.rows; }
+  [[nodiscard]] Index tile_length() const noexcept { return least(line_length(), max_tile_size); }
+  [[nodiscard]] Index tile_columns() const noexcept { return (line_length() + tile_length() - 1) / tile_length(); }
+  [[nodiscard]] Index lines_per_tile() const noexcept { return max_tile_size / tile_length(); }
+};
+
+/// Reads a block of a weight that lies in memory; see ReadableWeight.
+template <class Scalar>
+void read_dense(std::string_view operation, const MatrixView<const Scalar>& w, Index first_output, Index first_input,
+                const MatrixView<Scalar>& out) {
+  check_block(operation, w.rows, w.cols, first_output, first_input, out.rows, out.cols);
+  if (out.rows == 0 || out.cols == 0) return;
+  copy_elements(w.middle_rows(first_output, out.rows).middle_cols(first_input, out.cols), out);
+}
+
+/// @throws ShapeError unless the lines of a weight are contiguous and apart from each other.
+inline void check_dense(const void* data, Index rows, Index cols, Index row_stride, Index col_stride) {
+  if (rows < 1 || cols < 1) throw ShapeError("DenseWeight", "weight", "at least 1 x 1", shape_text(rows, cols));
+  if (data == nullptr) throw ShapeError("DenseWeight", "weight", "memory", "a null pointer");
+  const auto strides = [&] { return "strides " + std::to_string(row_stride) + " and " + std::to_string(col_stride); };
+  if (col_stride != 1 && row_stride != 1) {
+    throw ShapeError("DenseWeight", "weight", "contiguous rows or columns (one stride of 1)", strides());
+  }
+  const Index lines = col_stride == 1 ? rows : cols;
+  const Index length = col_stride == 1 ? cols : rows;
+  const Index stride = col_stride == 1 ? row_stride : col_stride;
+  if (lines > 1 && stride < length) {
+    throw ShapeError("DenseWeight", "weight", "a stride of at least " + std::to_string(length) + ", the line's length",
+                     strides());
+  }
+}
+
+}  // namespace detail
 
 /// A view of a weight in memory that the caller owns and keeps alive: an Eigen matrix, map or block, a raw buffer, a
 /// mapped file. Nothing is copied; merging writes into that memory, unless it is const, in which case merging is
@@ -23,7 +84,8 @@ class DenseWeight {
   using Scalar = ScalarType;
 
   /// Views W (out_features x in_features); pass `w.transpose()` for a weight stored in_features x out_features.
-  /// @throws ShapeError when W is empty, or neither its rows nor its columns are contiguous.
+  /// @throws ShapeError when W is empty, when neither its rows nor its columns are contiguous, or when they overlap (a
+  /// stride below their length, or a negative one).
   explicit DenseWeight(const MatrixView<Scalar>& w) : DenseWeight(w, true) {}
 
   /// A read-only view. LoraLinear::merge on it throws StateError.
@@ -55,57 +117,40 @@ class DenseWeight {
     kernels::dense_product_transposed(view(), dy, term.down, term.up, dx, workspace);
   }
 
-  [[nodiscard]] Index tile_count() const noexcept {
-    return tile_columns() * ((lines() + lines_per_tile() - 1) / lines_per_tile());
+  /// See ReadableWeight. @throws ShapeError
+  void read(Index first_output, Index first_input, const MatrixView<Scalar>& out) const {
+    detail::read_dense("DenseWeight::read", view(), first_output, first_input, out);
   }
+
+  [[nodiscard]] Index tile_count() const noexcept { return detail::DenseTiling<Scalar>{w_}.count(); }
 
   /// @throws StateError when the memory is const.
   [[nodiscard]] WeightTile<Scalar> tile(Index t) {
     if (!writable_) throw StateError("DenseWeight::tile", "weight", "memory that may be written", "a const view");
-    return tile_of(t);
+    return detail::DenseTiling<Scalar>{w_}.tile(t);
   }
   [[nodiscard]] WeightTile<const Scalar> tile(Index t) const noexcept {
-    const auto tile = tile_of(t);
-    return {tile.data,       tile.lines,          tile.length,           tile.line_stride,
-            tile.first_line, tile.first_position, tile.lines_are_outputs};
+    return detail::DenseTiling<const Scalar>{w_}.tile(t);
   }
+
+  /// False for a view of const memory.
+  [[nodiscard]] bool writable() const noexcept { return writable_; }
 
   /// 0: the memory is the caller's.
   [[nodiscard]] std::size_t bytes() const noexcept { return 0; }
 
  private:
   DenseWeight(const MatrixView<Scalar>& w, bool writable) : w_(w), writable_(writable) {
-    if (w.rows < 1 || w.cols < 1) {
-      throw ShapeError("DenseWeight", "weight", "at least 1 x 1", shape_text(w.rows, w.cols));
-    }
-    if (w.col_stride != 1 && w.row_stride != 1) {
-      throw ShapeError("DenseWeight", "weight", "contiguous rows or columns",
-                       "strides " + std::to_string(w.row_stride) + " and " + std::to_string(w.col_stride));
-    }
-  }
-
-  [[nodiscard]] bool by_output() const noexcept { return w_.row_major(); }
-  [[nodiscard]] Index lines() const noexcept { return by_output() ? w_.rows : w_.cols; }
-  [[nodiscard]] Index line_length() const noexcept { return by_output() ? w_.cols : w_.rows; }
-  [[nodiscard]] Index tile_length() const noexcept { return std::min(line_length(), max_tile_size); }
-  [[nodiscard]] Index tile_columns() const noexcept { return (line_length() + tile_length() - 1) / tile_length(); }
-  [[nodiscard]] Index lines_per_tile() const noexcept { return max_tile_size / tile_length(); }
-
-  [[nodiscard]] WeightTile<Scalar> tile_of(Index t) const noexcept {
-    const Index first_line = t / tile_columns() * lines_per_tile();
-    const Index first_position = t % tile_columns() * tile_length();
-    const Index stride = by_output() ? w_.row_stride : w_.col_stride;
-    return {w_.data + first_line * stride + first_position,
-            std::min(lines_per_tile(), lines() - first_line),
-            std::min(tile_length(), line_length() - first_position),
-            stride,
-            first_line,
-            first_position,
-            by_output()};
+    detail::check_dense(w.data, w.rows, w.cols, w.row_stride, w.col_stride);
   }
 
   MatrixView<Scalar> w_;
   bool writable_;
 };
+
+#if defined(LORA_COMPILED)
+extern template class DenseWeight<float>;
+extern template class DenseWeight<double>;
+#endif
 
 }  // namespace lora

@@ -1,10 +1,13 @@
-// What a frozen weight is: an operator that multiplies, lets itself be updated in place by tiles, and can be read back.
+// What a frozen weight is: an operator that multiplies. What more it can do is asked for separately.
 #pragma once
 
 #include <concepts>
 #include <cstddef>
-#include <type_traits>
+#include <string>
+#include <string_view>
 
+#include "lora/core/error.hpp"
+#include "lora/core/shape.hpp"
 #include "lora/core/view.hpp"
 #include "lora/core/workspace.hpp"
 
@@ -41,7 +44,6 @@ inline constexpr Index max_tile_size = 16384;
 ///
 /// - `product(X, bias, term, Y, workspace)`: Y = X W^T + bias + U F. `bias` has out_features scalars or is null.
 /// - `product_transposed(dY, term, dX, workspace)`: dX = dY W + V F.
-/// - `tile_count()` and `tile(t)`: every element of W exactly once, in a fixed order; padding never shows.
 /// - `bytes()`: memory this object owns.
 ///
 /// Inputs may have any strides, outputs have contiguous rows and alias no input. The const functions are reentrant:
@@ -49,30 +51,56 @@ inline constexpr Index max_tile_size = 16384;
 /// the number of workers.
 template <class W>
 concept FrozenWeight = RealScalar<typename W::Scalar> && std::movable<W> &&
-    requires(W& target, const W& source, MatrixView<const typename W::Scalar> in, const typename W::Scalar* bias,
-             LowRankTerm<typename W::Scalar> term, MatrixView<typename W::Scalar> out, Workspace& workspace, Index t) {
+    requires(const W& source, MatrixView<const typename W::Scalar> in, const typename W::Scalar* bias,
+             LowRankTerm<typename W::Scalar> term, MatrixView<typename W::Scalar> out, Workspace& workspace) {
   { source.out_features() } -> std::same_as<Index>;
   { source.in_features() } -> std::same_as<Index>;
   { source.product(in, bias, term, out, workspace) } -> std::same_as<void>;
   { source.product_transposed(in, term, out, workspace) } -> std::same_as<void>;
-  { source.tile_count() } -> std::same_as<Index>;
-  { target.tile(t) } -> std::same_as<WeightTile<typename W::Scalar>>;
-  { source.tile(t) } -> std::same_as<WeightTile<const typename W::Scalar>>;
   { source.bytes() } -> std::same_as<std::size_t>;
 };
 
-/// Copies W into `out` (out_features x in_features, any strides). No allocation.
-template <FrozenWeight W>
+/// A frozen weight whose values can be had back.
+///
+/// `read(first_output, first_input, out)` writes the block [first_output, + out.rows) x [first_input, + out.cols) of W
+/// to `out`, which has any strides and shares no memory with the weight. Fast for whole rows, whole columns and tiles.
+/// @throws ShapeError when the block leaves the weight. No allocation; reentrant.
+template <class W>
+concept ReadableWeight = FrozenWeight<W> && requires(const W& source, MatrixView<typename W::Scalar> out, Index i) {
+  { source.read(i, i, out) } -> std::same_as<void>;
+};
+
+/// A readable weight that can be updated in place.
+///
+/// - `tile_count()` and `tile(t)`: every element of W exactly once, in a fixed order; padding never shows.
+/// - `writable()`: false where the memory is const; then `tile(t)` of a mutable weight throws StateError.
+template <class W>
+concept MergeableWeight = ReadableWeight<W> && requires(W& target, const W& source, Index t) {
+  { source.tile_count() } -> std::same_as<Index>;
+  { target.tile(t) } -> std::same_as<WeightTile<typename W::Scalar>>;
+  { source.tile(t) } -> std::same_as<WeightTile<const typename W::Scalar>>;
+  { source.writable() } -> std::same_as<bool>;
+};
+
+/// Copies W into `out` (out_features x in_features, any strides). No allocation. @throws ShapeError
+template <ReadableWeight W>
 void read_back(const W& weight, const MatrixView<typename W::Scalar>& out) {
-  for (Index t = 0; t < weight.tile_count(); ++t) {
-    const auto tile = weight.tile(t);
-    const auto target = tile.lines_are_outputs ? out : out.transpose();
-    for (Index l = 0; l < tile.lines; ++l) {
-      for (Index p = 0; p < tile.length; ++p) {
-        target(tile.first_line + l, tile.first_position + p) = tile.data[l * tile.line_stride + p];
-      }
-    }
-  }
+  check_shape("read_back", "out", out, weight.out_features(), weight.in_features());
+  weight.read(0, 0, out);
 }
 
+namespace detail {
+
+/// @throws ShapeError unless the block of rows x cols from (first_output, first_input) lies within the weight.
+inline void check_block(std::string_view operation, Index out_features, Index in_features, Index first_output,
+                        Index first_input, Index rows, Index cols) {
+  const bool rows_fit = first_output >= 0 && rows >= 0 && rows <= out_features && first_output <= out_features - rows;
+  const bool cols_fit = first_input >= 0 && cols >= 0 && cols <= in_features && first_input <= in_features - cols;
+  if (rows_fit && cols_fit) return;
+  throw ShapeError(operation, "block", "a part of " + shape_text(out_features, in_features),
+                   shape_text(rows, cols) + " from (" + std::to_string(first_output) + ", " +
+                       std::to_string(first_input) + ")");
+}
+
+}  // namespace detail
 }  // namespace lora

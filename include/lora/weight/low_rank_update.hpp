@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "lora/core/floating_point.hpp"
 #include "lora/core/types.hpp"
 #include "lora/core/view.hpp"
 #include "lora/kernels/delta.hpp"
@@ -81,7 +82,9 @@ class DeltaSource {
   static void fill(std::vector<Scalar>& target, Scalar scale, const MatrixView<const Scalar>& source, Index stride) {
     if (source.rows * source.cols == 0) return;
     target.resize(static_cast<std::size_t>(source.rows * stride));
-    MatrixView<Scalar>{target.data(), source.rows, source.cols, stride, 1}.map() = scale * source.map();
+    copy_elements<Scalar>(source, {target.data(), source.rows, source.cols, stride, 1});
+    if (scale == 1) return;
+    for (Scalar& element : target) element *= scale;
   }
 
   // Merge and unmerge may be compiled with different options; the kernel that merged is the one that unmerges.
@@ -97,7 +100,9 @@ class DeltaSource {
 /// @throws std::bad_alloc
 template <RealScalar Scalar>
 void write_delta(const LowRankUpdate<Scalar>& update, const MatrixView<Scalar>& out) {
+  const DefaultFloatingPoint environment;
   const DeltaSource<Scalar> delta(update, true);
+  if (out.row_major() && out.row_stride == out.cols) return delta.evaluate(0, out.rows, 0, out.cols, out.data);
   std::vector<Scalar> line(static_cast<std::size_t>(out.cols));
   for (Index i = 0; i < out.rows; ++i) {
     delta.evaluate(i, 1, 0, out.cols, line.data());

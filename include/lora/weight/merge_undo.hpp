@@ -12,17 +12,20 @@
 #include <vector>
 
 #include "lora/core/error.hpp"
+#include "lora/core/floating_point.hpp"
 #include "lora/core/large_page_bytes.hpp"
+#include "lora/core/shape.hpp"
 #include "lora/kernels/exact_update.hpp"
 #include "lora/weight/frozen_weight.hpp"
 #include "lora/weight/low_rank_update.hpp"
 #include "lora/weight/tile_pieces.hpp"
+#include "lora/weight/weight_ref.hpp"
 
 namespace lora {
 
 /// What is kept while an update is merged into a weight, and needed to take it out again.
 ///
-/// Per weight one signed byte: the distance, in units of last place, between the weight and (merged - delta), or
+/// Per element of the weight one signed byte: the distance, in units of last place, between the weight and (merged - delta), or
 /// merged * (1 / f_j) - delta where outputs are scaled. Weights for which a byte does not do are kept whole in a list;
 /// when the list would pass a twentieth of the weight's size, a plain copy is kept instead. The factors are copied, so
 /// nothing that happens to the caller's A, B and f matters.
@@ -46,73 +49,93 @@ class MergeUndo {
 
   /// W <- f (.) (W + s*B*A): row j is multiplied by output_factors[j], or by nothing when there are none.
   ///   merged(j, i) = round(round(W(j, i) + delta(j, i)) * f_j)
-  /// `output_factors`: out_features scalars or none. @throws ShapeError when there are some, but not out_features;
-  /// StateError naming `operation` when a factor, an element of the update, or a merged one where W was finite, is not
-  /// finite; std::bad_alloc. Then W is as it was, bit for bit. Allocates what `bytes()` and `factor_bytes()` report.
+  /// `output_factors`: out_features scalars or none. @throws ShapeError when there are some, but not out_features, or
+  /// the factors do not have the weight's shape; StateError naming `operation` when the weight is not mergeable, or
+  /// when a factor, an element of the update, or a merged one where W was finite, is not finite; std::bad_alloc. Then W
+  /// is as it was, bit for bit. Allocates what `bytes()` and `factor_bytes()` report.
+  /// Rounds to nearest and keeps denormals, here and in undoing, whatever the caller's floating-point environment is.
   /// Source of f: Liu et al., "DoRA", arXiv 2402.09353, equation 5, with f_j = m_j / |W_j + s*B_j*A|.
-  template <FrozenWeight Weight>
-  static MergeUndo merge(std::string_view operation, Weight& weight, const LowRankUpdate<Scalar>& update,
+  static MergeUndo merge(std::string_view operation, WeightRef<Scalar> weight, const LowRankUpdate<Scalar>& update,
                          std::span<const Scalar> output_factors = {}) {
-    MergeUndo record;
-    record.keep_factors(operation, weight.out_features(), output_factors);
-    if ((update.a.rows == 0 && output_factors.empty()) || weight.tile_count() == 0) return record;
-    record.delta_ = DeltaSource<Scalar>(update, weight.tile(0).lines_are_outputs);
+    const DefaultFloatingPoint environment;
+    weight.require_mergeable(operation);
+    if (update.a.rows > 0 || update.b.cols > 0) {
+      check_shape(operation, "A", update.a, update.b.cols, weight.in_features());
+      check_shape(operation, "B", update.b, weight.out_features(), update.a.rows);
+    }
+    MergeUndo undo;
+    undo.keep_factors(operation, weight.out_features(), output_factors);
+    if ((update.a.rows == 0 && output_factors.empty()) || weight.tile_count() == 0) return undo;
+    undo.delta_ = DeltaSource<Scalar>(update, weight.const_tile(0).lines_are_outputs);
     const Index size = weight.out_features() * weight.in_features();
-    record.codes_ = LargePageBytes(static_cast<std::size_t>(size));
-    Transaction<Weight> transaction{record, weight};
-    const Outcome outcome = record.apply(weight, size / 20, transaction.done);
+    undo.codes_ = LargePageBytes(static_cast<std::size_t>(size));
+    Transaction transaction{undo, weight};
+    const Outcome outcome = undo.apply(weight, size / 20, transaction.done);
     if (outcome == Outcome::complete) {
-      record.exceptions_.shrink_to_fit();
+      undo.exceptions_.shrink_to_fit();
       transaction.commit();
-      return record;
+      return undo;
     }
     transaction.roll_back();
-    if (outcome == Outcome::not_finite) record.refuse(operation);
-    record.release_codes();
-    record.merge_with_copy(operation, weight);
-    return record;
+    if (outcome == Outcome::not_finite) undo.refuse(operation);
+    undo.release_codes();
+    undo.merge_with_copy(operation, weight);
+    return undo;
   }
 
-  /// Undoes merge(): W is again what it was, bit for bit. The weight is the one merge() was given, or one moved from
-  /// it.
-  template <FrozenWeight Weight>
-  void unmerge(Weight& weight) const noexcept {
+  /// Undoes merge(): W is again what it was, bit for bit. The weight is the one merge() was given, or one moved or
+  /// copied from it. No allocation.
+  void unmerge(WeightRef<Scalar> weight) const noexcept {
     if (empty()) return;
-    if (copy_.empty()) {
-      restore(weight, code_count());
-    } else {
-      write_copy(weight);
-    }
+    const DefaultFloatingPoint environment;
+    restore(weight, weight.out_features() * weight.in_features());
   }
 
-  /// W as it was before merge(), into `out` (out_features x in_features), while `weight` stays merged.
-  template <FrozenWeight Weight>
-  void read_unmerged(const Weight& weight, const MatrixView<Scalar>& out) const {
-    if (empty()) return read_back(weight, out);
+  /// W as it was before merge(), into `out` (out_features x in_features, any strides), while `weight` stays merged.
+  /// @throws ShapeError; StateError when the weight is not readable. No allocation.
+  void read_unmerged(WeightRef<Scalar> weight, const MatrixView<Scalar>& out) const {
     Cursor cursor;
-    for_each_piece(weight, [&](const WeightTile<const Scalar>& merged) {
-      std::array<Scalar, piece_size> values;
-      WeightTile<Scalar> piece{.data = values.data(),
-                               .lines = merged.lines,
-                               .length = merged.length,
-                               .line_stride = merged.length,
-                               .first_line = merged.first_line,
-                               .first_position = merged.first_position,
-                               .lines_are_outputs = merged.lines_are_outputs};
+    read_unmerged(weight, {this, 1}, {&cursor, 1}, out);
+  }
+
+  /// How far walking over the pieces has come.
+  struct Cursor {
+    Index element = 0;
+    std::size_t exception = 0;
+  };
+
+  /// W as it was before several merges, of which `undos` are in the order of merging. `cursors`: one for each, as
+  /// default construction makes them. The rest as above.
+  static void read_unmerged(WeightRef<Scalar> weight, std::span<const MergeUndo> undos, std::span<Cursor> cursors,
+                            const MatrixView<Scalar>& out) {
+    bool any = false;
+    for (const MergeUndo& undo : undos) any = any || !undo.empty();
+    if (!any) return read_back(weight, out);
+    check_shape("MergeUndo::read_unmerged", "out", out, weight.out_features(), weight.in_features());
+    const DefaultFloatingPoint environment;
+    std::array<Scalar, piece_size> values;
+    TilePieces<const Scalar> pieces(weight);
+    while (pieces.next()) {
+      const WeightTile<const Scalar>& merged = pieces.piece();
+      const WeightTile<Scalar> piece{.data = values.data(),
+                                     .lines = merged.lines,
+                                     .length = merged.length,
+                                     .line_stride = merged.length,
+                                     .first_line = merged.first_line,
+                                     .first_position = merged.first_position,
+                                     .lines_are_outputs = merged.lines_are_outputs};
       for (Index l = 0; l < piece.lines; ++l) {
-        const Scalar* line = copy_.empty() ? merged.data + l * merged.line_stride : copy_.data() + cursor.element;
+        const Scalar* const line = merged.data + l * merged.line_stride;
         std::copy(line, line + piece.length, piece.data + l * piece.length);
-        if (!copy_.empty()) cursor.element += piece.length;
       }
-      if (copy_.empty()) restore_piece(piece, cursor);
-      const auto target = piece.lines_are_outputs ? out : out.transpose();
-      for (Index l = 0; l < piece.lines; ++l) {
-        for (Index p = 0; p < piece.length; ++p) {
-          target(piece.first_line + l, piece.first_position + p) = piece.data[l * piece.length + p];
-        }
+      for (std::size_t i = undos.size(); i-- > 0;) {
+        if (!undos[i].empty()) undos[i].restore_piece(piece, cursors[i]);
       }
-      return true;
-    });
+      const MatrixView<const Scalar> restored{piece.data, piece.lines, piece.length};
+      const MatrixView<Scalar> whole = piece.lines_are_outputs ? out : out.transpose();
+      copy_elements(restored,
+                    whole.middle_rows(piece.first_line, piece.lines).middle_cols(piece.first_position, piece.length));
+    }
   }
 
   /// Bytes held beyond the copies of the factors.
@@ -124,71 +147,63 @@ class MergeUndo {
     return delta_.bytes() + (factors_.size() + reciprocals_.size()) * sizeof(Scalar);
   }
 
+
  private:
   static constexpr auto piece_size = static_cast<std::size_t>(max_piece_size);
   enum class Outcome : std::uint8_t { complete, not_finite, too_many_exceptions };
 
-  struct Cursor {
-    Index element = 0;
-    std::size_t exception = 0;
-  };
-
   // Restores what apply() did when the scope is left early.
-  template <class Weight>
   struct Transaction {
-    MergeUndo& record;
-    Weight& weight;
+    MergeUndo& undo;
+    WeightRef<Scalar> weight;
     Index done = 0;
-    Transaction(MergeUndo& merge_undo, Weight& target) : record(merge_undo), weight(target) {}
+    Transaction(MergeUndo& merge_undo, const WeightRef<Scalar>& target) : undo(merge_undo), weight(target) {}
     Transaction(const Transaction&) = delete;
     Transaction& operator=(const Transaction&) = delete;
     ~Transaction() { roll_back(); }
     void commit() noexcept { done = 0; }
     void roll_back() noexcept {
-      if (done > 0) record.restore(weight, done);
+      if (done > 0) undo.restore(weight, done);
       done = 0;
     }
   };
 
-  template <class Weight>
-  Outcome apply(Weight& weight, Index exception_limit, Index& done) {
-    Outcome outcome = Outcome::complete;
+  Outcome apply(const WeightRef<Scalar>& weight, Index exception_limit, Index& done) {
     std::array<Scalar, piece_size> originals;
-    for_each_piece(weight, [&](const WeightTile<Scalar>& piece) {
+    TilePieces<Scalar> pieces(weight);
+    while (pieces.next()) {
+      const WeightTile<Scalar>& piece = pieces.piece();
       reserve_exceptions(static_cast<std::size_t>(piece.lines * piece.length));
+      std::int8_t* const codes = codes_.data() + done;
       const auto update = factors_.empty()
-                              ? delta_.update(kernels::UpdateStep::apply, piece, codes_.data() + done, originals.data())
-                              : apply_scaled(piece, codes_.data() + done, originals.data());
+                              ? delta_.update(kernels::UpdateStep::apply, piece, codes, originals.data())
+                              : apply_scaled(piece, codes, originals.data());
       exceptions_.insert(exceptions_.end(), originals.data(), originals.data() + update.exceptions);
       done += piece.lines * piece.length;
-      if (static_cast<Index>(exceptions_.size()) > exception_limit) outcome = Outcome::too_many_exceptions;
-      if (!update.applied) outcome = Outcome::not_finite;
-      return outcome == Outcome::complete;
-    });
-    return outcome;
+      if (!update.applied) return Outcome::not_finite;
+      if (static_cast<Index>(exceptions_.size()) > exception_limit) return Outcome::too_many_exceptions;
+    }
+    return Outcome::complete;
   }
 
   // Applies all of a piece, finite or not, as the fused kernel does.
   kernels::ExactUpdate apply_scaled(const WeightTile<Scalar>& piece, std::int8_t* codes,
                                     Scalar* originals) const noexcept {
     kernels::ExactUpdate total{.applied = true};
-    for_each_line(piece, [&](Index l, Scalar* weights, const Scalar* delta) {
-      const auto line = kernels::apply_scaled(weights, delta, factors_of(piece, l), codes + l * piece.length,
-                                              piece.length, originals + total.exceptions);
+    std::array<Scalar, piece_size> delta;
+    evaluate(piece, delta.data());
+    for (Index l = 0; l < piece.lines; ++l) {
+      const auto line = kernels::apply_scaled(piece.data + l * piece.line_stride, delta.data() + l * piece.length,
+                                              factors_of(piece, l), codes + l * piece.length, piece.length,
+                                              originals + total.exceptions);
       total.applied = total.applied && line.applied;
       total.exceptions += line.exceptions;
-    });
+    }
     return total;
   }
 
-  // Calls body(l, weights, delta) for each line l of a piece.
-  template <class Body>
-  void for_each_line(const WeightTile<Scalar>& piece, const Body& body) const {
-    std::array<Scalar, piece_size> delta;
-    delta_.evaluate(piece.first_line, piece.lines, piece.first_position, piece.length, delta.data());
-    for (Index l = 0; l < piece.lines; ++l) {
-      body(l, piece.data + l * piece.line_stride, delta.data() + l * piece.length);
-    }
+  void evaluate(const WeightTile<Scalar>& piece, Scalar* delta) const noexcept {
+    delta_.evaluate(piece.first_line, piece.lines, piece.first_position, piece.length, delta);
   }
 
   [[nodiscard]] kernels::RunFactors<Scalar> factors_of(const WeightTile<Scalar>& piece, Index line) const noexcept {
@@ -202,64 +217,78 @@ class MergeUndo {
     if (wanted > exceptions_.capacity()) exceptions_.reserve(wanted + wanted / 8);
   }
 
-  template <class Weight>
-  void restore(Weight& weight, Index count) const noexcept {
+  void restore(const WeightRef<Scalar>& weight, Index count) const noexcept {
     Cursor cursor;
-    for_each_piece(weight, [&](const WeightTile<Scalar>& piece) {
-      restore_piece(piece, cursor);
-      return cursor.element < count;
-    });
+    TilePieces<Scalar> pieces(weight);
+    while (cursor.element < count && pieces.next()) restore_piece(pieces.piece(), cursor);
   }
 
-  // Undoes apply() on a piece.
+  // Undoes merging on a piece. The cursor stands at the piece, and is moved behind it.
   void restore_piece(const WeightTile<Scalar>& piece, Cursor& cursor) const noexcept {
-    std::int8_t* const codes = codes_.data() + cursor.element;
+    const Index start = cursor.element;
+    cursor.element += piece.lines * piece.length;
+    if (!copy_.empty()) {
+      const Scalar* source = copy_.data() + start;
+      for (Index l = 0; l < piece.lines; ++l, source += piece.length) {
+        std::copy(source, source + piece.length, piece.data + l * piece.line_stride);
+      }
+      return;
+    }
+    std::int8_t* const codes = codes_.data() + start;
     auto* const originals = const_cast<Scalar*>(exceptions_.data() + cursor.exception);  // only read
     Index taken = 0;
     if (factors_.empty()) {
       taken = delta_.update(kernels::UpdateStep::restore, piece, codes, originals).exceptions;
     } else {
-      for_each_line(piece, [&](Index l, Scalar* weights, const Scalar* delta) {
-        taken += kernels::restore_scaled(weights, delta, factors_of(piece, l), codes + l * piece.length, piece.length,
+      std::array<Scalar, piece_size> delta;
+      evaluate(piece, delta.data());
+      for (Index l = 0; l < piece.lines; ++l) {
+        taken += kernels::restore_scaled(piece.data + l * piece.line_stride, delta.data() + l * piece.length,
+                                         factors_of(piece, l), codes + l * piece.length, piece.length,
                                          originals + taken);
-      });
+      }
     }
-    cursor.element += piece.lines * piece.length;
     cursor.exception += static_cast<std::size_t>(taken);
   }
 
+  // `vector = {}` would keep the memory.
   void release_codes() noexcept {
-    exceptions_ = {};
-    codes_ = {};
+    std::vector<Scalar>().swap(exceptions_);
+    codes_ = LargePageBytes();
   }
 
-  [[nodiscard]] Index code_count() const noexcept { return static_cast<Index>(codes_.size()); }
-
   // For updates that dwarf the weight.
-  template <class Weight>
-  void merge_with_copy(std::string_view operation, Weight& weight) {
+  void merge_with_copy(std::string_view operation, const WeightRef<Scalar>& weight) {
     copy_.reserve(static_cast<std::size_t>(weight.out_features() * weight.in_features()));
-    for_each_piece(weight, [&](const WeightTile<Scalar>& piece) {
+    TilePieces<const Scalar> originals(weight);
+    while (originals.next()) {
+      const WeightTile<const Scalar>& piece = originals.piece();
       for (Index l = 0; l < piece.lines; ++l) {
         const Scalar* line = piece.data + l * piece.line_stride;
         copy_.insert(copy_.end(), line, line + piece.length);
       }
-      return true;
-    });
+    }
     bool finite = true;
-    for_each_piece(weight, [&](const WeightTile<Scalar>& piece) {
-      for_each_line(piece, [&](Index l, Scalar* weights, const Scalar* delta) {
+    Index done = 0;
+    std::array<Scalar, piece_size> delta;
+    TilePieces<Scalar> pieces(weight);
+    while (finite && pieces.next()) {
+      const WeightTile<Scalar>& piece = pieces.piece();
+      evaluate(piece, delta.data());
+      done += piece.lines * piece.length;
+      for (Index l = 0; l < piece.lines; ++l) {
+        Scalar* const weights = piece.data + l * piece.line_stride;
+        const Scalar* const deltas = delta.data() + l * piece.length;
         for (Index p = 0; p < piece.length; ++p) {
-          const Scalar value = merged_value(piece, l, p, weights[p], delta[p]);
-          finite = finite && kernels::detail::finite(delta[p]) &&
+          const Scalar value = merged_value(piece, l, p, weights[p], deltas[p]);
+          finite = finite && kernels::detail::finite(deltas[p]) &&
                    (kernels::detail::finite(value) || !kernels::detail::finite(weights[p]));
           weights[p] = value;
         }
-      });
-      return finite;
-    });
+      }
+    }
     if (finite) return;
-    write_copy(weight);
+    restore(weight, done);
     refuse(operation);
   }
 
@@ -268,17 +297,6 @@ class MergeUndo {
     if (factors_.empty()) return weight + delta;
     const auto run = factors_of(piece, line);
     return kernels::detail::rounded<Scalar>(weight + delta) * run.factors[position * run.step];
-  }
-
-  template <class Weight>
-  void write_copy(Weight& weight) const noexcept {
-    const Scalar* source = copy_.data();
-    for_each_piece(weight, [&](const WeightTile<Scalar>& piece) {
-      for (Index l = 0; l < piece.lines; ++l, source += piece.length) {
-        std::copy(source, source + piece.length, piece.data + l * piece.line_stride);
-      }
-      return true;
-    });
   }
 
   void keep_factors(std::string_view operation, Index out_features, std::span<const Scalar> factors) {
@@ -312,5 +330,10 @@ class MergeUndo {
   std::vector<Scalar> exceptions_;
   std::vector<Scalar> copy_;
 };
+
+#if defined(LORA_COMPILED)
+extern template class MergeUndo<float>;
+extern template class MergeUndo<double>;
+#endif
 
 }  // namespace lora

@@ -15,8 +15,8 @@
 
 namespace lora {
 
-/// Models FrozenWeight with one copy of W (out_features x in_features), packed in panels (kernels/panel.hpp) that serve
-/// both products. The copy takes as many bytes as W, plus at most 63 bytes per input where out_features is not a
+/// Models MergeableWeight with one copy of W (out_features x in_features), packed in panels (kernels/panel.hpp) that
+/// serve both products. The copy takes as many bytes as W, plus at most 63 bytes per input where out_features is not a
 /// multiple of 64 bytes.
 ///
 /// Each element of a product is one chain of fused multiply-adds: of bias, then the inputs in order, then the rank for
@@ -85,6 +85,25 @@ class PackedWeight {
     kernels::packed_product_transposed(call, layout_, static_cast<const Scalar*>(panels_), isa_, workspace);
   }
 
+  /// See ReadableWeight: outputs of one panel lie side by side, so columns of W are read faster than rows.
+  /// @throws ShapeError
+  void read(Index first_output, Index first_input, const MatrixView<Scalar>& out) const {
+    detail::check_block("PackedWeight::read", out_features(), in_features(), first_output, first_input, out.rows,
+                        out.cols);
+    if (out.cols == 0) return;
+    for (Index done = 0; done < out.rows;) {
+      const Index b = (first_output + done) / kernels::panel_width<Scalar>;
+      const Index within = first_output + done - layout_.first_output(b);
+      const Index count = std::min(layout_.columns(b) - within, out.rows - done);
+      const Scalar* const panel = panels_ + layout_.offset(b) + first_input * layout_.width(b) + within;
+      copy_elements({panel, count, out.cols, 1, layout_.width(b)}, out.middle_rows(done, count));
+      done += count;
+    }
+  }
+
+  /// Always true: the copy is this object's own.
+  [[nodiscard]] bool writable() const noexcept { return true; }
+
   [[nodiscard]] Index tile_count() const noexcept { return layout_.panels() * tiles_per_panel(); }
   [[nodiscard]] WeightTile<Scalar> tile(Index t) noexcept { return make_tile(panels_, t); }
   [[nodiscard]] WeightTile<const Scalar> tile(Index t) const noexcept {
@@ -117,5 +136,10 @@ class PackedWeight {
   AlignedBuffer storage_;
   Scalar* panels_ = nullptr;
 };
+
+#if defined(LORA_COMPILED)
+extern template class PackedWeight<float>;
+extern template class PackedWeight<double>;
+#endif
 
 }  // namespace lora

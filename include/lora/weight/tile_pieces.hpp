@@ -2,35 +2,67 @@
 #pragma once
 
 #include <algorithm>
-#include <utility>
+#include <type_traits>
 
-#include "lora/weight/frozen_weight.hpp"
+#include "lora/weight/weight_ref.hpp"
 
 namespace lora {
 
 /// No piece holds more scalars than this.
 inline constexpr Index max_piece_size = 4096;
 
-/// Calls body(piece) for all of the weight, in a fixed order, until it answers false. A piece is a tile of its own:
-/// some whole lines of a tile, by eights where they are that many, or a part of one. No allocation.
-template <class Weight, class Body>
-void for_each_piece(Weight& weight, const Body& body) {
-  for (Index t = 0; t < weight.tile_count(); ++t) {
-    const auto tile = weight.tile(t);
-    for (Index p = 0; p < tile.length; p += max_piece_size) {
-      auto piece = tile;
-      piece.length = std::min(max_piece_size, tile.length - p);
-      piece.first_position += p;
-      Index together = std::max<Index>(max_piece_size / piece.length, 1);
-      if (together > 8) together -= together % 8;
-      for (Index l = 0; l < tile.lines; l += together) {
-        piece.data = tile.data + l * tile.line_stride + p;
-        piece.lines = std::min(together, tile.lines - l);
-        piece.first_line = tile.first_line + l;
-        if (!body(std::as_const(piece))) return;
+/// Walks over all of a weight, in a fixed order: `while (pieces.next()) use(pieces.piece());`. A piece is a tile of its
+/// own: some whole lines of a tile, by eights where they are that many, or a part of one. `Element` is const to read
+/// only, and then a const weight does. No allocation.
+template <class Element>
+class TilePieces {
+ public:
+  using Scalar = std::remove_const_t<Element>;
+
+  /// `weight` has tiles, and is mergeable unless Element is const.
+  explicit TilePieces(const WeightRef<Scalar>& weight) noexcept : weight_(weight), tiles_(weight.tile_count()) {}
+
+  /// Goes on to the next piece, at first to the first one; false when there is none.
+  [[nodiscard]] bool next() {
+    line_ += piece_.lines;
+    if (line_ >= tile_.lines) {
+      line_ = 0;
+      position_ += piece_.length;
+      if (position_ >= tile_.length) {
+        if (t_ == tiles_) return false;
+        tile_ = fetch(t_++);
+        position_ = 0;
       }
     }
+    piece_ = tile_;
+    piece_.length = std::min(max_piece_size, tile_.length - position_);
+    piece_.first_position += position_;
+    Index together = std::max<Index>(max_piece_size / piece_.length, 1);
+    if (together > 8) together -= together % 8;
+    piece_.data = tile_.data + line_ * tile_.line_stride + position_;
+    piece_.lines = std::min(together, tile_.lines - line_);
+    piece_.first_line = tile_.first_line + line_;
+    return true;
   }
-}
+
+  [[nodiscard]] const WeightTile<Element>& piece() const noexcept { return piece_; }
+
+ private:
+  [[nodiscard]] WeightTile<Element> fetch(Index t) const {
+    if constexpr (std::is_const_v<Element>) {
+      return weight_.const_tile(t);
+    } else {
+      return weight_.tile(t);
+    }
+  }
+
+  WeightRef<Scalar> weight_;
+  Index tiles_;
+  Index t_ = 0;
+  WeightTile<Element> tile_;
+  WeightTile<Element> piece_;
+  Index line_ = 0;
+  Index position_ = 0;
+};
 
 }  // namespace lora

@@ -1,0 +1,88 @@
+// A frozen weight that owns a plain matrix.
+#pragma once
+
+#include <cstddef>
+#include <utility>
+
+#include "lora/kernels/dense_product.hpp"
+#include "lora/weight/dense.hpp"
+#include "lora/weight/frozen_weight.hpp"
+
+namespace lora {
+
+/// Models MergeableWeight over a row-major matrix of its own, read where it lies: for weights that are looked up more
+/// than multiplied (a table of embeddings) or whose layout is given (kernels of a convolution). A product packs W panel
+/// by panel, as that of DenseWeight does, and has the bits of PackedWeight's.
+///
+/// Copying copies the matrix; what is moved from holds nothing of use. The const functions are safe to call from many
+/// threads at once, each with its own workspace.
+template <RealScalar Scalar_>
+class MatrixWeight {
+ public:
+  using Scalar = Scalar_;
+
+  MatrixWeight() = default;
+
+  /// Keeps `matrix` as W (out_features x in_features); as its transpose (in_features x out_features) when `transposed`:
+  /// a table of num_embeddings x embedding_dim is a weight of embedding_dim x num_embeddings, each of whose columns is
+  /// a contiguous row of the table.
+  explicit MatrixWeight(Matrix<Scalar> matrix, bool transposed = false) noexcept
+      : matrix_(std::move(matrix)), transposed_(transposed) {}
+
+  [[nodiscard]] Index out_features() const noexcept { return transposed_ ? matrix_.cols() : matrix_.rows(); }
+  [[nodiscard]] Index in_features() const noexcept { return transposed_ ? matrix_.rows() : matrix_.cols(); }
+  /// Memory of the matrix.
+  [[nodiscard]] std::size_t bytes() const noexcept { return static_cast<std::size_t>(matrix_.size()) * sizeof(Scalar); }
+
+  /// The matrix as it is stored.
+  [[nodiscard]] const Matrix<Scalar>& matrix() const noexcept { return matrix_; }
+  /// Whether the matrix is the transpose of W.
+  [[nodiscard]] bool transposed() const noexcept { return transposed_; }
+  /// W, out_features x in_features.
+  [[nodiscard]] MatrixView<const Scalar> view() const noexcept { return view_of_w(matrix_.data()); }
+
+  /// Y = X W^T + bias + U F; see FrozenWeight.
+  void product(const MatrixView<const Scalar>& x, const Scalar* bias, const LowRankTerm<Scalar>& term,
+               const MatrixView<Scalar>& y, Workspace& workspace) const {
+    kernels::dense_product(view(), x, bias, term.down, term.up, y, workspace);
+  }
+
+  /// dX = dY W + V F; see FrozenWeight.
+  void product_transposed(const MatrixView<const Scalar>& dy, const LowRankTerm<Scalar>& term,
+                          const MatrixView<Scalar>& dx, Workspace& workspace) const {
+    kernels::dense_product_transposed(view(), dy, term.down, term.up, dx, workspace);
+  }
+
+  /// See ReadableWeight. @throws ShapeError
+  void read(Index first_output, Index first_input, const MatrixView<Scalar>& out) const {
+    detail::read_dense("MatrixWeight::read", view(), first_output, first_input, out);
+  }
+
+  /// Always true: the matrix is this object's own.
+  [[nodiscard]] bool writable() const noexcept { return true; }
+
+  [[nodiscard]] Index tile_count() const noexcept { return detail::DenseTiling<const Scalar>{view()}.count(); }
+  [[nodiscard]] WeightTile<Scalar> tile(Index t) noexcept {
+    return detail::DenseTiling<Scalar>{view_of_w(matrix_.data())}.tile(t);
+  }
+  [[nodiscard]] WeightTile<const Scalar> tile(Index t) const noexcept {
+    return detail::DenseTiling<const Scalar>{view()}.tile(t);
+  }
+
+ private:
+  template <class Element>
+  [[nodiscard]] MatrixView<Element> view_of_w(Element* data) const noexcept {
+    const MatrixView<Element> stored{data, matrix_.rows(), matrix_.cols()};
+    return transposed_ ? stored.transpose() : stored;
+  }
+
+  Matrix<Scalar> matrix_;
+  bool transposed_ = false;
+};
+
+#if defined(LORA_COMPILED)
+extern template class MatrixWeight<float>;
+extern template class MatrixWeight<double>;
+#endif
+
+}  // namespace lora

@@ -1,0 +1,102 @@
+// Several updates merged into one frozen weight, each of which can be taken out again without a trace.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "lora/core/executor.hpp"
+#include "lora/weight/low_rank_update.hpp"
+#include "lora/weight/merge_undo.hpp"
+#include "lora/weight/weight_ref.hpp"
+
+namespace lora {
+
+/// What is kept while updates stand merged in a weight: one MergeUndo each, in the order of merging. Number i holds
+/// what separates W_i from W_(i-1), where W_i = round(W_(i-1) + delta_i), so that only the last one can be undone
+/// directly; taking out an inner one undoes those above it and merges them again.
+///
+/// Keys are the caller's names for the updates. Every function takes the one weight that the stack belongs to.
+template <RealScalar Scalar>
+class MergeStack {
+ public:
+  using Key = std::uint64_t;
+
+  [[nodiscard]] std::size_t size() const noexcept { return keys_.size(); }
+  [[nodiscard]] bool empty() const noexcept { return keys_.empty(); }
+  /// Key of the update that was merged as number `i`.
+  [[nodiscard]] Key key(std::size_t i) const noexcept { return keys_[i]; }
+  [[nodiscard]] bool contains(Key key) const noexcept {
+    return std::find(keys_.begin(), keys_.end(), key) != keys_.end();
+  }
+
+  /// W <- f (.) (W + s*B*A), where f are `output_factors`, or ones. @throws as MergeUndo::merge; then neither weight
+  /// nor stack has changed.
+  void push(std::string_view operation, WeightRef<Scalar> weight, Key key, const LowRankUpdate<Scalar>& update,
+            std::span<const Scalar> output_factors = {}) {
+    if (undos_.size() == undos_.capacity()) undos_.reserve(2 * undos_.size() + 1);
+    if (keys_.size() == keys_.capacity()) keys_.reserve(2 * keys_.size() + 1);
+    undos_.push_back(MergeUndo<Scalar>::merge(operation, weight, update, output_factors));
+    keys_.push_back(key);
+  }
+
+  /// Takes out the updates merged after the first `size` ones. Bit for bit.
+  void truncate(WeightRef<Scalar> weight, std::size_t size) noexcept {
+    while (undos_.size() > size) {
+      undos_.back().unmerge(weight);
+      undos_.pop_back();
+      keys_.pop_back();
+    }
+  }
+
+  /// Takes out the updates with `leaves(key)`: the weight is then, bit for bit, as if the others had been merged alone
+  /// in their order. `update_of(key)` gives the update that was pushed under a key, without output factors: an update
+  /// that has some stays only below those that leave. Does not throw where those that leave stand above those that
+  /// stay. @throws std::bad_alloc, or StateError where a sum without the leaving update is not finite. Then those that
+  /// leave are out, and of those above the lowest of them a first part is merged again and the rest is out.
+  void remove(std::string_view operation, WeightRef<Scalar> weight, FunctionRef<bool(Key)> leaves,
+              FunctionRef<LowRankUpdate<Scalar>(Key)> update_of) {
+    std::size_t first = 0;
+    while (first < size() && !leaves(key(first))) ++first;
+    std::vector<Key> stay;
+    for (std::size_t i = first; i < size(); ++i) {
+      if (!leaves(key(i))) stay.push_back(key(i));
+    }
+    truncate(weight, first);
+    for (const Key k : stay) push(operation, weight, k, update_of(k));
+  }
+
+  /// W0 into `out` (out_features x in_features, any strides), bit for bit, while `weight` stays merged. Holds no more
+  /// than a piece of it at a time. @throws ShapeError; StateError when the weight is not readable; std::bad_alloc
+  void read_base(WeightRef<Scalar> weight, const MatrixView<Scalar>& out) const {
+    std::vector<typename MergeUndo<Scalar>::Cursor> cursors(undos_.size());
+    MergeUndo<Scalar>::read_unmerged(weight, undos_, cursors, out);
+  }
+
+  /// Forgets the updates: the weight stays as it is, for good.
+  void forget() noexcept {
+    std::vector<Key>().swap(keys_);
+    std::vector<MergeUndo<Scalar>>().swap(undos_);
+  }
+
+  /// Bytes held beyond the copies of the factors: about one a weight for every update.
+  [[nodiscard]] std::size_t bytes() const noexcept {
+    std::size_t total = 0;
+    for (const MergeUndo<Scalar>& undo : undos_) total += undo.bytes();
+    return total;
+  }
+
+ private:
+  std::vector<Key> keys_;
+  std::vector<MergeUndo<Scalar>> undos_;
+};
+
+#if defined(LORA_COMPILED)
+extern template class MergeStack<float>;
+extern template class MergeStack<double>;
+#endif
+
+}  // namespace lora

@@ -1,0 +1,146 @@
+// A reference to a frozen weight of any kind: what works on weights is compiled once, and not once for each kind.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string_view>
+#include <type_traits>
+
+#include "lora/core/error.hpp"
+#include "lora/weight/frozen_weight.hpp"
+
+namespace lora {
+
+/// A non-owning reference to a FrozenWeight. Made from a weight wherever one is passed; a const weight can be read, and
+/// not merged into. Copies refer to the same weight, which must outlive them. No allocation.
+template <RealScalar Scalar_>
+class WeightRef {
+ public:
+  using Scalar = Scalar_;
+
+  template <class W>
+    requires(!std::is_same_v<W, WeightRef>) && FrozenWeight<W> && (std::is_same_v<typename W::Scalar, Scalar>)
+  // NOLINTNEXTLINE(google-explicit-constructor): converts at the call, as FunctionRef does.
+  WeightRef(W& weight) noexcept : object_(std::addressof(weight)), table_(&table_of<W, true>) {}
+
+  template <class W>
+    requires(!std::is_same_v<W, WeightRef>) && FrozenWeight<W> && (std::is_same_v<typename W::Scalar, Scalar>)
+  // NOLINTNEXTLINE(google-explicit-constructor)
+  WeightRef(const W& weight) noexcept
+      : object_(const_cast<W*>(std::addressof(weight))), table_(&table_of<W, false>) {}
+
+  [[nodiscard]] Index out_features() const noexcept { return table_->out_features(object_); }
+  [[nodiscard]] Index in_features() const noexcept { return table_->in_features(object_); }
+  [[nodiscard]] std::size_t bytes() const noexcept { return table_->bytes(object_); }
+
+  /// Y = X W^T + bias + U F; see FrozenWeight.
+  void product(const MatrixView<const Scalar>& x, const Scalar* bias, const LowRankTerm<Scalar>& term,
+               const MatrixView<Scalar>& y, Workspace& workspace) const {
+    table_->product(object_, x, bias, term, y, workspace);
+  }
+
+  /// dX = dY W + V F; see FrozenWeight.
+  void product_transposed(const MatrixView<const Scalar>& dy, const LowRankTerm<Scalar>& term,
+                          const MatrixView<Scalar>& dx, Workspace& workspace) const {
+    table_->product_transposed(object_, dy, term, dx, workspace);
+  }
+
+  /// Whether the kind of weight is a ReadableWeight.
+  [[nodiscard]] bool readable() const noexcept { return table_->read != nullptr; }
+
+  /// A block of W; see ReadableWeight. @throws StateError when the weight is not readable.
+  void read(Index first_output, Index first_input, const MatrixView<Scalar>& out) const {
+    if (!readable()) {
+      throw StateError("WeightRef::read", "weight", "a readable weight (keep a copy of the values apart from this one)",
+                       "one that multiplies only");
+    }
+    table_->read(object_, first_output, first_input, out);
+  }
+
+  /// Whether the kind of weight is a MergeableWeight, not const, and its memory may be written.
+  [[nodiscard]] bool mergeable() const noexcept {
+    return table_->tile != nullptr && table_->writable(object_);
+  }
+
+  /// Whether the kind of weight is a MergeableWeight, const or not.
+  [[nodiscard]] bool has_tiles() const noexcept { return table_->tile_count != nullptr; }
+
+  /// 0 where the weight has no tiles.
+  [[nodiscard]] Index tile_count() const noexcept { return has_tiles() ? table_->tile_count(object_) : 0; }
+
+  /// @throws StateError unless mergeable().
+  [[nodiscard]] WeightTile<Scalar> tile(Index t) const {
+    require_mergeable("WeightRef::tile");
+    return table_->tile(object_, t);
+  }
+
+  /// A tile to read, of a weight that has_tiles().
+  [[nodiscard]] WeightTile<const Scalar> const_tile(Index t) const { return table_->const_tile(object_, t); }
+
+  /// @throws StateError unless mergeable().
+  void require_mergeable(std::string_view operation) const {
+    if (mergeable()) return;
+    const char* const got = !has_tiles()              ? "a kind of weight that is only multiplied with"
+                            : table_->tile == nullptr ? "a const weight"
+                                                      : "a view of const memory";
+    throw StateError(operation, "weight",
+                     "a weight that can be merged into (leave the adapter unmerged, or hold the weight in a "
+                     "PackedWeight or a MatrixWeight)",
+                     got);
+  }
+
+ private:
+  struct Table {
+    Index (*out_features)(const void*) noexcept;
+    Index (*in_features)(const void*) noexcept;
+    std::size_t (*bytes)(const void*) noexcept;
+    void (*product)(const void*, const MatrixView<const Scalar>&, const Scalar*, const LowRankTerm<Scalar>&,
+                    const MatrixView<Scalar>&, Workspace&);
+    void (*product_transposed)(const void*, const MatrixView<const Scalar>&, const LowRankTerm<Scalar>&,
+                               const MatrixView<Scalar>&, Workspace&);
+    void (*read)(const void*, Index, Index, const MatrixView<Scalar>&) = nullptr;
+    bool (*writable)(const void*) noexcept = nullptr;
+    Index (*tile_count)(const void*) noexcept = nullptr;
+    WeightTile<const Scalar> (*const_tile)(const void*, Index) = nullptr;
+    WeightTile<Scalar> (*tile)(void*, Index) = nullptr;
+  };
+
+  template <class W>
+  static const W& as(const void* object) noexcept {
+    return *static_cast<const W*>(object);
+  }
+
+  template <class W, bool is_mutable>
+  static constexpr Table make_table() noexcept {
+    Table table{
+        .out_features = [](const void* w) noexcept { return as<W>(w).out_features(); },
+        .in_features = [](const void* w) noexcept { return as<W>(w).in_features(); },
+        .bytes = [](const void* w) noexcept { return as<W>(w).bytes(); },
+        .product = [](const void* w, const MatrixView<const Scalar>& x, const Scalar* bias,
+                      const LowRankTerm<Scalar>& term, const MatrixView<Scalar>& y,
+                      Workspace& workspace) { as<W>(w).product(x, bias, term, y, workspace); },
+        .product_transposed = [](const void* w, const MatrixView<const Scalar>& dy, const LowRankTerm<Scalar>& term,
+                                 const MatrixView<Scalar>& dx,
+                                 Workspace& workspace) { as<W>(w).product_transposed(dy, term, dx, workspace); }};
+    if constexpr (ReadableWeight<W>) {
+      table.read = [](const void* w, Index first_output, Index first_input, const MatrixView<Scalar>& out) {
+        as<W>(w).read(first_output, first_input, out);
+      };
+    }
+    if constexpr (MergeableWeight<W>) {
+      table.writable = [](const void* w) noexcept { return as<W>(w).writable(); };
+      table.tile_count = [](const void* w) noexcept { return as<W>(w).tile_count(); };
+      table.const_tile = [](const void* w, Index t) { return as<W>(w).tile(t); };
+      if constexpr (is_mutable) table.tile = [](void* w, Index t) { return static_cast<W*>(w)->tile(t); };
+    }
+    return table;
+  }
+
+  template <class W, bool is_mutable>
+  static constexpr Table table_of = make_table<W, is_mutable>();
+
+  void* object_;
+  const Table* table_;
+};
+
+}  // namespace lora
