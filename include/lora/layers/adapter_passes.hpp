@@ -74,9 +74,9 @@ class AdapterPasses {
       auto& kept = tape.adapter(i);
       kept.id = adapter.id();
       kept.rank = kind_.down_rows(adapter);
-      kept.drops = adapter.drops();
+      kept.drops = drops(adapter);
       kept.bits.clear();
-      if (adapter.drops()) {
+      if (kept.drops) {
         kept.bits.draw(adapter.config().dropout, adapter.seed(), tape.position, passes_.rows(x), passes_.inputs(x),
                        workspace.executor());
       }
@@ -126,7 +126,7 @@ class AdapterPasses {
       const Adapter& adapter = adapters_[working_[i]];
       const auto& kept = tape.adapter(i);
       const Index rank = kind_.down_rows(adapter);
-      if (kept.id != adapter.id() || kept.rank != rank || kept.drops != adapter.drops()) return false;
+      if (kept.id != adapter.id() || kept.rank != rank || kept.drops != drops(adapter)) return false;
       if (!stands_alone(adapter, true)) {
         together += rank;
       } else if (!kept_matches(tape.pass(++pass), tape, rank, adapter.uses_dora())) {
@@ -144,9 +144,10 @@ class AdapterPasses {
   }
 
  private:
+  [[nodiscard]] static bool drops(const Adapter& adapter) noexcept { return Passes::takes_dropout && adapter.drops(); }
   [[nodiscard]] bool stands_alone(const Adapter& adapter, bool training) const noexcept {
     if (adapter.merged()) return false;
-    return adapter.uses_dora() || (Passes::one_mask_per_product && training && adapter.drops());
+    return adapter.uses_dora() || (Passes::one_mask_per_product && training && drops(adapter));
   }
   [[nodiscard]] std::size_t alone_count(bool training) const noexcept {
     std::size_t count = 0;
@@ -181,7 +182,7 @@ class AdapterPasses {
       part.scale = adapter.scaling();
       part.first = pass.rank;
       part.gradients = gradients.empty() ? nullptr : gradients[i];
-      if (tape != nullptr && adapter.drops()) {
+      if (tape != nullptr && drops(adapter)) {
         part.mask = tape->adapter(i).bits.template mask<Scalar>(adapter.config().dropout);
       }
       pass.rank += part.a.rows;

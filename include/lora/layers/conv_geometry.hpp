@@ -93,33 +93,47 @@ void check_geometry(std::string_view operation, const ConvGeometry<Dim>& geometr
 }
 
 /// Extents of the output over an input of extents `input`: floor((input + 2 padding - reach) / stride) + 1, where
-/// reach = dilation * (kernel - 1) + 1. @throws ShapeError when the kernel reaches further than the padded input.
+/// reach = dilation * (kernel - 1) + 1; below 1 where the kernel reaches further than the padded input.
+template <int Dim>
+[[nodiscard]] ImageExtents<Dim> unchecked_output_extents(const ConvGeometry<Dim>& geometry,
+                                                         const ImageExtents<Dim>& input) noexcept {
+  ImageExtents<Dim> output{};
+  for (std::size_t d = 0; d < static_cast<std::size_t>(Dim); ++d) {
+    const Index room = input[d] + 2 * geometry.padding[d] - geometry.dilation[d] * (geometry.kernel[d] - 1) - 1;
+    output[d] = room < 0 ? 0 : room / geometry.stride[d] + 1;
+  }
+  return output;
+}
+
+/// Whether images of these extents have an output.
+template <int Dim>
+[[nodiscard]] bool takes_extents(const ConvGeometry<Dim>& geometry, const ImageExtents<Dim>& input) noexcept {
+  for (std::size_t d = 0; d < static_cast<std::size_t>(Dim); ++d) {
+    if (input[d] < 0 || input[d] > std::numeric_limits<Index>::max() / 4) return false;
+    if (input[d] + 2 * geometry.padding[d] <= geometry.dilation[d] * (geometry.kernel[d] - 1)) return false;
+  }
+  return true;
+}
+
+/// unchecked_output_extents(). @throws ShapeError when the kernel reaches further than the padded input.
 template <int Dim>
 [[nodiscard]] ImageExtents<Dim> output_extents(std::string_view operation, const ConvGeometry<Dim>& geometry,
                                                const ImageExtents<Dim>& input) {
+  if (takes_extents(geometry, input)) return unchecked_output_extents(geometry, input);
   ImageExtents<Dim> reach{};
   ImageExtents<Dim> padded{};
-  ImageExtents<Dim> output{};
-  bool fits = true;
   for (std::size_t d = 0; d < static_cast<std::size_t>(Dim); ++d) {
     if (input[d] < 0 || input[d] > std::numeric_limits<Index>::max() / 4) {
       throw ShapeError(operation, "extents", "0 or more each, of which an array can be", extents_text(input));
     }
     reach[d] = geometry.dilation[d] * (geometry.kernel[d] - 1) + 1;
     padded[d] = input[d] + 2 * geometry.padding[d];
-    fits = fits && reach[d] <= padded[d];
-    output[d] = (padded[d] - reach[d]) / geometry.stride[d] + 1;
   }
-  if (!fits) {
-    std::string expected = "at least ";
-    expected += extents_text(reach);
-    expected += ", which the kernel spans";
-    std::string got = extents_text(input);
-    got += ", padded to ";
-    got += extents_text(padded);
-    throw ShapeError(operation, "extents", expected, got);
-  }
-  return output;
+  std::string expected = "at least ";
+  expected.append(extents_text(reach)).append(", which the kernel spans");
+  std::string got = extents_text(input);
+  got.append(", padded to ").append(extents_text(padded));
+  throw ShapeError(operation, "extents", expected, got);
 }
 
 /// The walk over images of extents `input`, which output_extents accepts.

@@ -70,7 +70,7 @@ void with_ids(const Ids& ids, const Body& body) {
 
 /// @throws ShapeError naming the first id that is not in [0, num_embeddings), and its position.
 template <IdInteger Id>
-void check_ids(std::string_view operation, const IdView<Id>& view, Index num_embeddings) {
+void check_ids(const Operation& operation, const IdView<Id>& view, Index num_embeddings) {
   const MatrixView<const Id>& ids = view.ids;
   for (Index i = 0; i < ids.rows; ++i) {
     for (Index j = 0; j < ids.cols; ++j) {
@@ -83,7 +83,7 @@ void check_ids(std::string_view operation, const IdView<Id>& view, Index num_emb
       position += ids.rows > 1 && ids.cols > 1 ? ")" : "]";
       std::string expected = "an id from 0 to ";
       expected += std::to_string(num_embeddings - 1);
-      throw ShapeError(operation, position, expected, std::to_string(id));
+      throw ShapeError(operation.text(), position, expected, std::to_string(id));
     }
   }
 }

@@ -68,18 +68,18 @@ template <int Dim, TensorLike Tensor>
 }
 
 /// @throws ShapeError unless a tensor has these extents; -1 samples accepts any. A matrix has none of its own.
-template <int Dim, class Images>
-void check_images(std::string_view operation, std::string_view argument, const Images& images, Index samples,
+template <int Dim, class Input>
+void check_images(const Operation& operation, std::string_view argument, const Input& images, Index samples,
                   Index channels, const ImageExtents<Dim>& extents) {
-  if constexpr (TensorLike<Images>) {
-    detail::check_tensor_type<Dim, Images>();
+  if constexpr (TensorLike<Input>) {
+    detail::check_tensor_type<Dim, Input>();
     std::array<Index, static_cast<std::size_t>(Dim) + 2> expected{};
     std::array<Index, static_cast<std::size_t>(Dim) + 2> got{};
     for (std::size_t d = 0; d < got.size(); ++d) {
       got[d] = images.dimensions()[d];
       expected[d] = d == 0 ? (samples < 0 ? got[0] : samples) : d == 1 ? channels : extents[d - 2];
     }
-    if (got != expected) throw ShapeError(operation, argument, extents_text(expected), extents_text(got));
+    if (got != expected) throw ShapeError(operation.text(), argument, extents_text(expected), extents_text(got));
   }
 }
 
@@ -94,6 +94,20 @@ void with_images(const Input& input, const Body& body) {
     with_rows<LayerScalar>(input, body);
   }
 }
+
+/// Images given as a matrix of a sample a row, with their extents.
+template <class Matrix, int Dim>
+struct Images {
+  const Matrix& rows;
+  ImageExtents<Dim> extents;
+};
+
+namespace detail {
+template <class T>
+inline constexpr bool is_images = false;
+template <class Matrix, int Dim>
+inline constexpr bool is_images<Images<Matrix, Dim>> = true;
+}  // namespace detail
 
 /// An object of the kind that answers `input`, with room for `samples` images of `channels` and `extents`.
 template <int Dim, class Input>
@@ -113,7 +127,7 @@ template <int Dim, class Input>
 
 /// The rows of `output`, which must be samples x (channels * extents). @throws ShapeError
 template <class LayerScalar, int Dim, class Output>
-[[nodiscard]] MatrixView<LayerScalar> output_images(std::string_view operation, std::string_view argument,
+[[nodiscard]] MatrixView<LayerScalar> output_images(const Operation& operation, std::string_view argument,
                                                     Output& output, Index samples, Index channels,
                                                     const ImageExtents<Dim>& extents) {
   check_images<Dim>(operation, argument, output, samples, channels, extents);

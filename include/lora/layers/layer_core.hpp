@@ -441,7 +441,7 @@ class LayerCore {
   void merge_and_forget() {
     merge_active();
     RowVector<Scalar> sum = answer_bias();
-    stack_.keep();
+    stack_.forget();
     bias_.swap(sum);
     forget_adapters();
   }
@@ -521,7 +521,7 @@ class LayerCore {
       throw StateError(operation.text(), "tape", "one that this layer's forward has filled with the adapters of now",
                        "one of another layer or of other adapters");
     }
-    const auto shape = passes.kept_unscaled_shape(tape);
+    const auto shape = passes.answer_shape(tape);
     require_shape(operation, "dy", shape.rows, shape.cols, dy.rows, dy.cols);
     kind_.require_batch(operation, x, tape);
   }
@@ -567,8 +567,21 @@ class LayerCore {
                      "adapter " + detail::quoted(adapters_[adapters_.position_of(stack_.key(0))].name()) + " merged");
   }
 
-  [[nodiscard]] const AdapterSet<Scalar>& adapter_set() const noexcept { return adapters_; }
-  [[nodiscard]] std::span<const double> squared_norms() const noexcept { return squared_norms_; }
+  [[nodiscard]] std::span<const Index> working() const noexcept { return adapters_.working(); }
+  template <class SomePasses>
+  [[nodiscard]] AdapterPasses<Kind, SomePasses> engine(const SomePasses& passes, const WeightRef<Scalar>& weight,
+                                                       std::span<const Index> working) const noexcept {
+    return AdapterPasses<Kind, SomePasses>(kind_, passes, weight, adapters_, working, squared_norms_);
+  }
+  // The norms of a magnitude are against W0, never against a weight that holds other adapters.
+  void require_no_unmerged_dora(std::string_view call, std::span<const Index> working) const {
+    if (stack_.empty()) return;
+    for (const Index i : working) {
+      if (adapters_[i].uses_dora() && !adapters_[i].merged()) {
+        require_nothing_merged(op(call), "active adapter with use_dora");
+      }
+    }
+  }
 
   Kind kind_;
   bool training_ = true;
@@ -577,7 +590,6 @@ class LayerCore {
   std::uint64_t dropout_step_ = 0;
 
  private:
-  using Engine = AdapterPasses<Kind, Passes>;
   enum class Rescale : std::uint8_t { multiply, divide, set };
 
   // Handles point into the layer, so a copy makes its own.
@@ -592,12 +604,9 @@ class LayerCore {
     }
   };
 
-  [[nodiscard]] Engine engine(const Passes& passes, const WeightRef<Scalar>& weight,
-                              std::span<const Index> working) const noexcept {
-    return Engine(kind_, passes, weight, adapters_, working, squared_norms_);
+  [[nodiscard]] bool needs_adapter(const LoraConfig& config) const noexcept {
+    return config.rank > 0 || (config.trains_bias() && bias_.size() > 0);
   }
-
-  static bool needs_adapter(const LoraConfig& config) noexcept { return config.rank > 0 || config.trains_bias(); }
 
   // Whatever the adapters are has changed: what was remembered of them does not hold any more.
   void changed() noexcept {
@@ -890,17 +899,9 @@ class LayerCore {
                   Workspace& workspace) const {
     const WeightRef<Scalar> weight = weight_ref();
     const Passes passes = kind_.passes(weight);
-    if (!stack_.empty()) require_no_unmerged_dora(working);
+    require_no_unmerged_dora("infer", working);
     const auto bias = workspace.row<Scalar>(out_features());
     engine(passes, weight, working).infer(x, answer_bias_into(working, bias.data), y, workspace);
-  }
-  // The norms of a magnitude are against W0, never against a weight that holds other adapters.
-  void require_no_unmerged_dora(std::span<const Index> working) const {
-    for (const Index i : working) {
-      if (adapters_[i].uses_dora() && !adapters_[i].merged()) {
-        require_nothing_merged(op("infer"), "active adapter with use_dora");
-      }
-    }
   }
   void infer_repeated(const Batch& x, const MatrixView<Scalar>& y, Workspace& workspace) const {
     const auto samples = static_cast<Index>(row_choices_.size());

@@ -29,6 +29,7 @@ class LinearPasses {
  public:
   using Scalar = ScalarType;
   using Batch = MatrixView<const Scalar>;
+  static constexpr bool takes_dropout = true;
   static constexpr bool one_mask_per_product = false;
   static constexpr bool terms_are_cheap = true;
 
@@ -54,6 +55,7 @@ class LinearPasses {
   [[nodiscard]] Shape kept_unscaled_shape(const LoraTape<Scalar>& tape) const noexcept {
     return {tape.rows(), blocks_.outputs};
   }
+  [[nodiscard]] Shape answer_shape(const LoraTape<Scalar>& tape) const noexcept { return kept_unscaled_shape(tape); }
 
   /// The rows of a batch in the order of their groups.
   class Gathered {

@@ -9,6 +9,7 @@
 #include "lora/core/shape.hpp"
 #include "lora/core/types.hpp"
 #include "lora/core/view.hpp"
+#include "lora/layers/operation.hpp"
 
 namespace lora {
 
@@ -50,10 +51,10 @@ struct RowsOf<Input> {
   template <class Body>
   static void with_rows(const Input& input, const Body& body) {
     if constexpr (has_storage) {
-      body(oriented(view_of(input)));
+      body(MatrixView<const Scalar>(oriented(view_of(input))));
     } else {
       const typename Input::PlainObject evaluated = input;
-      body(oriented(view_of(evaluated)));
+      body(MatrixView<const Scalar>(oriented(view_of(evaluated))));
     }
   }
 
@@ -86,17 +87,24 @@ void with_rows(const Input& input, const Body& body) {
   RowsOf<Input>::with_rows(input, body);
 }
 
+/// @throws ShapeError unless `view` is rows x features with contiguous rows.
+template <class Scalar>
+void require_output(const Operation& operation, std::string_view argument, const MatrixView<Scalar>& view, Index rows,
+                    Index features) {
+  require_shape(operation, argument, rows, features, view.rows, view.cols);
+  if (view.col_stride == 1 || view.cols < 2) return;
+  throw ShapeError(operation.text(), argument, "contiguous rows",
+                   "an inner stride of " + std::to_string(view.col_stride));
+}
+
 /// The rows of `output`, which must be rows x features. @throws ShapeError
 template <class LayerScalar, class Output>
-[[nodiscard]] MatrixView<LayerScalar> output_rows(std::string_view operation, std::string_view argument, Output& output,
+[[nodiscard]] MatrixView<LayerScalar> output_rows(const Operation& operation, std::string_view argument, Output& output,
                                                   Index rows, Index features) {
   static_assert(std::is_same_v<typename RowsOf<Output>::Scalar, LayerScalar>,
                 "lora: the output's scalar type is not the layer's");
   const MatrixView<LayerScalar> view = RowsOf<Output>::rows(output);
-  check_shape(operation, argument, view, rows, features);
-  if (view.col_stride != 1 && view.cols > 1) {
-    throw ShapeError(operation, argument, "contiguous rows", "an inner stride of " + std::to_string(view.col_stride));
-  }
+  require_output(operation, argument, view, rows, features);
   return view;
 }
 

@@ -1,0 +1,304 @@
+// The shell of every adapted layer: a frozen weight, its adapters, and the passes over a user's inputs.
+#pragma once
+
+#include <concepts>
+#include <cstdint>
+#include <initializer_list>
+#include <ranges>
+#include <span>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "lora/core/executor.hpp"
+#include "lora/layers/layer_core.hpp"
+#include "lora/weight/frozen_weight.hpp"
+
+namespace lora {
+
+/// What rows choose their adapters by: positions in adapter_names(), or names.
+template <class Choices>
+concept RowChoices = std::ranges::sized_range<const Choices> &&
+    (std::integral<std::ranges::range_value_t<const Choices>> ||
+     std::convertible_to<std::ranges::range_value_t<const Choices>, std::string_view>);
+
+/// Base of every layer. `Kind` says what is particular: how inputs are read, the shapes of the factors, the passes of one
+/// product. `Layer` is the class that users name; it has the constructors.
+///
+/// Two forms of every pass:
+/// - `forward(x)`, `backward(dy)`: the layer remembers the pass; one thread at a time.
+/// - `infer(x, y, workspace)`, `forward(x, tape, y, workspace)`, `backward(x, tape, dy, gradients, ...)`: const,
+///   reentrant, over memory the caller owns; allocates only to grow the tape and the workspace.
+///
+/// LayerCore has what does not depend on the type of an input: adapters, parameters, merged weights.
+template <class Layer, class KindType, FrozenWeight WeightType>
+class AdaptedLayer : public LayerCore<KindType> {
+  using Core = LayerCore<KindType>;
+  using Batch = typename Core::Batch;
+
+ public:
+  using Scalar = typename Core::Scalar;
+  using Weight = WeightType;
+  using Tape = typename Core::Tape;
+  using Gradients = typename Core::Gradients;
+  static_assert(std::is_same_v<Scalar, typename Weight::Scalar>, "lora: the weight's scalar type is not the layer's");
+
+  [[nodiscard]] const Weight& frozen_weight() const noexcept { return weight_; }
+
+  /// The layer's answer without dropout. Allocates the result and scratch. Reentrant. @throws ShapeError; StateError when
+  /// an active adapter has use_dora and another one is merged
+  template <class Input>
+    requires KindType::template takes<Input>
+  [[nodiscard]] auto infer(const Input& x) const {
+    auto y = this->kind_.make_output(this->op("infer"), x);
+    Workspace workspace;
+    infer(x, y, workspace);
+    return y;
+  }
+  /// The same into `y`, which does not overlap x. Reentrant.
+  template <class Input, class Output>
+    requires KindType::template takes<Input>
+  void infer(const Input& x, Output&& y, Workspace& workspace) const {
+    const Operation operation = this->op("infer");
+    this->kind_.with_batch(operation, x, workspace, [&](const Batch& batch) {
+      this->infer_batch(batch, this->kind_.output(operation, y, batch), workspace);
+    });
+  }
+
+  /// Answers each row (each sample of a convolution) with the adapter it chooses, active or not: `choices` holds for
+  /// every row a position in adapter_names(), or -1 for the frozen layer alone; or else a name, or "__base__". A row has
+  /// the bits that infer() gives with that one adapter active, whatever the other rows are. While adapters are disabled
+  /// all rows are answered by the frozen layer. Allocates as infer(x). Reentrant. @throws ShapeError, ConfigError;
+  /// StateError while anything is merged
+  template <class Input, RowChoices Choices>
+    requires KindType::template takes<Input>
+  [[nodiscard]] auto infer(const Input& x, const Choices& choices) const {
+    auto y = this->kind_.make_output(this->op("infer"), x);
+    Workspace workspace;
+    infer(x, choices, y, workspace);
+    return y;
+  }
+  /// The same into `y`. One product with W for all rows where no chosen adapter has DoRA or a bias of its own, then each
+  /// group's low-rank terms; rows are gathered unless those of an adapter stand together.
+  template <class Input, RowChoices Choices, class Output>
+    requires KindType::template takes<Input>
+  void infer(const Input& x, const Choices& choices, Output&& y, Workspace& workspace) const {
+    const Operation operation = this->op("infer");
+    const std::vector<Index> chosen = this->choices_of(choices);
+    this->kind_.with_batch(operation, x, workspace, [&](const Batch& batch) {
+      this->infer_by_row(batch, chosen, this->kind_.output(operation, y, batch), workspace);
+    });
+  }
+
+  /// The forward pass of training, in which the active adapters drop at `tape.position`, each by its own seed. Fills
+  /// `tape` for backward. Reentrant. @throws ShapeError; StateError while anything is merged
+  template <class Input, class Output>
+    requires KindType::template takes<Input>
+  void forward(const Input& x, Tape& tape, Output&& y, Workspace& workspace) const {
+    const Operation operation = this->op("forward");
+    tape.clear();
+    this->kind_.with_batch(operation, x, workspace, [&](const Batch& batch) {
+      this->forward_batch(batch, tape, this->kind_.output(operation, y, batch), workspace);
+    });
+  }
+  /// Adds the gradients of the active adapters for the pass that took `x` and filled `tape`. Reentrant for different
+  /// `gradients`. @throws ShapeError; StateError while anything is merged, or when other adapters were active in that
+  /// pass. Then nothing has changed.
+  template <class Input, class OutputGradient>
+  void backward(const Input& x, const Tape& tape, const OutputGradient& dy, Gradients& gradients,
+                Workspace& workspace) const {
+    const auto pointers = this->given_gradients("backward", gradients, workspace);
+    this->kind_.with_tape_batch(this->op("backward"), x, tape, workspace, [&](const Batch& batch) {
+      differentiate("backward", batch, tape, dy, spanned(pointers), workspace);
+    });
+  }
+  /// The same, and writes dX into `dx`, of x's shape, which does not overlap `dy`.
+  template <class Input, class OutputGradient, class InputGradient>
+    requires KindType::has_input_gradient
+  void backward(const Input& x, const Tape& tape, const OutputGradient& dy, Gradients& gradients, InputGradient&& dx,
+                Workspace& workspace) const {
+    const auto pointers = this->given_gradients("backward", gradients, workspace);
+    this->kind_.with_tape_batch(this->op("backward"), x, tape, workspace, [&](const Batch& batch) {
+      differentiate_into("backward", batch, tape, dy, spanned(pointers), dx, workspace);
+    });
+  }
+
+  /// In training mode the forward pass of training, remembering x (a copy) and the tape; else infer(x).
+  /// @throws ShapeError; StateError in training mode while merged
+  template <class Input>
+    requires KindType::template takes<Input>
+  auto forward(const Input& x) {
+    auto y = this->kind_.make_output(this->op("forward"), x);
+    forward(x, y);
+    return y;
+  }
+  /// The same into `y`. Allocates only to grow what the layer keeps.
+  template <class Input, class Output>
+    requires KindType::template takes<Input>
+  void forward(const Input& x, Output&& y) {
+    if (!this->training_) return infer(x, y, this->workspace_);
+    const Operation operation = this->op("forward");
+    this->kind_.with_batch(operation, x, this->workspace_, [&](const Batch& batch) {
+      const MatrixView<Scalar> out = this->kind_.output(operation, y, batch);
+      memory_.reserve(batch);
+      this->tape_.position = {this->dropout_step_, 0};
+      this->forward_batch(batch, this->tape_, out, this->workspace_);
+      memory_.assign(batch);
+      ++this->dropout_step_;
+    });
+  }
+
+  /// Adds to the adapters' own gradients for the last forward pass of training and returns dX, of dY's kind.
+  /// @throws ShapeError; StateError before any such pass, or while merged
+  template <class OutputGradient>
+  auto backward(const OutputGradient& dy) {
+    this->require_tape("backward");
+    if constexpr (KindType::has_input_gradient) {
+      auto dx = this->kind_.make_input_gradient(dy, this->tape_);
+      backward(dy, dx);
+      return dx;
+    } else {
+      accumulate_gradients(dy);
+    }
+  }
+  /// The same, writing dX into `dx`. Allocates only to grow what the layer keeps.
+  template <class OutputGradient, class InputGradient>
+    requires KindType::has_input_gradient
+  void backward(const OutputGradient& dy, InputGradient&& dx) {
+    this->require_tape("backward");
+    const auto pointers = this->own_gradients(this->workspace_);
+    differentiate_into("backward", memory_.batch(this->tape_), this->tape_, dy, spanned(pointers), dx,
+                       this->workspace_);
+  }
+  /// The same without dX: for the first layer of a network.
+  template <class OutputGradient>
+  void accumulate_gradients(const OutputGradient& dy) {
+    this->require_tape("accumulate_gradients");
+    const auto pointers = this->own_gradients(this->workspace_);
+    differentiate("accumulate_gradients", memory_.batch(this->tape_), this->tape_, dy, spanned(pointers),
+                  this->workspace_);
+  }
+
+  /// Training mode; unmerges those whose configuration has merge_weights. `train(false)` is `eval()`. Idempotent.
+  /// @throws as unmerge(names)
+  Layer& train(bool mode = true) {
+    mode ? this->train_mode() : this->eval_mode();
+    return self();
+  }
+  /// Evaluation mode; merges the active adapters whose configuration has merge_weights. A weight that cannot be merged
+  /// into stays unmerged, as do several adapters with use_dora. Idempotent. @throws as merge(); then the mode has not
+  /// changed either.
+  Layer& eval() {
+    this->eval_mode();
+    return self();
+  }
+  /// Merges the active adapters, in their order, that are not merged yet, in place. At most one of those that are merged
+  /// has use_dora; it goes below the others. @throws StateError naming the adapter when a sum is not finite, or when the
+  /// weight is read-only, of a kind that cannot be merged into, or adapters are disabled; std::bad_alloc. Then every bit
+  /// is as it was.
+  Layer& merge() {
+    this->merge_active();
+    return self();
+  }
+  /// Merges these, active or not, in this order, beside those that are merged already. `names` are any range of strings,
+  /// or a list in braces. @throws also ConfigError
+  template <class Names = std::initializer_list<std::string_view>>
+  Layer& merge(const Names& names) {
+    this->merge_positions(this->positions("merge", names));
+    return self();
+  }
+  /// Restores W0 bit for bit.
+  Layer& unmerge() noexcept {
+    this->unmerge_all();
+    return self();
+  }
+  /// Takes these out of the weight; those that are not merged are ignored. The weight is then, bit for bit, as if the
+  /// others had been merged alone in their order. @throws ConfigError. Where one that stays was merged after one that
+  /// goes, also std::bad_alloc, and StateError if a sum without the latter is not finite: then those named are out, and
+  /// so are some that were merged after them; merged_adapters() tells, and the weight is exactly W0 and what it names.
+  template <class Names = std::initializer_list<std::string_view>>
+  Layer& unmerge(const Names& names) {
+    this->unmerge_positions(this->positions("unmerge", names));
+    return self();
+  }
+  /// Makes the active adapters part of the weight and the bias for good; the layer has no adapters afterwards.
+  /// @throws as merge()
+  Layer& merge_and_unload() {
+    this->merge_and_forget();
+    return self();
+  }
+  /// Takes every adapter away: the frozen layer is what it was, bit for bit.
+  Layer& unload() noexcept {
+    this->forget_adapters();
+    return self();
+  }
+
+  /// Makes one adapter the active one; see set_adapters().
+  Layer& set_adapter(std::string_view name) { return set_adapters(std::span(&name, 1)); }
+  /// Makes these the active adapters, in this order, and takes those that are merged and not named out of the weight,
+  /// so that the layer answers with these and no others. None at all is allowed. @throws ConfigError for a name that is
+  /// unknown or given twice; as unmerge(names), and then the active ones are those they were.
+  template <class Names = std::initializer_list<std::string_view>>
+  Layer& set_adapters(const Names& names) {
+    this->make_active("set_adapters", this->positions("set_adapters", names));
+    return self();
+  }
+  /// Unmerges everything and answers as the frozen layer until enable_adapters(). Nothing trains meanwhile.
+  Layer& disable_adapters() noexcept {
+    this->enable(false);
+    return self();
+  }
+  /// The active adapters take part again. Merges nothing.
+  Layer& enable_adapters() noexcept {
+    this->enable(true);
+    return self();
+  }
+
+  /// Runs forward(x) and backward(dy) on `executor`, which must outlive the layer or be replaced.
+  void set_executor(Executor& executor) { this->workspace_ = Workspace(executor); }
+
+ protected:
+  AdaptedLayer(KindType kind, Weight weight, const LoraConfig& config)
+      : Core(std::move(kind), config), weight_(std::move(weight)) {}
+  AdaptedLayer(const AdaptedLayer&) = default;
+  AdaptedLayer(AdaptedLayer&&) noexcept = default;
+  AdaptedLayer& operator=(const AdaptedLayer&) = default;
+  AdaptedLayer& operator=(AdaptedLayer&&) noexcept = default;
+  ~AdaptedLayer() override = default;
+
+  [[nodiscard]] WeightRef<Scalar> weight_ref() noexcept override { return weight_; }
+  [[nodiscard]] WeightRef<Scalar> weight_ref() const noexcept override { return weight_; }
+
+ private:
+  using Pointers = std::span<Gradients* const>;
+
+  [[nodiscard]] Layer& self() noexcept { return static_cast<Layer&>(*this); }
+  [[nodiscard]] Pointers spanned(const ScratchMatrix<Gradients*>& pointers) const noexcept {
+    return {pointers.data, this->working_count()};
+  }
+
+  template <class OutputGradient>
+  void differentiate(std::string_view call, const Batch& x, const Tape& tape, const OutputGradient& dy,
+                     Pointers gradients, Workspace& workspace) const {
+    this->kind_.with_output_gradient(this->op(call), dy, tape, [&](const MatrixView<const Scalar>& dy_rows) {
+      this->check_tape(call, x, tape, dy_rows);
+      this->backward_batch(x, tape, dy_rows, gradients, nullptr, workspace);
+    });
+  }
+  template <class OutputGradient, class InputGradient>
+  void differentiate_into(std::string_view call, const Batch& x, const Tape& tape, const OutputGradient& dy,
+                          Pointers gradients, InputGradient& dx, Workspace& workspace) const {
+    this->kind_.with_output_gradient(this->op(call), dy, tape, [&](const MatrixView<const Scalar>& dy_rows) {
+      this->check_tape(call, x, tape, dy_rows);
+      const MatrixView<Scalar> dx_rows = this->kind_.input_gradient(this->op(call), dx, tape);
+      require_apart(this->op(call), "dx", dx_rows, "dy", dy_rows);
+      this->backward_batch(x, tape, dy_rows, gradients, &dx_rows, workspace);
+    });
+  }
+
+  Weight weight_;
+  typename KindType::Memory memory_;
+};
+
+}  // namespace lora

@@ -1,0 +1,123 @@
+// LoraConv: a frozen convolution with trainable low-rank adapters.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+
+#include "lora/layers/adapted_layer.hpp"
+#include "lora/layers/conv_kind.hpp"
+#include "lora/layers/frozen_weight_from.hpp"
+#include "lora/weight/matrix_weight.hpp"
+
+namespace lora {
+
+/// y = W0 * x + bias + s B (A * drop(x)) over `Dim` spatial dimensions, where * convolves as torch.nn.Conv{1,2,3}d does
+/// with zero padding, W0 is frozen, A is a convolution of W0's kernel, stride, padding and dilation to `rank` channels,
+/// and B one of 1 x 1. Over the unfolded input this is LoraLinear's formula, and so are the gradients:
+/// dB = s dY U^T with U = A drop(X), dA = V drop(X)^T with V = s B^T dY, dX = fold(W0^T dY) + drop'(fold(A^T V)).
+/// With use_dora y = bias + (m/n) (.) (W0 * x + s B A * x), with a magnitude m per output channel and n the norms of the
+/// rows of W0 + s B A, constants of the backward pass; with dropout only drop(x) enters the change that m/n makes, as
+/// adapter/dora.hpp has it.
+///
+/// Weights are matrices as PyTorch's tensors lie in memory: W0 is out_channels x fan_in with fan_in = in_channels /
+/// groups * product of the kernel, A is rank x fan_in, B is out_channels x rank / groups. Images are a sample a row,
+/// samples x (channels * spatial), given with their extents, in any storage order (read in place); or, with
+/// layers/tensor.hpp, row-major Eigen tensors (samples, channels, spatial...), which know their extents. Where infer()
+/// lets each row choose its adapter, give matrices as `lora::Images{x, extents}`.
+///
+/// PEFT's convolution differs in two cases and agrees in all others: it ignores the dilation in A, and with groups its
+/// A (rank x in_channels * kernel) sees all channels, so that its update has not W0's shape and cannot be merged. Here A
+/// has the base's dilation, and with groups sees the channels of its group.
+///
+/// Forms of the passes, and threads: as AdaptedLayer. Results depend neither on the number of workers nor, for one
+/// sample's y and dx, on the other samples.
+///
+/// Source: Hu et al., "LoRA", arXiv 2106.09685, section 4; PEFT's tuners/lora/layer.py, _ConvNd.
+template <RealScalar ScalarType, int Dim, ReadableWeight WeightType = MatrixWeight<ScalarType>>
+class LoraConv : public AdaptedLayer<LoraConv<ScalarType, Dim, WeightType>, ConvKind<ScalarType, Dim>, WeightType> {
+  using Shell = AdaptedLayer<LoraConv, ConvKind<ScalarType, Dim>, WeightType>;
+
+ public:
+  using Scalar = ScalarType;
+  using Weight = WeightType;
+  using Geometry = ConvGeometry<Dim>;
+  using Extents = ImageExtents<Dim>;
+  using Tape = typename Shell::Tape;
+
+  /// Wraps a copy of `w0`, any Eigen matrix, map, block or expression of out_channels x fan_in. `bias` is a vector of
+  /// out_channels. @throws ShapeError; ConfigError, also when the groups do not divide the channels and the rank;
+  /// std::bad_alloc
+  template <class W, class B>
+  LoraConv(const Eigen::DenseBase<W>& w0, const Eigen::DenseBase<B>& bias, const Geometry& geometry,
+           const LoraConfig& config, std::uint64_t seed)
+      : LoraConv(weight_from<Weight>(w0, false), bias, geometry, config, seed) {}
+  /// Without bias.
+  template <class W>
+  LoraConv(const Eigen::DenseBase<W>& w0, const Geometry& geometry, const LoraConfig& config, std::uint64_t seed)
+      : LoraConv(weight_from<Weight>(w0, false), geometry, config, seed) {}
+
+  /// Wraps a frozen weight of any kind that can be read, out_channels x fan_in.
+  template <class B>
+  LoraConv(Weight weight, const Eigen::DenseBase<B>& bias, const Geometry& geometry, const LoraConfig& config,
+           std::uint64_t seed)
+      : Shell(kind_of(weight, geometry), std::move(weight), config) {
+    check_bias<Scalar, B>();
+    this->set_base_bias(bias);
+    this->start(config, seed);
+  }
+  LoraConv(Weight weight, const Geometry& geometry, const LoraConfig& config, std::uint64_t seed)
+      : Shell(kind_of(weight, geometry), std::move(weight), config) {
+    this->start(config, seed);
+  }
+
+  [[nodiscard]] const Geometry& geometry() const noexcept { return this->kind().geometry(); }
+  [[nodiscard]] Index in_channels() const noexcept { return geometry().in_channels; }
+  [[nodiscard]] Index out_channels() const noexcept { return geometry().out_channels; }
+  /// Extents of the output over an input of these extents. @throws ShapeError
+  [[nodiscard]] Extents output_extents(const Extents& extents) const {
+    return lora::output_extents("LoraConv::output_extents", geometry(), extents);
+  }
+
+  using Shell::forward;
+  using Shell::infer;
+
+  /// The passes of AdaptedLayer over a matrix of images, a sample a row.
+  template <EigenDense Input>
+  [[nodiscard]] auto infer(const Input& x, const Extents& extents) const {
+    return infer(Images<Input, Dim>{x, extents});
+  }
+  template <EigenDense Input, class Output>
+  void infer(const Input& x, const Extents& extents, Output&& y, Workspace& workspace) const {
+    infer(Images<Input, Dim>{x, extents}, y, workspace);
+  }
+  template <EigenDense Input, class Output>
+  void forward(const Input& x, const Extents& extents, Tape& tape, Output&& y, Workspace& workspace) const {
+    forward(Images<Input, Dim>{x, extents}, tape, y, workspace);
+  }
+  template <EigenDense Input>
+  auto forward(const Input& x, const Extents& extents) {
+    return forward(Images<Input, Dim>{x, extents});
+  }
+  template <EigenDense Input, class Output>
+  void forward(const Input& x, const Extents& extents, Output&& y) {
+    forward(Images<Input, Dim>{x, extents}, y);
+  }
+
+ private:
+  [[nodiscard]] static ConvKind<Scalar, Dim> kind_of(const Weight& weight, const Geometry& geometry) {
+    check_geometry("LoraConv", geometry);
+    require_shape({"LoraConv", "LoraConv"}, "weight", geometry.out_channels, geometry.fan_in(), weight.out_features(),
+                  weight.in_features());
+    return ConvKind<Scalar, Dim>(geometry);
+  }
+};
+
+template <RealScalar Scalar>
+using LoraConv1d = LoraConv<Scalar, 1>;
+template <RealScalar Scalar>
+using LoraConv2d = LoraConv<Scalar, 2>;
+template <RealScalar Scalar>
+using LoraConv3d = LoraConv<Scalar, 3>;
+
+}  // namespace lora

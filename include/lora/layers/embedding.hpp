@@ -1,0 +1,231 @@
+// LoraEmbedding: a frozen table of embeddings with trainable low-rank adapters, usable as output projection too.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <type_traits>
+#include <utility>
+
+#include "lora/layers/adapted_layer.hpp"
+#include "lora/layers/embedding_kind.hpp"
+#include "lora/layers/frozen_weight_from.hpp"
+#include "lora/weight/matrix_weight.hpp"
+
+namespace lora {
+
+/// y = W[id] + s B A[:, id], with the table W (num_embeddings x embedding_dim) frozen, A (rank x num_embeddings) and B
+/// (embedding_dim x rank) trainable, s = alpha / rank (or alpha / sqrt(rank)). A starts at zero and B at N(0, 1), with
+/// InitLoraWeights::random both at N(0, 1); every other initialisation is the first one, as in PEFT.
+///
+/// Backward: dB = s dY^T U with U = A^T[ids], dA by adding s (dY B)_i to column ids_i, sample after sample. Ids have no
+/// gradient. Column `padding_idx` of dA stays as it is, as in torch; the answer for that id is like any other.
+///
+/// project(x) = x (W + s A^T B^T)^T is the same table as output projection (tied embeddings): logits over the ids, with
+/// no padding. Both uses add to the same gradients.
+///
+/// With use_dora y is multiplied, dimension by dimension, by m / n, where n is the norm of the dimension over all ids
+/// of W + s A^T B^T, and so is the table in project(x); adapter/dora.hpp has the formulas. Every unmerged pass then
+/// computes n anew, which takes num_embeddings * embedding_dim * rank multiplications whatever the number of ids.
+///
+/// Of the options, `dropout` and `fan_in_fan_out` do nothing, since ids cannot be dropped and the table has one
+/// orientation (as in PEFT); nor does `bias`, for there is none. torch's max_norm, scale_grad_by_freq and sparse do not
+/// exist. Inputs are ids: Eigen vectors or matrices of integers (a matrix row by row), or contiguous ranges of them.
+/// Forms of the passes, and threads: as AdaptedLayer.
+///
+/// A weight kind of its own is given as the transposed table, embedding_dim x num_embeddings.
+///
+/// Source: Hu et al., arXiv 2106.09685; PEFT's lora.Embedding; Press and Wolf, arXiv 1608.05859, for tied embeddings.
+template <RealScalar ScalarType, ReadableWeight WeightType = MatrixWeight<ScalarType>>
+class LoraEmbedding
+    : public AdaptedLayer<LoraEmbedding<ScalarType, WeightType>, EmbeddingKind<ScalarType>, WeightType> {
+  using Shell = AdaptedLayer<LoraEmbedding, EmbeddingKind<ScalarType>, WeightType>;
+
+ public:
+  using Scalar = ScalarType;
+  using Weight = WeightType;
+  using Tape = typename Shell::Tape;
+  using Gradients = typename Shell::Gradients;
+
+  /// Keeps a copy of `table` (num_embeddings x embedding_dim), any Eigen matrix, map, block or expression. A negative
+  /// `padding_idx` counts from the end, as in torch.
+  /// @throws ShapeError when the table is empty; ConfigError, also with lora_bias, or when padding_idx is none of the
+  /// ids; std::bad_alloc
+  template <class W>
+  LoraEmbedding(const Eigen::DenseBase<W>& table, const LoraConfig& config, std::uint64_t seed,
+                std::optional<Index> padding_idx = std::nullopt)
+      : LoraEmbedding(table_weight(table), config, seed, padding_idx) {}
+
+  /// Over a frozen weight of any kind that can be read, embedding_dim x num_embeddings.
+  LoraEmbedding(Weight weight, const LoraConfig& config, std::uint64_t seed,
+                std::optional<Index> padding_idx = std::nullopt)
+      : Shell(kind_of(weight, padding_idx), std::move(weight), config) {
+    this->start(config, seed);
+  }
+
+  [[nodiscard]] Index num_embeddings() const noexcept { return this->in_features(); }
+  [[nodiscard]] Index embedding_dim() const noexcept { return this->out_features(); }
+  [[nodiscard]] std::optional<Index> padding_idx() const noexcept {
+    const Index index = this->kind().padding_idx();
+    return index < 0 ? std::nullopt : std::optional<Index>(index);
+  }
+  [[nodiscard]] const Matrix<Scalar>& lora_embedding_A() const noexcept { return this->lora_A(); }
+  [[nodiscard]] const Matrix<Scalar>& lora_embedding_B() const noexcept { return this->lora_B(); }
+
+  /// Logits x (W + s A^T B^T)^T: N x num_embeddings for rows of embedding_dim features. Allocates the result and scratch.
+  /// Reentrant. @throws ShapeError; StateError as infer()
+  template <class Input>
+  [[nodiscard]] auto project(const Input& x) const {
+    auto y = RowsOf<Input>::make_output(x, num_embeddings());
+    Workspace workspace;
+    project(x, y, workspace);
+    return y;
+  }
+  /// The same into `y`, which does not overlap x. Reentrant.
+  template <class Input, class Output>
+  void project(const Input& x, Output&& y, Workspace& workspace) const {
+    with_rows<Scalar>(x, [&](const MatrixView<const Scalar>& rows) {
+      const MatrixView<Scalar> out = logits(this->op("project"), y, rows);
+      this->require_no_unmerged_dora("project", this->working());
+      const WeightRef<Scalar> weight = this->weight_ref();
+      const Tied tied(weight, num_embeddings());
+      this->engine(tied, weight, this->working()).infer(rows, nullptr, out, workspace);
+    });
+  }
+
+  /// project() for training: fills `tape` for project_backward. Reentrant. @throws ShapeError; StateError while merged
+  template <class Input, class Output>
+  void project_forward(const Input& x, Tape& tape, Output&& y, Workspace& workspace) const {
+    tape.clear();
+    this->require_nothing_merged(this->op("project_forward"), "layer");
+    with_rows<Scalar>(x, [&](const MatrixView<const Scalar>& rows) {
+      const MatrixView<Scalar> out = logits(this->op("project_forward"), y, rows);
+      const WeightRef<Scalar> weight = this->weight_ref();
+      const Tied tied(weight, num_embeddings());
+      this->engine(tied, weight, this->working()).forward(rows, nullptr, tape, out, workspace);
+    });
+  }
+
+  /// Adds the gradients for the projection that took `x` and filled `tape`. Reentrant for different `gradients`.
+  /// @throws ShapeError; StateError while merged, or when other adapters were active. Then nothing has changed.
+  template <class Input, class OutputGradient>
+  void project_backward(const Input& x, const Tape& tape, const OutputGradient& dy, Gradients& gradients,
+                        Workspace& workspace) const {
+    const auto pointers = this->given_gradients("project_backward", gradients, workspace);
+    with_rows<Scalar>(x, [&](const MatrixView<const Scalar>& x_rows) {
+      with_rows<Scalar>(dy, [&](const MatrixView<const Scalar>& dy_rows) {
+        differentiate_projection(x_rows, tape, dy_rows, pointers.data, nullptr, workspace);
+      });
+    });
+  }
+  /// The same, and writes dX into `dx`, of x's shape, which does not overlap `dy`.
+  template <class Input, class OutputGradient, class InputGradient>
+  void project_backward(const Input& x, const Tape& tape, const OutputGradient& dy, Gradients& gradients,
+                        InputGradient&& dx, Workspace& workspace) const {
+    const auto pointers = this->given_gradients("project_backward", gradients, workspace);
+    with_rows<Scalar>(x, [&](const MatrixView<const Scalar>& x_rows) {
+      differentiate_projection_into(x_rows, tape, dy, pointers.data, dx, workspace);
+    });
+  }
+
+  /// In training mode the projection of training, remembering x (a copy) and the tape; else project(x).
+  /// @throws ShapeError; StateError in training mode while merged
+  template <class Input>
+  auto project_forward(const Input& x) {
+    auto y = RowsOf<Input>::make_output(x, num_embeddings());
+    project_forward(x, y);
+    return y;
+  }
+  /// The same into `y`. Allocates only to grow what the layer keeps.
+  template <class Input, class Output>
+  void project_forward(const Input& x, Output&& y) {
+    if (!this->training()) return project(x, y, this->workspace_);
+    with_rows<Scalar>(x, [&](const MatrixView<const Scalar>& rows) {
+      projected_.reserve(rows);
+      project_forward(rows.map(), projection_tape_, y, this->workspace_);
+      projected_.assign(rows);
+    });
+  }
+
+  /// Adds to the gradients for the last project_forward(x) in training mode and returns dX, of dY's kind.
+  /// @throws ShapeError; StateError before any such pass, or while merged
+  template <class OutputGradient>
+  auto project_backward(const OutputGradient& dy) {
+    auto dx = RowsOf<OutputGradient>::make_output(dy, embedding_dim());
+    project_backward(dy, dx);
+    return dx;
+  }
+  /// The same, writing dX into `dx`. Allocates only to grow what the layer keeps.
+  template <class OutputGradient, class InputGradient>
+  void project_backward(const OutputGradient& dy, InputGradient&& dx) {
+    const Tape& tape = projection_tape_;
+    if (tape.rows() < 0) {
+      throw StateError(this->op("project_backward").text(), "layer", "a project_forward(x) in training mode before",
+                       "none");
+    }
+    const auto pointers = this->own_gradients(this->workspace_);
+    differentiate_projection_into(projected_.batch(tape), tape, dy, pointers.data, dx, this->workspace_);
+  }
+
+ private:
+  using Tied = TiedProjectionPasses<Scalar>;
+  using Shared = typename Shell::Gradients* const*;
+
+
+  template <class W>
+  [[nodiscard]] static Weight table_weight(const Eigen::DenseBase<W>& table) {
+    static_assert(std::is_same_v<typename W::Scalar, Scalar>, "lora: the table's scalar type is not the layer's");
+    if constexpr (std::is_same_v<Weight, MatrixWeight<Scalar>>) {
+      return MatrixWeight<Scalar>(Matrix<Scalar>(table.derived()), /*transposed=*/true);
+    } else {
+      return weight_from<Weight>(table, /*transposed=*/true);
+    }
+  }
+  [[nodiscard]] static EmbeddingKind<Scalar> kind_of(const Weight& weight, std::optional<Index> padding_idx) {
+    require_not_empty("LoraEmbedding", weight.out_features(), weight.in_features());
+    return EmbeddingKind<Scalar>(weight.in_features(), weight.out_features(),
+                                 padding_index("LoraEmbedding", padding_idx, weight.in_features()));
+  }
+
+  template <class Output>
+  [[nodiscard]] MatrixView<Scalar> logits(const Operation& operation, Output& y,
+                                          const MatrixView<const Scalar>& x) const {
+    require_shape(operation, "x", -1, embedding_dim(), x.rows, x.cols);
+    const MatrixView<Scalar> out = output_rows<Scalar>(operation, "y", y, x.rows, num_embeddings());
+    require_apart(operation, "y", out, "x", x);
+    return out;
+  }
+
+  template <class OutputGradient, class InputGradient>
+  void differentiate_projection_into(const MatrixView<const Scalar>& x, const Tape& tape, const OutputGradient& dy,
+                                     Shared gradients, InputGradient& dx, Workspace& workspace) const {
+    with_rows<Scalar>(dy, [&](const MatrixView<const Scalar>& dy_rows) {
+      const Operation operation = this->op("project_backward");
+      const MatrixView<Scalar> dx_rows = output_rows<Scalar>(operation, "dx", dx, x.rows, embedding_dim());
+      require_apart(operation, "dx", dx_rows, "dy", dy_rows);
+      differentiate_projection(x, tape, dy_rows, gradients, &dx_rows, workspace);
+    });
+  }
+  void differentiate_projection(const MatrixView<const Scalar>& x, const Tape& tape,
+                                const MatrixView<const Scalar>& dy, Shared gradients, const MatrixView<Scalar>* dx,
+                                Workspace& workspace) const {
+    const Operation operation = this->op("project_backward");
+    this->require_nothing_merged(operation, "layer");
+    if (tape.rows() < 0) throw StateError(operation.text(), "tape", "one that project_forward has filled", "a new one");
+    const WeightRef<Scalar> weight = this->weight_ref();
+    const Tied tied(weight, num_embeddings());
+    const auto engine = this->engine(tied, weight, this->working());
+    if (tape.inputs() != embedding_dim() || !engine.fits(tape)) {
+      throw StateError(operation.text(), "tape",
+                       "one that this layer's project_forward has filled with the adapters of now",
+                       "one of another layer or of other adapters");
+    }
+    require_shape(operation, "x", tape.rows(), embedding_dim(), x.rows, x.cols);
+    require_shape(operation, "dy", tape.rows(), num_embeddings(), dy.rows, dy.cols);
+    engine.backward(x, tape, dy, {gradients, this->working_count()}, dx, workspace);
+  }
+
+  Tape projection_tape_;
+  typename LinearKind<Scalar>::Memory projected_;
+};
+
+}  // namespace lora

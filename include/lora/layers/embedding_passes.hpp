@@ -1,0 +1,274 @@
+// Forward and backward of an embedding: lookup of rows, and the same table as an output projection.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+
+#include "lora/adapter/tape.hpp"
+#include "lora/core/workspace.hpp"
+#include "lora/kernels/column_scale.hpp"
+#include "lora/kernels/low_rank.hpp"
+#include "lora/layers/factor_pass.hpp"
+#include "lora/layers/linear_passes.hpp"
+#include "lora/layers/row_groups.hpp"
+#include "lora/weight/weight_ref.hpp"
+
+namespace lora {
+
+/// Ids that have been checked, one a row.
+struct IdBatch {
+  const std::int64_t* ids = nullptr;
+  Index count = 0;
+};
+
+/// Lookups in a table W (V x D): U = A^T[ids] (N x r), Z = W[ids] + s U B^T, Y = Z, or factors (.) Z with DoRA;
+/// dB = s dZ^T U; dA(:, ids_i) += s (dZ B)_i for every i in order, but not for `padding_idx`. Ids have no gradient.
+///
+/// The weight is the transposed table, D x V. A view of a layer's parts; const functions are reentrant and allocate only
+/// to grow the workspace. Results do not depend on the number of workers.
+template <RealScalar ScalarType>
+class EmbeddingPasses {
+ public:
+  using Scalar = ScalarType;
+  using Batch = IdBatch;
+  static constexpr bool takes_dropout = false;
+  static constexpr bool one_mask_per_product = false;
+  static constexpr bool terms_are_cheap = true;
+
+  /// `padding_idx` is -1 where there is none.
+  EmbeddingPasses(const WeightRef<Scalar>& weight, const OutputBlocks& blocks, Index padding_idx) noexcept
+      : weight_(weight), blocks_(blocks), padding_idx_(padding_idx) {}
+
+  [[nodiscard]] static Index rows(const Batch& x) noexcept { return x.count; }
+  [[nodiscard]] static Index inputs(const Batch& /*x*/) noexcept { return 1; }
+  [[nodiscard]] static std::array<Index, 3> extents(const Batch& /*x*/) noexcept { return {}; }
+  [[nodiscard]] static Batch middle_rows(const Batch& x, Index first, Index count) noexcept {
+    return {x.ids + first, count};
+  }
+  struct Shape {
+    Index rows;
+    Index cols;
+  };
+  [[nodiscard]] Shape down_shape(const Batch& x, Index rank) const noexcept { return {x.count, rank}; }
+  [[nodiscard]] Shape unscaled_shape(const Batch& x) const noexcept { return {x.count, blocks_.outputs}; }
+  [[nodiscard]] Shape kept_shape(const LoraTape<Scalar>& tape, Index rank) const noexcept {
+    return {tape.rows(), rank};
+  }
+  [[nodiscard]] Shape kept_unscaled_shape(const LoraTape<Scalar>& tape) const noexcept {
+    return {tape.rows(), blocks_.outputs};
+  }
+  [[nodiscard]] Shape answer_shape(const LoraTape<Scalar>& tape) const noexcept { return kept_unscaled_shape(tape); }
+
+  class Gathered {
+   public:
+    Gathered(const Batch& x, const RowGroups& groups, Workspace& workspace)
+        : memory_(workspace.row<std::int64_t>(x.count)) {
+      for (Index i = 0; i < x.count; ++i) memory_.data[i] = x.ids[groups.row(i)];
+    }
+    [[nodiscard]] Batch batch() const noexcept { return {memory_.data, memory_.cols}; }
+
+   private:
+    ScratchMatrix<std::int64_t> memory_;
+  };
+  [[nodiscard]] static Gathered gather(const Batch& x, const RowGroups& groups, Workspace& workspace) {
+    return Gathered(x, groups, workspace);
+  }
+
+  void forward(const Batch& x, const FactorPass<Scalar>& pass, const MatrixView<Scalar>& y, BaseProduct base,
+               Workspace& workspace) const {
+    for (const FactorPart<Scalar>& part : pass.parts) take_columns(part, x, pass.u, workspace);
+    const detail::UpFactors<Scalar> up(blocks_, pass, workspace);
+    if (base == BaseProduct::keep) return up.add_to(y);
+    const MatrixView<Scalar> z = pass.factors != nullptr && pass.z.data != nullptr ? pass.z : y;
+    look_up(x, z, workspace);
+    up.add_to(z);
+    if (pass.factors == nullptr) return;
+    kernels::scale_columns(MatrixView<const Scalar>(z), pass.factors, static_cast<const Scalar*>(nullptr), y,
+                           workspace);
+  }
+
+  void backward(const Batch& x, const FactorPass<Scalar>& pass, const MatrixView<const Scalar>& dy,
+                const MatrixView<Scalar>* /*dx*/, BaseProduct /*base*/, Workspace& workspace) const {
+    if (pass.parts.empty()) return;
+    const auto scaled = workspace.matrix<Scalar>(pass.factors != nullptr ? dy.rows : 0, dy.cols);
+    MatrixView<const Scalar> dz = dy;
+    if (pass.factors != nullptr) {
+      kernels::add_column_products(dy, MatrixView<const Scalar>(pass.z), pass.sums, workspace);
+      kernels::scale_columns(dy, pass.factors, static_cast<const Scalar*>(nullptr),
+                             static_cast<const MatrixView<Scalar>&>(scaled), workspace);
+      dz = scaled;
+    }
+    const auto v = workspace.matrix<Scalar>(dz.rows, pass.rank);
+    const detail::UpFactors<Scalar> up(blocks_, pass, workspace);
+    up.project(dz, v);
+    up.add_gradients(dz);
+    for (const FactorPart<Scalar>& part : pass.parts) {
+      if (part.gradients != nullptr) add_to_columns(v, part, x, workspace.executor());
+    }
+  }
+
+  static void add_output_sums(const MatrixView<const Scalar>& dy, Scalar scale, Scalar* target, Workspace& workspace) {
+    kernels::add_column_sums(dy, scale, target, workspace);
+  }
+
+ private:
+  // Y = W[ids]: row i is a column of the transposed table.
+  void look_up(const Batch& x, const MatrixView<Scalar>& y, Workspace& workspace) const {
+    parallel_ranges(workspace.executor(), y.rows, 16, [&](Index begin, Index end, int /*worker*/) {
+      for (Index i = begin; i < end; ++i) {
+        weight_.read(0, x.ids[i], MatrixView<Scalar>{y.data + i * y.row_stride, y.cols, 1, 1, y.cols});
+      }
+    });
+  }
+
+  // The part's columns of U = A^T[ids].
+  static void take_columns(const FactorPart<Scalar>& part, const Batch& x, const MatrixView<Scalar>& u,
+                           Workspace& workspace) {
+    parallel_ranges(workspace.executor(), u.rows, 16, [&](Index begin, Index end, int /*worker*/) {
+      for (Index i = begin; i < end; ++i)
+        for (Index p = 0; p < part.a.rows; ++p) u(i, part.first + p) = part.a(p, x.ids[i]);
+    });
+  }
+
+  // Workers share the ranks, so that every element sums over i in order.
+  void add_to_columns(const MatrixView<Scalar>& v, const FactorPart<Scalar>& part, const Batch& x,
+                      Executor& executor) const {
+    Matrix<Scalar>& da = part.gradients->A;
+    parallel_ranges(executor, part.a.rows, 1, [&](Index begin, Index end, int /*worker*/) {
+      for (Index i = 0; i < v.rows; ++i) {
+        if (x.ids[i] == padding_idx_) continue;
+        for (Index p = begin; p < end; ++p) da(p, x.ids[i]) += v(i, part.first + p);
+      }
+    });
+  }
+
+  WeightRef<Scalar> weight_;
+  const OutputBlocks& blocks_;
+  Index padding_idx_;
+};
+
+/// The table as output projection (tied embeddings): Y = X' (W + s A^T B^T)^T = X' W^T + (s X' B) A (N x V), with X' = X,
+/// or factors (.) X with DoRA; dA = (s X' B)^T dY; dB = s X'^T (dY A^T); dX' = dY W + s (dY A^T) B^T; dX = dX', or
+/// factors (.) dX'. U is s X' B, and Z keeps X.
+///
+/// As EmbeddingPasses else.
+template <RealScalar ScalarType>
+class TiedProjectionPasses {
+ public:
+  using Scalar = ScalarType;
+  using Batch = MatrixView<const Scalar>;
+  using Rows = LinearPasses<Scalar>;
+  using Shape = typename Rows::Shape;
+  using Gathered = typename Rows::Gathered;
+  static constexpr bool takes_dropout = false;
+  static constexpr bool one_mask_per_product = false;
+  static constexpr bool terms_are_cheap = true;
+
+  TiedProjectionPasses(const WeightRef<Scalar>& weight, Index num_embeddings) noexcept
+      : weight_(weight), num_embeddings_(num_embeddings) {}
+
+  [[nodiscard]] static Index rows(const Batch& x) noexcept { return x.rows; }
+  [[nodiscard]] static Index inputs(const Batch& x) noexcept { return x.cols; }
+  [[nodiscard]] static std::array<Index, 3> extents(const Batch& /*x*/) noexcept { return {}; }
+  [[nodiscard]] Shape down_shape(const Batch& x, Index rank) const noexcept { return {x.rows, rank}; }
+  [[nodiscard]] Shape unscaled_shape(const Batch& x) const noexcept { return {x.rows, x.cols}; }
+  [[nodiscard]] Shape kept_shape(const LoraTape<Scalar>& tape, Index rank) const noexcept {
+    return {tape.rows(), rank};
+  }
+  [[nodiscard]] Shape kept_unscaled_shape(const LoraTape<Scalar>& tape) const noexcept {
+    return {tape.rows(), tape.inputs()};
+  }
+  [[nodiscard]] Shape answer_shape(const LoraTape<Scalar>& tape) const noexcept {
+    return {tape.rows(), num_embeddings_};
+  }
+
+  void forward(const Batch& x, const FactorPass<Scalar>& pass, const MatrixView<Scalar>& y, BaseProduct base,
+               Workspace& workspace) const {
+    const auto scaled = workspace.matrix<Scalar>(pass.factors != nullptr ? x.rows : 0, x.cols);
+    const Batch input = scaled_input(x, pass, scaled, workspace);
+    if (pass.factors != nullptr && pass.z.data != nullptr) copy_rows(x, pass.z);
+    const auto f = workspace.matrix<Scalar>(detail::up_rows(pass.parts), x.cols);
+    detail::write_up_factors(pass.parts, static_cast<const MatrixView<Scalar>&>(f));
+    if (!pass.parts.empty()) {
+      kernels::project_down(input, DropoutMask<Scalar>{}, MatrixView<const Scalar>(f), Scalar(1), pass.u, workspace);
+    }
+    const detail::StackedDownFactors<Scalar> down(pass, workspace);
+    if (base == BaseProduct::keep) {
+      if (!pass.parts.empty()) {
+        kernels::add_low_rank(MatrixView<const Scalar>(pass.u), down.view(), y, workspace);
+      }
+      return;
+    }
+    const LowRankTerm<Scalar> term =
+        pass.parts.empty() ? LowRankTerm<Scalar>{} : LowRankTerm<Scalar>{pass.u, down.view()};
+    weight_.product_transposed(input, term, y, workspace);
+  }
+
+  void backward(const Batch& x, const FactorPass<Scalar>& pass, const MatrixView<const Scalar>& dy,
+                const MatrixView<Scalar>* dx, BaseProduct base, Workspace& workspace) const {
+    const auto scaled = workspace.matrix<Scalar>(pass.factors != nullptr ? x.rows : 0, x.cols);
+    const Batch input = scaled_input(x, pass, scaled, workspace);
+    const auto v = workspace.matrix<Scalar>(dy.rows, pass.rank);
+    const auto f = workspace.matrix<Scalar>(detail::up_rows(pass.parts), x.cols);
+    detail::write_up_factors(pass.parts, static_cast<const MatrixView<Scalar>&>(f));
+    for (const FactorPart<Scalar>& part : pass.parts) {
+      kernels::project_down(dy, DropoutMask<Scalar>{}, part.a, Scalar(1), v.middle_cols(part.first, part.a.rows),
+                            workspace);
+      if (part.gradients == nullptr) continue;
+      kernels::add_outer(MatrixView<const Scalar>(pass.u).middle_cols(part.first, part.a.rows), dy,
+                         DropoutMask<Scalar>{}, Scalar(1), view_of(part.gradients->A), workspace);
+      add_b_gradient(part, v, input, workspace);
+    }
+    if (dx == nullptr && pass.factors == nullptr) return;
+    const auto own = workspace.matrix<Scalar>(dx == nullptr || base == BaseProduct::keep ? x.rows : 0, x.cols);
+    const MatrixView<Scalar> target = own.rows > 0 || dx == nullptr ? static_cast<const MatrixView<Scalar>&>(own) : *dx;
+    if (base == BaseProduct::keep) {
+      std::fill_n(target.data, target.rows * target.cols, Scalar(0));
+      if (!pass.parts.empty()) {
+        kernels::add_low_rank(MatrixView<const Scalar>(v), MatrixView<const Scalar>(f), target, workspace);
+      }
+      if (dx != nullptr) detail::add_rows(MatrixView<const Scalar>(target), Scalar(1), *dx);
+      return;
+    }
+    const LowRankTerm<Scalar> term = pass.parts.empty() ? LowRankTerm<Scalar>{} : LowRankTerm<Scalar>{v, f};
+    weight_.product(dy, nullptr, term, target, workspace);
+    if (pass.factors == nullptr) return;
+    kernels::add_column_products(MatrixView<const Scalar>(target), x, pass.sums, workspace);
+    if (dx == nullptr) return;
+    kernels::scale_columns(MatrixView<const Scalar>(target), pass.factors, static_cast<const Scalar*>(nullptr), *dx,
+                           workspace);
+  }
+
+  static void add_output_sums(const MatrixView<const Scalar>& dy, Scalar scale, Scalar* target, Workspace& workspace) {
+    kernels::add_column_sums(dy, scale, target, workspace);
+  }
+
+ private:
+  static Batch scaled_input(const Batch& x, const FactorPass<Scalar>& pass, const MatrixView<Scalar>& memory,
+                            Workspace& workspace) {
+    if (pass.factors == nullptr) return x;
+    kernels::scale_columns(x, pass.factors, static_cast<const Scalar*>(nullptr), memory, workspace);
+    return memory;
+  }
+  static void copy_rows(const Batch& x, const MatrixView<Scalar>& to) noexcept {
+    for (Index i = 0; i < x.rows; ++i)
+      for (Index j = 0; j < x.cols; ++j) to(i, j) = x(i, j);
+  }
+  // dB(j, p) += s times the sum over rows of V(i, p) X'(i, j)
+  static void add_b_gradient(const FactorPart<Scalar>& part, const MatrixView<Scalar>& v, const Batch& input,
+                             Workspace& workspace) {
+    const auto db = workspace.matrix<Scalar>(part.b.cols, part.b.rows);
+    std::fill_n(db.data, db.rows * db.cols, Scalar(0));
+    kernels::add_outer(MatrixView<const Scalar>(v).middle_cols(part.first, part.a.rows), input, DropoutMask<Scalar>{},
+                       part.scale, static_cast<const MatrixView<Scalar>&>(db), workspace);
+    Scalar* target = part.gradients->B.data();
+    for (Index j = 0; j < db.cols; ++j)
+      for (Index p = 0; p < db.rows; ++p, ++target) *target += db(p, j);
+  }
+
+  WeightRef<Scalar> weight_;
+  Index num_embeddings_;
+};
+
+}  // namespace lora

@@ -1,0 +1,226 @@
+// What is particular to a linear layer: the shapes of its factors, its passes over rows, its update of the weight.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "lora/adapter/adapter.hpp"
+#include "lora/adapter/starts.hpp"
+#include "lora/core/random.hpp"
+#include "lora/layers/adapter_passes.hpp"
+#include "lora/layers/linear_passes.hpp"
+#include "lora/layers/operation.hpp"
+#include "lora/layers/rows.hpp"
+
+namespace lora {
+
+/// Shapes of an adapter's factors.
+struct FactorShape {
+  Index a_rows = 0;
+  Index a_cols = 0;
+  Index b_rows = 0;
+  Index b_cols = 0;
+};
+
+/// A linear layer whose adapters adapt all outputs, or E blocks of m of them: A is (r E) x in_features, B (m E) x r, and
+/// block e gains s B_e A_e x. A value; const functions are reentrant.
+template <RealScalar ScalarType>
+class LinearKind {
+ public:
+  using Scalar = ScalarType;
+  using Passes = LinearPasses<Scalar>;
+  using Batch = typename Passes::Batch;
+  using Adapter = LoraAdapter<Scalar>;
+  static constexpr bool has_input_gradient = true;
+
+  /// `name` is the layer's class in error messages; it has static storage.
+  LinearKind(std::string_view name, Index in_features, OutputBlocks blocks) noexcept
+      : name_(name), in_features_(in_features), blocks_(std::move(blocks)) {}
+
+  [[nodiscard]] std::string_view name() const noexcept { return name_; }
+  [[nodiscard]] Index in_features() const noexcept { return in_features_; }
+  [[nodiscard]] const OutputBlocks& blocks() const noexcept { return blocks_; }
+  [[nodiscard]] static constexpr bool stored_transposed() noexcept { return false; }
+  [[nodiscard]] Passes passes(const WeightRef<Scalar>& weight) const noexcept { return Passes(weight, blocks_); }
+
+  [[nodiscard]] FactorShape factor_shape(Index rank) const noexcept {
+    return {rank * blocks_.count(), in_features_, blocks_.adapted(), rank};
+  }
+  [[nodiscard]] static Index down_rows(const Adapter& adapter) noexcept { return adapter.total_rank(); }
+
+  /// @throws ConfigError for options that this layer does not have.
+  void check(std::string_view operation, const LoraConfig& config) const {
+    if (config.rank > 0 && blocks_.count() == 0) {
+      throw ConfigError(operation, "enable_lora", "at least one enabled projection with rank 1 or more", "none");
+    }
+    const InitLoraWeights init = config.init_lora_weights;
+    const bool of_factors_alone = init == InitLoraWeights::kaiming_uniform || init == InitLoraWeights::gaussian ||
+                                  init == InitLoraWeights::random;
+    if (!blocks_.whole() && config.rank > 0 && !of_factors_alone) {
+      throw ConfigError(operation, "init_lora_weights", "kaiming_uniform, gaussian or random for stacked projections",
+                        "another");
+    }
+  }
+
+  /// @throws ConfigError; StateError when pissa or olora meet a weight that cannot be read; std::bad_alloc
+  [[nodiscard]] Adapter make_adapter(std::string_view operation, std::string_view name, const LoraConfig& config,
+                                     std::uint64_t seed, const WeightRef<Scalar>& weight) const {
+    if (config.rank > 0 && takes_from_weight(config.init_lora_weights)) {
+      LoraFactors<Scalar> factors = factors_from_weight(operation, weight, config, seed);
+      LoraFactors<Scalar> start = factors;
+      Adapter adapter(operation, name, config, seed, std::move(factors));
+      adapter.start = std::move(start);
+      return adapter;
+    }
+    const FactorShape shape = factor_shape(config.rank);
+    LoraFactors<Scalar> factors{Matrix<Scalar>(shape.a_rows, shape.a_cols), Matrix<Scalar>(shape.b_rows, shape.b_cols)};
+    if (config.rank > 0) {
+      start_factors(config.init_lora_weights, config.rank, seed, view_of(factors.A), view_of(factors.B));
+    }
+    return Adapter(operation, name, config, seed, std::move(factors));
+  }
+
+  /// s [B, -B0] [A; A0] of the whole weight, with zeros outside the adapted blocks.
+  [[nodiscard]] WholeUpdate<Scalar> whole_update(const Adapter& adapter, Workspace& workspace) const {
+    const bool started = adapter.start.A.size() > 0;
+    const Index rank = adapter.A.rows();
+    const Index total = adapter.total_rank();
+    auto a = workspace.matrix<Scalar>(started ? total : 0, in_features_);
+    auto b = workspace.matrix<Scalar>(started || !blocks_.whole() ? blocks_.outputs : 0, total);
+    LowRankUpdate<Scalar> update{view_of(adapter.A), view_of(adapter.B), adapter.scaling()};
+    if (started) {
+      std::copy_n(adapter.A.data(), adapter.A.size(), a.data);
+      std::copy_n(adapter.start.A.data(), adapter.start.A.size(), a.data + adapter.A.size());
+      update.a = a;
+    }
+    if (b.rows > 0) {
+      std::fill_n(b.data, b.rows * b.cols, Scalar(0));
+      for (Index e = 0; e < blocks_.count(); ++e) {
+        for (Index j = 0; j < blocks_.features; ++j) {
+          for (Index p = 0; p < adapter.B.cols(); ++p) {
+            b(blocks_.begin(e) + j, e * adapter.B.cols() + p) = adapter.B(e * blocks_.features + j, p);
+            if (started) b(j, rank + p) = -adapter.start.B(j, p);
+          }
+        }
+      }
+      update.b = b;
+    }
+    return {std::move(a), std::move(b), update};
+  }
+
+  [[nodiscard]] std::string_view parameter_name(ParameterRole role) const noexcept {
+    switch (role) {
+      case ParameterRole::lora_A:
+        return blocks_.whole() ? "lora_A.weight" : "lora_A";  // loralib's name where it is loralib's layer
+      case ParameterRole::lora_B:
+        return blocks_.whole() ? "lora_B.weight" : "lora_B";
+      case ParameterRole::magnitude:
+        return "lora_magnitude_vector.weight";
+      case ParameterRole::lora_bias:
+        return "lora_B.bias";
+      default:
+        return "bias";
+    }
+  }
+
+  [[nodiscard]] bool accepts(const LoraTape<Scalar>& tape) const noexcept {
+    return tape.inputs() == in_features_ && tape.extents() == std::array<Index, 3>{};
+  }
+  void require_batch(const Operation& operation, const Batch& x, const LoraTape<Scalar>& tape) const {
+    require_shape(operation, "x", tape.rows(), in_features_, x.rows, x.cols);
+  }
+
+  // How users' inputs and outputs are read.
+
+  /// Whether an input of this type brings all that a batch is.
+  template <class Input>
+  static constexpr bool takes = true;
+
+  /// Calls body with the rows of `x`. @throws ShapeError
+  template <class Input, class Body>
+  void with_batch(const Operation& operation, const Input& x, Workspace& /*workspace*/, const Body& body) const {
+    with_rows<Scalar>(x, [&](const MatrixView<const Scalar>& rows) {
+      require_shape(operation, "x", -1, in_features_, rows.rows, rows.cols);
+      body(rows);
+    });
+  }
+  /// The same for the backward pass of the batch that filled a tape.
+  template <class Input, class Body>
+  void with_tape_batch(const Operation& operation, const Input& x, const LoraTape<Scalar>& /*tape*/,
+                       Workspace& workspace, const Body& body) const {
+    with_batch(operation, x, workspace, body);
+  }
+  template <class Input>
+  [[nodiscard]] auto make_output(const Operation& /*operation*/, const Input& x) const {
+    return RowsOf<Input>::make_output(x, blocks_.outputs);
+  }
+  template <class Output>
+  [[nodiscard]] MatrixView<Scalar> output(const Operation& operation, Output& y, const Batch& x) const {
+    const MatrixView<Scalar> rows = output_rows<Scalar>(operation, "y", y, x.rows, blocks_.outputs);
+    require_apart(operation, "y", rows, "x", x);
+    return rows;
+  }
+  template <class OutputGradient, class Body>
+  void with_output_gradient(const Operation& /*operation*/, const OutputGradient& dy, const LoraTape<Scalar>& /*tape*/,
+                            const Body& body) const {
+    with_rows<Scalar>(dy, body);
+  }
+  template <class OutputGradient>
+  [[nodiscard]] auto make_input_gradient(const OutputGradient& dy, const LoraTape<Scalar>& /*tape*/) const {
+    return RowsOf<OutputGradient>::make_output(dy, in_features_);
+  }
+  template <class InputGradient>
+  [[nodiscard]] MatrixView<Scalar> input_gradient(const Operation& operation, InputGradient& dx,
+                                                  const LoraTape<Scalar>& tape) const {
+    return output_rows<Scalar>(operation, "dx", dx, tape.rows(), in_features_);
+  }
+
+  /// The input of the last forward pass in training mode.
+  class Memory {
+   public:
+    /// Room for a batch; the values stay. @throws std::bad_alloc
+    void reserve(const Batch& x) {
+      const auto wanted = static_cast<std::size_t>(x.rows * x.cols);
+      if (values_.size() < wanted) values_.resize(wanted);
+    }
+    void assign(const Batch& x) noexcept {
+      Scalar* to = values_.data();
+      for (Index i = 0; i < x.rows; ++i)
+        for (Index j = 0; j < x.cols; ++j) *to++ = x(i, j);
+    }
+    [[nodiscard]] Batch batch(const LoraTape<Scalar>& tape) const noexcept {
+      return {values_.data(), tape.rows(), tape.inputs(), tape.inputs(), 1};
+    }
+
+   private:
+    std::vector<Scalar> values_;
+  };
+
+ private:
+  void start_factors(InitLoraWeights init, Index rank, std::uint64_t seed, const MatrixView<Scalar>& a,
+                     const MatrixView<Scalar>& b) const {
+    if (blocks_.whole()) return initialize_factors(init, seed, a, b);
+    const RandomStream stream_a(seed, detail::stream_of_A);
+    if (init == InitLoraWeights::gaussian) {
+      fill_normal(a, 1.0 / static_cast<double>(rank), stream_a);
+    } else {
+      fill_uniform(a, 1.0 / std::sqrt(static_cast<double>(a.cols)), stream_a);
+    }
+    std::fill_n(b.data, b.rows * b.cols, Scalar(0));
+    if (init == InitLoraWeights::random) {
+      fill_uniform(b, 1.0 / std::sqrt(static_cast<double>(rank)), RandomStream(seed, detail::stream_of_B));
+    }
+  }
+
+  std::string_view name_;
+  Index in_features_;
+  OutputBlocks blocks_;
+};
+
+}  // namespace lora
