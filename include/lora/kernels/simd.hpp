@@ -10,7 +10,6 @@
 // per lane in a byte.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -77,8 +76,10 @@ struct Simd {
   LORA_INLINE static Vector add(Vector a, Vector b) { return a + b; }
   LORA_INLINE static Vector subtract(Vector a, Vector b) { return a - b; }
   LORA_INLINE static bool any_negative(Vector v) {
+    Integers bits;  // -ffast-math does not see the sign of a NaN
+    std::memcpy(&bits, &v, sizeof(bits));
     bool any = false;
-    for (Index i = 0; i < lanes; ++i) any |= std::signbit(v[i]);
+    for (Index i = 0; i < lanes; ++i) any |= bits[i] < 0;
     return any;
   }
   LORA_INLINE static void store_bytes(std::int8_t* p, Integers v) {
