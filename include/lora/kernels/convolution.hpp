@@ -10,7 +10,6 @@
 #include <utility>
 
 #include "lora/core/workspace.hpp"
-#include "lora/kernels/low_rank.hpp"
 #include "lora/kernels/panel.hpp"
 #include "lora/kernels/unfold.hpp"
 
@@ -209,16 +208,15 @@ class ConvBlock {
 
 /// [s*B | bias], outputs x (group_rank + 1); the last column is missing where the bias is null, or comes after factors.
 template <class Scalar>
-[[nodiscard]] MatrixView<const Scalar> up_factor(const ConvCall<Scalar>& call, Workspace& workspace) {
+[[nodiscard]] ScratchMatrix<Scalar> up_factor(const ConvCall<Scalar>& call, Workspace& workspace) {
   const Index rank = call.shape.group_rank;
   const Index cols = rank + (call.bias != nullptr && call.factors == nullptr ? 1 : 0);
-  auto* memory = workspace.reserve<Scalar>(Workspace::Slot::up_factor, call.shape.outputs() * cols);
+  auto factor = workspace.matrix<Scalar>(call.shape.outputs(), cols);
   for (Index o = 0; o < call.shape.outputs(); ++o) {
-    Scalar* const row = memory + o * cols;
-    for (Index p = 0; p < rank; ++p) row[p] = call.scale * call.b(o, p);
-    if (cols > rank) row[rank] = call.bias[o];
+    for (Index p = 0; p < rank; ++p) factor(o, p) = call.scale * call.b(o, p);
+    if (cols > rank) factor(o, rank) = call.bias[o];
   }
-  return {memory, call.shape.outputs(), cols, cols, 1};
+  return factor;
 }
 
 }  // namespace detail
@@ -229,12 +227,11 @@ template <class Scalar>
 void convolve(const ConvCall<Scalar>& call, Workspace& workspace) {
   const ConvShape& shape = call.shape;
   Executor& executor = workspace.executor();
-  const MatrixView<const Scalar> up = detail::up_factor(call, workspace);
-  const Index per_worker = separate_lines<Scalar>(detail::ConvScratch<Scalar>::size(call));
-  Scalar* const memory = workspace.reserve<Scalar>(Workspace::Slot::weight_input, per_worker * executor.workers());
+  const auto up = detail::up_factor(call, workspace);
+  const auto scratch = worker_scratch<Scalar>(workspace, detail::ConvScratch<Scalar>::size(call));
   const Index positions = shape.positions();
   const auto part = [&](Index begin, Index end, Index first, Index last, int worker) {
-    detail::ConvBlock<Scalar> block(call, up, memory + worker * per_worker);
+    detail::ConvBlock<Scalar> block(call, up, &scratch(worker, 0));
     for (Index p = begin; p < end; p += panel_width<Scalar>) {
       for (Index o = first; o < last;) {
         const Index g = o / shape.group_outputs;
@@ -261,15 +258,13 @@ void project_outputs(const ConvShape& shape, const MatrixView<const Scalar>& dy,
   const Index outputs = shape.outputs();
   const Index rank = shape.group_rank;
   Executor& executor = workspace.executor();
-  auto* memory = workspace.reserve<Scalar>(Workspace::Slot::up_factor, outputs * rank);
-  const MatrixView<Scalar> up{memory, outputs, rank, rank, 1};
+  const auto up = workspace.matrix<Scalar>(outputs, rank);
   for (Index o = 0; o < outputs; ++o) {
     for (Index p = 0; p < rank; ++p) up(o, p) = scale * b(o, p) * (factors != nullptr ? factors[o] : Scalar(1));
   }
-  const Index per_worker = separate_lines<Scalar>((shape.group_outputs + 1) * panel_width<Scalar>);
-  Scalar* const panels = workspace.reserve<Scalar>(Workspace::Slot::weight_input, per_worker * executor.workers());
+  const auto panels = worker_scratch<Scalar>(workspace, (shape.group_outputs + 1) * panel_width<Scalar>);
   parallel_ranges(executor, shape.positions(), panel_width<Scalar>, [&](Index begin, Index end, int worker) {
-    Scalar* const panel = panels + worker * per_worker;
+    Scalar* const panel = &panels(worker, 0);
     Scalar* const gather = panel + shape.group_outputs * panel_width<Scalar>;
     for (Index p = begin; p < end; p += panel_width<Scalar>) {
       const Index stop = std::min(end, p + panel_width<Scalar>);
@@ -308,11 +303,10 @@ void add_line_products(const LineProductCall<Scalar>& call, Workspace& workspace
   constexpr Index most_lines = 32;
   constexpr Index most_positions = 1024;
   Executor& executor = workspace.executor();
-  const Index per_worker = separate_lines<Scalar>(most_lines * (most_positions + call.group_rank));
-  Scalar* const memory = workspace.reserve<Scalar>(Workspace::Slot::weight_input, per_worker * executor.workers());
-  const auto kernel = project_down_kernel<Scalar>(active_isa(), false);
+  const auto scratch = worker_scratch<Scalar>(workspace, most_lines * (most_positions + call.group_rank));
+  const auto kernel = kernel_table<Scalar>().project_down[0];
   parallel_ranges(executor, call.groups * call.group_lines, 4, [&](Index begin, Index end, int worker) {
-    Scalar* const unfolded = memory + worker * per_worker;
+    Scalar* const unfolded = &scratch(worker, 0);
     Scalar* const sums = unfolded + most_lines * most_positions;
     for (Index first = begin; first < end;) {
       const Index g = first / call.group_lines;
@@ -465,12 +459,11 @@ void convolve_adjoint(const ConvAdjointCall<Scalar>& call, Workspace& workspace)
   using Block = detail::ConvAdjointBlock<Scalar>;
   const ConvShape& shape = call.shape;
   Executor& executor = workspace.executor();
-  const Index per_worker = separate_lines<Scalar>(Block::scratch(call));
-  Scalar* const memory = workspace.reserve<Scalar>(Workspace::Slot::weight_input, per_worker * executor.workers());
+  const auto scratch = worker_scratch<Scalar>(workspace, Block::scratch(call));
   const Index channels = Block::channels_of(shape);
   const Index parts = ceil_div(shape.group_inputs, channels);
   parallel_ranges(executor, shape.groups * parts * shape.samples, 1, [&](Index begin, Index end, int worker) {
-    Block block(call, memory + worker * per_worker);
+    Block block(call, &scratch(worker, 0));
     for (Index item = begin; item < end;) {
       const Index sample = item % shape.samples;
       const Index count = std::min(shape.samples - sample, end - item);

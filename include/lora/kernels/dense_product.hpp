@@ -30,7 +30,7 @@ struct DensePanel {
 
 /// Y = X W^T + bias + U F with W (out_features x in_features) of any strides; shapes and aliasing as
 /// FrozenWeight::product. Costs a pass of packing over W for every rows_per_packing_pass rows of X. Allocates only to
-/// grow the workspace (slot weight_panel: a part of a panel, and 1 + r lines, per worker). The result of a row depends
+/// grow the workspace (a part of a panel, and 1 + r lines, per worker). The result of a row depends
 /// neither on the other rows nor on the number of workers.
 template <class Scalar>
 void dense_product(const MatrixView<const Scalar>& weight, const MatrixView<const Scalar>& x, const Scalar* bias,
@@ -39,10 +39,9 @@ void dense_product(const MatrixView<const Scalar>& weight, const MatrixView<cons
   const PanelCall<Scalar> call{{weight.rows, weight.cols}, x, bias, down, up, y, multiply_kernel<Scalar>(isa)};
   Executor& executor = workspace.executor();
   const Index part = panel_width<Scalar> * DensePanel<Scalar>::block(weight.cols);
-  const Index per_worker = separate_lines<Scalar>(part + call.scratch());
-  Scalar* const scratch = workspace.reserve<Scalar>(Workspace::Slot::weight_panel, per_worker * executor.workers());
+  const auto scratch = worker_scratch<Scalar>(workspace, part + call.scratch());
   for_each_panel(call, rows_per_packing_pass, executor, [&](Index b, Index begin, Index end, int worker) {
-    Scalar* const own = scratch + worker * per_worker;
+    Scalar* const own = &scratch(worker, 0);
     const DensePanel<Scalar> panel{weight.middle_rows(call.layout.first_output(b), call.layout.columns(b)),
                                    call.layout.width(b), isa, own};
     multiply_panel(call, b, panel, begin, end, own + part);

@@ -8,11 +8,9 @@
 
 #include <bit>
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 
-#include "lora/core/types.hpp"
-#include "lora/kernels/simd.hpp"
+#include "lora/kernels/kernel_calls.hpp"
 
 namespace lora::kernels {
 
@@ -21,12 +19,6 @@ inline constexpr std::int8_t exceptional_code = -128;
 
 /// Other codes lie within +-largest_code.
 inline constexpr int largest_code = 127;
-
-/// What an exact update did.
-struct ExactUpdate {
-  bool applied = false;  ///< false: some delta or result was not finite
-  Index exceptions = 0;  ///< number of elements with `exceptional_code`
-};
 
 /// Factors of a run of weights, with their reciprocals: one for each element (`step` 1), or one for all (`step` 0).
 template <class Scalar>
@@ -66,16 +58,6 @@ template <class Scalar>
   return kept;
 }
 
-/// Whether every delta, and every sum where the weight is, is finite.
-template <class Scalar>
-[[nodiscard]] bool scalars_finite(const Scalar* weights, const Scalar* delta, Index count) {
-  for (Index i = 0; i < count; ++i) {
-    const Scalar sum = weights[i] + delta[i];
-    if (!finite(delta[i]) || (!finite(sum) && finite(weights[i]))) return false;
-  }
-  return true;
-}
-
 /// The code of an element, given its original and what undoing predicts for it.
 template <class Scalar>
 [[nodiscard]] Bits<Scalar> distance(Scalar original, Scalar predicted) {
@@ -99,70 +81,10 @@ template <class Scalar>
   return std::bit_cast<Scalar>(ordered<Scalar>(back + static_cast<Bits<Scalar>>(static_cast<std::int64_t>(code))));
 }
 
-/// The update one scalar after the other: what the vector kernels are tested against, and their edges. Returns the
-/// number of exceptions.
-template <class Scalar>
-Index apply_scalars(Scalar* weights, const Scalar* delta, std::int8_t* codes, Index count, Scalar* originals) {
-  Index exceptions = 0;
-  for (Index i = 0; i < count; ++i) {
-    const Scalar original = weights[i];
-    const Scalar sum = rounded<Scalar>(original + delta[i]);
-    weights[i] = sum;
-    exceptions +=
-        keep_code<Scalar>(distance<Scalar>(original, sum - delta[i]), original, codes + i, originals + exceptions);
-  }
-  return exceptions;
-}
-
-/// Undoes `apply_scalars`. Returns the number of exceptions.
-template <class Scalar>
-Index restore_scalars(Scalar* weights, const Scalar* delta, const std::int8_t* codes, Index count,
-                      const Scalar* originals) {
-  Index exceptions = 0;
-  for (Index i = 0; i < count; ++i) {
-    const bool exceptional = codes[i] == exceptional_code;
-    weights[i] = exceptional ? originals[exceptions] : at_distance<Scalar>(codes[i], weights[i] - delta[i]);
-    exceptions += exceptional ? 1 : 0;
-  }
-  return exceptions;
-}
-
 }  // namespace detail
-}  // namespace lora::kernels
 
-#define LORA_KERNEL_SOURCE "lora/kernels/exact_update.inc"
-#include "lora/kernels/for_each_isa.inc"
-
-namespace lora::kernels {
-
-/// weights[i] <- weights[i] + delta[i] for i < count, with codes[i] so that `restore_exact` gives the former bits back.
-/// Originals of elements with `exceptional_code` go to `originals`, in order; it has room for `count`.
-/// When a delta is not finite, or a sum is not where the weight was, the weights keep every bit, and codes and
-/// originals hold nothing of use. No allocation; the arrays do not overlap. One call for many lines that lie one after
-/// the other is faster than one for each.
-template <class Scalar>
-[[nodiscard]] ExactUpdate apply_exact(Scalar* weights, const Scalar* delta, std::int8_t* codes, Index count,
-                                      Scalar* originals, Isa isa = active_isa()) {
-#if LORA_X86_KERNELS
-  if (isa == Isa::avx512) return avx512::apply_exact(weights, delta, codes, count, originals);
-  if (isa == Isa::avx2) return avx2::apply_exact(weights, delta, codes, count, originals);
-#endif
-  return portable::apply_exact(weights, delta, codes, count, originals);
-}
-
-/// Undoes `apply_exact` bit for bit, given the same delta and what it wrote. Returns the number of originals it took
-/// back. No allocation.
-template <class Scalar>
-Index restore_exact(Scalar* weights, const Scalar* delta, const std::int8_t* codes, Index count,
-                    const Scalar* originals, Isa isa = active_isa()) {
-#if LORA_X86_KERNELS
-  if (isa == Isa::avx512) return avx512::restore_exact(weights, delta, codes, count, originals);
-  if (isa == Isa::avx2) return avx2::restore_exact(weights, delta, codes, count, originals);
-#endif
-  return portable::restore_exact(weights, delta, codes, count, originals);
-}
-
-/// weights[i] <- (weights[i] + delta[i]) * factors[i], with codes and originals as `apply_exact` has them. Runs to the
+/// weights[i] <- (weights[i] + delta[i]) * factors[i], with codes[i] so that `restore_scaled` gives the former bits
+/// back. Originals of elements with `exceptional_code` go to `originals`, in order; it has room for `count`. Runs to the
 /// end even where a delta is not finite, or a result where the weight was; then it reports that it did not apply, and
 /// `restore_scaled` takes it back. Reciprocals may be rounded in any way, infinite or 0, as long as restoring gets the
 /// same ones.

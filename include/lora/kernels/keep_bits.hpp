@@ -22,6 +22,18 @@ struct KeepBits {
   std::uint32_t threshold = 0;
 };
 
+/// The threshold that drops a share of `probability` in [0, 1]: of 2^32 equally likely words as many lie below it. At
+/// most 2^32 - 1, so that something may be kept.
+[[nodiscard]] inline std::uint32_t dropout_threshold(double probability) noexcept {
+  return static_cast<std::uint32_t>(std::min(probability * 0x1p32 + 0.5, 0x1p32 - 1));
+}
+
+/// The factor on kept elements that belongs to a threshold: 1 / (share kept), which keeps the mean exactly, also where
+/// 1 / (1 - probability) would not because the threshold was rounded.
+[[nodiscard]] inline double kept_scale(std::uint32_t threshold) noexcept {
+  return 0x1p32 / (0x1p32 - static_cast<double>(threshold));
+}
+
 /// Fills `bytes` bytes: bit b of byte i is 1 iff word 8 i + b, counted from the first block, is at least the threshold.
 /// Every kernel gives the same bits. No allocation.
 using KeepBitsKernel = void (*)(const KeepBits& keep, Index bytes, std::uint8_t* out);

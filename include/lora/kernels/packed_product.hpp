@@ -17,7 +17,23 @@ inline constexpr Index rows_per_pass = 320;
 /// The same where a panel is laid out anew for each pass, which more rows pay for.
 inline constexpr Index rows_per_packing_pass = 1024;
 
-/// The part of `panels` whole panels from `b` on in Y = X W^T + bias, for a single row of X.
+/// Y += U F for rows [begin, end) and panel `b`: the chains that a product has stored go on. `scratch` has
+/// call.up.rows * panel_width scalars.
+template <class Scalar>
+void add_panel_terms(const PanelCall<Scalar>& call, Index b, Index begin, Index end, Scalar* scratch) {
+  PanelProduct<Scalar> product;
+  product.rows = end - begin;
+  product.width = call.layout.width(b);
+  product.columns = call.layout.columns(b);
+  product.extra = gather_panel_terms(call, b, begin, product.rows, scratch);
+  product.accumulate = true;
+  product.out = &call.y(begin, call.layout.first_output(b));
+  product.out_stride = call.y.row_stride;
+  call.multiply(product);
+}
+
+/// The part of `panels` whole panels from `b` on in Y = X W^T + bias + U F for a single row of X, or, without `weight`,
+/// in Y += U F. Rows of F, if any, are contiguous.
 template <class Scalar>
 void multiply_row(const PanelCall<Scalar>& call, Index b, Index panels, const Scalar* weight) {
   const Index first = call.layout.first_output(b);
@@ -26,42 +42,36 @@ void multiply_row(const PanelCall<Scalar>& call, Index b, Index panels, const Sc
   product.width = panel_width<Scalar>;
   product.columns = panel_width<Scalar>;
   product.panels = panels;
-  product.terms = {call.x.data, call.x.row_stride, call.x.col_stride, weight + call.layout.offset(b),
-                   call.layout.inputs};
-  product.initial = call.bias != nullptr ? call.bias + first : nullptr;
+  if (weight != nullptr) {
+    product.terms = {call.x.data, call.x.row_stride, call.x.col_stride, weight + call.layout.offset(b),
+                     panel_width<Scalar>, call.layout.inputs};
+    product.initial = call.bias != nullptr ? call.bias + first : nullptr;
+  } else {
+    product.accumulate = true;
+  }
+  if (call.up.rows > 0) {
+    product.extra = {call.down.data,     call.down.row_stride, call.down.col_stride, &call.up(0, first),
+                     call.up.row_stride, call.up.rows};
+  }
   product.out = &call.y(0, first);
-  product.out_stride = call.y.row_stride;
-  call.multiply(product);
-}
-
-/// Y += U F for a single row and panel `b`.
-template <class Scalar>
-void add_row_term(const PanelCall<Scalar>& call, Index b, Scalar* scratch) {
-  PanelCall<Scalar> term = call;
-  term.bias = nullptr;
-  PanelProduct<Scalar> product;
-  product.rows = 1;
-  product.width = call.layout.width(b);
-  product.columns = call.layout.columns(b);
-  product.extra = {call.down.data, call.down.row_stride, call.down.col_stride, gather_panel_terms(term, b, scratch),
-                   call.up.rows};
-  product.accumulate = true;
-  product.out = &call.y(0, call.layout.first_output(b));
   product.out_stride = call.y.row_stride;
   call.multiply(product);
 }
 
 /// Y = X W^T + bias + U F for a single row of X: neighbouring panels at a time.
 template <class Scalar>
-void packed_row_product(const PanelCall<Scalar>& call, const Scalar* panels, Scalar* scratch, Index per_worker,
+void packed_row_product(const PanelCall<Scalar>& call, const Scalar* panels, const MatrixView<Scalar>& scratch,
                         Executor& executor) {
   const Index whole = call.layout.outputs / panel_width<Scalar>;
+  const bool rides = call.up.rows == 0 || call.up.col_stride == 1;
+  PanelCall<Scalar> base = call;
+  if (!rides) base.up = {};
   parallel_ranges(executor, call.layout.panels(), 2, [&](Index first, Index last, int worker) {
-    Scalar* const own = scratch + worker * per_worker;
+    Scalar* const own = &scratch(worker, 0);
     const Index end = std::min(last, whole);
     if (end - first > 1) {
-      multiply_row(call, first, end - first, panels);
-      for (Index b = first; b < end && call.up.rows > 0; ++b) add_row_term(call, b, own);
+      multiply_row(base, first, end - first, panels);
+      for (Index b = first; b < end && !rides; ++b) add_panel_terms(call, b, 0, 1, own);
       first = end;
     }
     for (Index b = first; b < last; ++b) {
@@ -70,17 +80,44 @@ void packed_row_product(const PanelCall<Scalar>& call, const Scalar* panels, Sca
   });
 }
 
-/// Y = X W^T + bias + U F, W packed at `panels`. Allocates only to grow the workspace (slot weight_panel: 1 + r lines
-/// of a panel per worker). The result of a row depends neither on the other rows nor on the number of workers.
+/// Y = X W^T + bias + U F, W packed at `panels`. Allocates only to grow the workspace (1 + r lines of a panel per
+/// worker). The result of a row depends neither on the other rows nor on the number of workers.
 template <class Scalar>
 void packed_product(const PanelCall<Scalar>& call, const Scalar* panels, Workspace& workspace) {
   Executor& executor = workspace.executor();
-  const Index per_worker = separate_lines<Scalar>(call.scratch());
-  Scalar* const scratch = workspace.reserve<Scalar>(Workspace::Slot::weight_panel, per_worker * executor.workers());
-  if (call.x.rows == 1) return packed_row_product(call, panels, scratch, per_worker, executor);
+  const auto scratch = worker_scratch<Scalar>(workspace, call.scratch());
+  if (call.x.rows == 1) return packed_row_product<Scalar>(call, panels, scratch, executor);
   for_each_panel(call, rows_per_pass, executor, [&](Index b, Index begin, Index end, int worker) {
     const PackedPanel<Scalar> panel{panels + call.layout.offset(b), call.layout.width(b)};
-    multiply_panel(call, b, panel, begin, end, scratch + worker * per_worker);
+    multiply_panel(call, b, panel, begin, end, &scratch(worker, 0));
+  });
+}
+
+/// Y (N x m) continues each element's chain of fused multiply-adds from the stored Y with u(i, p) f(p, j), p in order:
+/// after a product without a low-rank term this gives, bit for bit, the product with it. Rows or columns of F (r x m)
+/// are contiguous, as are rows of Y. Allocates only to grow the workspace (r lines of a panel per worker). The result of
+/// a row depends neither on the other rows nor on the number of workers.
+template <class Scalar>
+void add_low_rank(const MatrixView<const Scalar>& u, const MatrixView<const Scalar>& f, const MatrixView<Scalar>& y,
+                  Workspace& workspace, Isa isa = active_isa()) {
+  if (f.rows == 0) return;
+  const PanelCall<Scalar> call{{y.cols, 0}, u, nullptr, u, f, y, multiply_kernel<Scalar>(isa)};
+  Executor& executor = workspace.executor();
+  const auto scratch = worker_scratch<Scalar>(workspace, f.rows * panel_width<Scalar>);
+  if (y.rows != 1) {
+    for_each_panel(call, rows_per_packing_pass, executor, [&](Index b, Index begin, Index end, int worker) {
+      add_panel_terms(call, b, begin, end, &scratch(worker, 0));
+    });
+    return;
+  }
+  const Index whole = f.col_stride == 1 ? call.layout.outputs / panel_width<Scalar> : 0;
+  parallel_ranges(executor, call.layout.panels(), 2, [&](Index first, Index last, int worker) {
+    const Index end = std::min(last, whole);
+    if (end - first > 1) {
+      multiply_row<Scalar>(call, first, end - first, nullptr);
+      first = end;
+    }
+    for (Index b = first; b < last; ++b) add_panel_terms(call, b, 0, 1, &scratch(worker, 0));
   });
 }
 
@@ -129,17 +166,16 @@ struct TransposedPanel {
 };
 
 /// dX = dY W + V F, W packed at `panels` by `layout`; `call` is that of the product of dY with W^T. Allocates only to
-/// grow the workspace (slot weight_panel: a part of a panel, and 1 + r lines, per worker). The result of a row depends
+/// grow the workspace (a part of a panel, and 1 + r lines, per worker). The result of a row depends
 /// neither on the other rows nor on the number of workers.
 template <class Scalar>
 void packed_product_transposed(const PanelCall<Scalar>& call, const PanelLayout<Scalar>& layout, const Scalar* panels,
                                Isa isa, Workspace& workspace) {
   Executor& executor = workspace.executor();
   const Index part = panel_width<Scalar> * TransposedPanel<Scalar>::block(layout.outputs);
-  const Index per_worker = separate_lines<Scalar>(part + call.scratch());
-  Scalar* const scratch = workspace.reserve<Scalar>(Workspace::Slot::weight_panel, per_worker * executor.workers());
+  const auto scratch = worker_scratch<Scalar>(workspace, part + call.scratch());
   for_each_panel(call, rows_per_packing_pass, executor, [&](Index b, Index begin, Index end, int worker) {
-    Scalar* const own = scratch + worker * per_worker;
+    Scalar* const own = &scratch(worker, 0);
     const TransposedPanel<Scalar> panel{
         layout, panels, call.layout.first_output(b), call.layout.columns(b), call.layout.width(b), isa, own};
     multiply_panel(call, b, panel, begin, end, own + part);

@@ -8,7 +8,7 @@
 #include <cstdint>
 
 #include "lora/core/workspace.hpp"
-#include "lora/kernels/tile.hpp"
+#include "lora/kernels/kernel_table.hpp"
 #include "lora/kernels/transpose.hpp"
 
 namespace lora::kernels {
@@ -80,6 +80,11 @@ struct PackedPanel {
   }
 };
 
+template <class Scalar>
+[[nodiscard]] MultiplyKernel<Scalar> multiply_kernel(Isa isa = active_isa()) noexcept {
+  return kernel_table<Scalar>(isa).multiply;
+}
+
 /// What every panel of one product Y = X W^T + bias + U F shares.
 template <class Scalar>
 struct PanelCall {
@@ -107,25 +112,44 @@ void prefetch_next_block(const Scalar* block, Index scalars) {
   }
 }
 
-/// Copies bias and F for panel `b` to `scratch`, padded to the panel's width. Returns where F starts.
+/// Copies the bias for panel `b` to `scratch`, padded to the panel's width, and sets the product's start.
 template <class Scalar>
-const Scalar* gather_panel_terms(const PanelCall<Scalar>& call, Index b, Scalar* scratch) {
+void gather_panel_bias(const PanelCall<Scalar>& call, Index b, Scalar* scratch, PanelProduct<Scalar>& product) {
+  product.initial = nullptr;
+  if (call.bias == nullptr) return;
+  const Scalar* const bias = call.bias + call.layout.first_output(b);
+  const Index columns = call.layout.columns(b);
+  std::copy(bias, bias + columns, scratch);
+  std::fill(scratch + columns, scratch + call.layout.width(b), Scalar(0));
+  product.initial = scratch;
+}
+
+/// The terms U F of rows from `begin` on and panel `b`. F is read where it lies where its rows are contiguous and a
+/// single tile reads them; else it is copied to `scratch` (rank lines of panel_width), padded to the panel's width:
+/// rows that lie a power of two apart would push one another out of the first-level cache.
+template <class Scalar>
+[[nodiscard]] ProductTerms<Scalar> gather_panel_terms(const PanelCall<Scalar>& call, Index b, Index begin, Index rows,
+                                                      Scalar* scratch) {
+  const Index rank = call.up.rows;
+  if (rank == 0) return {};
   const Index first = call.layout.first_output(b);
   const Index columns = call.layout.columns(b);
   const Index width = call.layout.width(b);
-  const auto line = [&](const Scalar* from, Scalar* to) {
-    std::copy(from, from + columns, to);
-    std::fill(to + columns, to + width, Scalar(0));
-  };
-  if (call.bias != nullptr) line(call.bias + first, scratch);
-  Scalar* const up = scratch + panel_width<Scalar>;
-  if (call.up.col_stride == 1) {
-    for (Index p = 0; p < call.up.rows; ++p) line(&call.up(p, first), up + p * width);
-  } else if (call.up.rows > 0) {
+  ProductTerms<Scalar> terms{&call.down(begin, 0), call.down.row_stride, call.down.col_stride, scratch, width, rank};
+  if (call.up.col_stride != 1) {
     prefetch_next_block(&call.up(0, first), columns * call.up.col_stride);
-    pack_transposed(active_isa(), call.up.transpose().middle_rows(first, columns), width, up);
+    pack_transposed(active_isa(), call.up.transpose().middle_rows(first, columns), width, scratch);
+  } else if (rows <= tallest_tile && columns == width) {
+    terms.right = &call.up(0, first);
+    terms.right_row = call.up.row_stride;
+  } else {
+    for (Index p = 0; p < rank; ++p) {
+      const Scalar* const line = &call.up(p, first);
+      std::copy(line, line + columns, scratch + p * width);
+      std::fill(scratch + p * width + columns, scratch + (p + 1) * width, Scalar(0));
+    }
   }
-  return up;
+  return terms;
 }
 
 /// Rows [begin, end) of Y, columns of panel `b`, which `panel` hands out: block(inputs) rows at a time, rows(q, depth)
@@ -141,20 +165,21 @@ void multiply_panel(const PanelCall<Scalar>& call, Index b, const Panel& panel, 
   product.rows = end - begin;
   product.width = call.layout.width(b);
   product.columns = call.layout.columns(b);
-  const Scalar* const up = gather_panel_terms(call, b, scratch);
-  product.initial = call.bias != nullptr ? scratch : nullptr;
+  gather_panel_bias(call, b, scratch, product);
   product.out = &call.y(begin, call.layout.first_output(b));
   product.out_stride = call.y.row_stride;
-  const auto left = [&](const MatrixView<const Scalar>& rows, Index p) {
-    return rows.data + begin * rows.row_stride + p * rows.col_stride;
-  };
   Index q = 0;
   do {  // once even without inputs: bias and U F remain
     const Index depth = std::min(block, inputs - q);
-    product.terms = {left(call.x, q), call.x.row_stride, call.x.col_stride, panel.rows(q, depth), depth};
+    product.terms = {call.x.data + begin * call.x.row_stride + q * call.x.col_stride,
+                     call.x.row_stride,
+                     call.x.col_stride,
+                     panel.rows(q, depth),
+                     product.width,
+                     depth};
     product.prefetch = panel.next(q, depth, product.rows);
-    if (q + depth == inputs && call.up.rows > 0) {
-      product.extra = {left(call.down, 0), call.down.row_stride, call.down.col_stride, up, call.up.rows};
+    if (q + depth == inputs) {
+      product.extra = gather_panel_terms(call, b, begin, product.rows, scratch + panel_width<Scalar>);
     }
     call.multiply(product);
     product.accumulate = true;
@@ -162,10 +187,10 @@ void multiply_panel(const PanelCall<Scalar>& call, Index b, const Panel& panel, 
   } while (q < inputs);
 }
 
-/// Scratch of one worker, a multiple of a cache line apart from the next worker's.
+/// One row of at least `scalars` for each worker of the workspace's executor; no two share a cache line.
 template <class Scalar>
-[[nodiscard]] constexpr Index separate_lines(Index scalars) noexcept {
-  return round_up(scalars, width_unit<Scalar>);
+[[nodiscard]] ScratchMatrix<Scalar> worker_scratch(Workspace& workspace, Index scalars) {
+  return workspace.matrix<Scalar>(workspace.executor().workers(), round_up(scalars, width_unit<Scalar>));
 }
 
 /// Runs multiply(b, begin, end, worker) over all panels b and rows [begin, end) of `call`, `pass` rows at a time, split

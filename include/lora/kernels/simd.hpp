@@ -10,7 +10,6 @@
 // per lane in a byte.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -26,6 +25,7 @@
 #define LORA_TARGET_AVX2 __attribute__((target("avx2,fma")))
 #define LORA_TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
 #define LORA_INLINE __attribute__((always_inline)) inline
+#define LORA_NOINLINE __attribute__((noinline))
 
 /// Before a loop of constant length over registers: without it arrays of vectors stay in memory.
 #if defined(__clang__)
@@ -60,25 +60,30 @@ struct Simd {
     return v;
   }
   LORA_INLINE static void store(Scalar* p, Vector v) { std::memcpy(p, &v, sizeof(v)); }
-  LORA_INLINE static Vector load_first(const Scalar* p, Index count) {
+  // Rare, and long where they are unrolled into every tile.
+  LORA_NOINLINE static Vector load_first(const Scalar* p, Index count) {
     Vector v{};
     for (Index i = 0; i < count; ++i) v[i] = p[i];
     return v;
   }
-  LORA_INLINE static void store_first(Scalar* p, Vector v, Index count) {
+  LORA_NOINLINE static void store_first(Scalar* p, Vector v, Index count) {
     for (Index i = 0; i < count; ++i) p[i] = v[i];
   }
   LORA_INLINE static Vector keep(Vector v, unsigned bits) {
-    for (Index i = 0; i < lanes; ++i) v[i] = ((bits >> static_cast<unsigned>(i)) & 1U) != 0 ? v[i] : Scalar(0);
-    return v;
+    Integers lane_bit{};
+    for (Index i = 0; i < lanes; ++i) lane_bit[i] = 1 << static_cast<int>(i);
+    const Integers present = ((Integers{} + static_cast<int>(bits)) & lane_bit) == lane_bit;
+    return reinterpret_cast<Vector>(reinterpret_cast<Integers>(v) & present);
   }
   LORA_INLINE static Vector load_kept(const Scalar* p, unsigned bits) { return keep(load(p), bits); }
   LORA_INLINE static Vector fma(Vector a, Vector b, Vector c) { return a * b + c; }
   LORA_INLINE static Vector add(Vector a, Vector b) { return a + b; }
   LORA_INLINE static Vector subtract(Vector a, Vector b) { return a - b; }
   LORA_INLINE static bool any_negative(Vector v) {
+    Integers bits;  // -ffast-math does not see the sign of a NaN
+    std::memcpy(&bits, &v, sizeof(bits));
     bool any = false;
-    for (Index i = 0; i < lanes; ++i) any |= std::signbit(v[i]);
+    for (Index i = 0; i < lanes; ++i) any |= bits[i] < 0;
     return any;
   }
   LORA_INLINE static void store_bytes(std::int8_t* p, Integers v) {

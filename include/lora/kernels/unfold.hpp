@@ -8,10 +8,7 @@
 
 #include "lora/core/view.hpp"
 #include "lora/kernels/dropout_mask.hpp"
-#include "lora/kernels/simd.hpp"
-
-#define LORA_KERNEL_SOURCE "lora/kernels/image_span.inc"
-#include "lora/kernels/for_each_isa.inc"
+#include "lora/kernels/kernel_table.hpp"
 
 namespace lora::kernels {
 
@@ -97,29 +94,13 @@ struct UnfoldBlock {
   Index end = 0;
 };
 
-/// out = scale * keep(source), or, with `add`, out += that, for a run of contiguous elements; the mask's bits begin
-/// with bit `first` of `row`. Unmasked runs are taken as they are.
-template <class Scalar>
-using RunKernel = void (*)(const Scalar* source, Index count, const std::uint8_t* row, Index first, Scalar scale,
-                           Scalar* out);
-
-template <class Scalar, bool kAdd>
-[[nodiscard]] RunKernel<Scalar> run_kernel(Isa isa, bool masked) noexcept {
-#if LORA_X86_KERNELS
-  if (isa == Isa::avx512)
-    return masked ? &avx512::take_run<Scalar, true, kAdd> : &avx512::take_run<Scalar, false, kAdd>;
-  if (isa == Isa::avx2) return masked ? &avx2::take_run<Scalar, true, kAdd> : &avx2::take_run<Scalar, false, kAdd>;
-#endif
-  return masked ? &portable::take_run<Scalar, true, kAdd> : &portable::take_run<Scalar, false, kAdd>;
-}
-
 /// target (lines x stride) = what each line's tap sees at each position; zeros outside the image and, up to `stride`,
 /// behind the last position. `images` is N x (channels * input_size), of any strides; where `mask` is active, dropped
 /// elements read as zero and kept ones are multiplied by its scale. No allocation; no aliasing.
 template <class Scalar>
 void unfold(const ImageWalk& walk, const MatrixView<const Scalar>& images, const DropoutMask<Scalar>& mask,
             const UnfoldBlock& block, Scalar* target, Index stride, Isa isa = active_isa()) {
-  const RunKernel<Scalar> take = run_kernel<Scalar, false>(isa, mask.active());
+  const RunKernel<Scalar> keep = kernel_table<Scalar>(isa).keep_run;
   for (Index l = 0; l < block.lines; ++l, target += stride) {
     std::fill(target, target + stride, Scalar(0));
     for_each_span(walk, block.first_line + l, block.begin, block.end, [&](const ImageSpan& span) {
@@ -127,8 +108,9 @@ void unfold(const ImageWalk& walk, const MatrixView<const Scalar>& images, const
       const Scalar* source = &images(span.sample, span.first);
       Scalar* const out = target + span.column;
       if (step == 1) {
-        const std::uint8_t* const row = mask.active() ? mask.row(span.sample) : nullptr;
-        return take(source, span.length, row, span.first, mask.scale, out);
+        if (mask.active()) return keep(source, span.length, mask.row(span.sample), span.first, mask.scale, out);
+        std::copy(source, source + span.length, out);
+        return;
       }
       for (Index i = 0; i < span.length; ++i) {
         out[i] = mask.keeps(span.sample, span.first + i * span.step) ? source[i * step] * mask.scale : Scalar(0);
@@ -145,7 +127,7 @@ void unfold(const ImageWalk& walk, const MatrixView<const Scalar>& images, const
 template <class Scalar>
 void add_folded(const ImageWalk& walk, const Scalar* source, Index stride, const UnfoldBlock& block,
                 const DropoutMask<Scalar>& mask, const MatrixView<Scalar>& images, Isa isa = active_isa()) {
-  const RunKernel<Scalar> take = run_kernel<Scalar, true>(isa, mask.active());
+  const RunKernel<Scalar> add = kernel_table<Scalar>(isa).add_run[mask.active() ? 1 : 0];
   for (Index l = block.lines; l-- > 0;) {
     const Scalar* const line = source + l * stride;
     for_each_span(walk, block.first_line + l, block.begin, block.end, [&](const ImageSpan& span) {
@@ -154,7 +136,7 @@ void add_folded(const ImageWalk& walk, const Scalar* source, Index stride, const
       const Scalar* const in = line + span.column;
       if (step == 1) {
         const std::uint8_t* const row = mask.active() ? mask.row(span.sample) : nullptr;
-        return take(in, span.length, row, span.first, mask.scale, out);
+        return add(in, span.length, row, span.first, mask.scale, out);
       }
       for (Index i = 0; i < span.length; ++i) {
         if (mask.keeps(span.sample, span.first + i * span.step)) out[i * step] += in[i] * mask.scale;

@@ -1,0 +1,174 @@
+// What the kernels of an instruction set are called with. Plain data: no vector code is needed to name it.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "lora/core/view.hpp"
+#include "lora/kernels/dropout_mask.hpp"
+
+namespace lora::kernels {
+
+/// Width of a panel: three AVX-512 registers, six of AVX2, twelve of 16 bytes.
+template <class Scalar>
+inline constexpr Index panel_width = static_cast<Index>(3 * 64 / sizeof(Scalar));
+
+/// Widths of narrower panels are multiples of this: one AVX-512 register.
+template <class Scalar>
+inline constexpr Index width_unit = static_cast<Index>(64 / sizeof(Scalar));
+
+/// Rows of the tallest tile of any instruction set.
+inline constexpr Index tallest_tile = 8;
+
+/// Rows of a block whose sums `add_outer` forms before it adds them to G.
+inline constexpr Index outer_block = 256;
+
+/// Terms of an inner product: row i's factor p is left[i * left_row + p * left_step]; it multiplies row p of `right`.
+template <class Scalar>
+struct ProductTerms {
+  const Scalar* left = nullptr;
+  Index left_row = 0;
+  Index left_step = 0;
+  const Scalar* right = nullptr;  ///< depth rows of `width` scalars
+  Index right_row = 0;            ///< distance of its rows
+  Index depth = 0;
+};
+
+/// What the next product reads: runs of memory, run_stride bytes apart, one for every `run_terms` terms of this one.
+/// The tiles ask for the runs in slices: the tile whose first row is i hints, with term p of a run, at
+/// address + run * run_stride + i * row + p * step. A hint beyond the end of an array is harmless, so these are numbers
+/// and not pointers.
+struct Prefetch {
+  std::uintptr_t address = 0;
+  std::uintptr_t run_stride = 0;
+  std::uintptr_t run_terms = std::numeric_limits<std::uintptr_t>::max();
+  std::uintptr_t row = 0;
+  std::uintptr_t step = 0;
+
+  /// Spreads runs of `bytes`, one for every `terms` terms, over the tiles of `samples` rows, hints at most one cache
+  /// line apart.
+  void spread(std::uintptr_t bytes, Index terms, Index samples) noexcept {
+    const auto rows = static_cast<std::uintptr_t>(samples);
+    const auto hints = rows * static_cast<std::uintptr_t>(std::max<Index>(terms, 1));
+    row = (bytes + rows - 1) / rows;
+    step = std::min<std::uintptr_t>(64, (bytes * tallest_tile + hints - 1) / hints);
+  }
+};
+
+/// out (rows x columns) = start + terms + extra, where start is `out` itself (`accumulate`), or `initial`, or zero.
+/// With `panels` > 1 the product takes as many whole panels, which lie right after one another, as are their columns of
+/// `out`, of `initial` and of the rows of `extra`: then width and columns are panel_width. Every element is one chain of
+/// fused multiply-adds in the order of the terms, so it depends neither on its row's place nor on how many rows, columns
+/// or calls the product is split into.
+template <class Scalar>
+struct PanelProduct {
+  Index rows = 0;
+  Index width = 0;    ///< of `right` and `initial`; a multiple of width_unit
+  Index columns = 0;  ///< columns of `out`, at most `width`
+  Index panels = 1;
+  ProductTerms<Scalar> terms;
+  ProductTerms<Scalar> extra;       ///< depth 0 for none
+  const Scalar* initial = nullptr;  ///< `width` scalars, or null for zero
+  bool accumulate = false;
+  Scalar* out = nullptr;
+  Index out_stride = 0;
+  Prefetch prefetch;
+};
+
+/// U = scale * drop(X) F^T for X and F of contiguous rows; the mask's factor is part of `scale`.
+template <class Scalar>
+struct DownCall {
+  MatrixView<const Scalar> x;
+  DropoutMask<Scalar> mask;
+  MatrixView<const Scalar> f;
+  Scalar scale;
+  MatrixView<Scalar> u;
+};
+
+/// Y += drop(U F) for F and Y of contiguous rows.
+template <class Scalar>
+struct UpCall {
+  MatrixView<const Scalar> u;
+  MatrixView<const Scalar> f;
+  DropoutMask<Scalar> mask;
+  MatrixView<Scalar> y;
+};
+
+/// G += scale * V^T drop(X) for X and G of contiguous rows; the mask's factor is part of `scale`.
+template <class Scalar>
+struct OuterCall {
+  MatrixView<const Scalar> v;
+  MatrixView<const Scalar> x;
+  DropoutMask<Scalar> mask;
+  Scalar scale;
+  MatrixView<Scalar> g;
+};
+
+enum class UpdateStep : std::uint8_t {
+  apply,    ///< weights <- weights + delta, codes and originals written
+  restore,  ///< the reverse, codes and originals read
+  verify,   ///< writes nothing; after `apply`: whether every delta, and every sum where the weight was, is finite
+};
+
+/// What an exact update did.
+struct ExactUpdate {
+  bool applied = false;  ///< false: some delta or result was not finite
+  Index exceptions = 0;  ///< number of elements with `exceptional_code`
+};
+
+/// Weights (`lines` runs of `length` scalars, `line_stride` apart) and their update coefficients * factor, shaped as
+/// for DeltaKernel.
+template <class Scalar>
+struct UpdateTile {
+  const Scalar* coefficients = nullptr;
+  const Scalar* factor = nullptr;
+  Index factor_stride = 0;
+  Index rank = 0;
+  Scalar* weights = nullptr;
+  Index line_stride = 0;
+  Index lines = 0;
+  Index length = 0;
+};
+
+/// One pass over rows x columns: z and y have contiguous rows, factors and bias one scalar for each column.
+template <class Scalar>
+struct ColumnPass {
+  const Scalar* z = nullptr;
+  Index z_row = 0;
+  const Scalar* factors = nullptr;
+  const Scalar* bias = nullptr;  ///< or null
+  Scalar* y = nullptr;
+  Index y_row = 0;
+  Index rows = 0;
+  Index columns = 0;
+};
+
+/// sums (columns) continues, for each column, the sum over rows in order of dy(i, j) * z(i, j), or of dy(i, j).
+template <class Scalar>
+struct ColumnSum {
+  const Scalar* dy = nullptr;
+  Index dy_row = 0;
+  const Scalar* z = nullptr;
+  Index z_row = 0;
+  Index rows = 0;
+  Index columns = 0;
+  Scalar* sums = nullptr;
+};
+
+/// See adapted_row_norms().
+template <class Scalar>
+struct RowNormsCall {
+  const double* squared_norms = nullptr;
+  MatrixView<const Scalar> projected;  ///< r x d, rows contiguous
+  MatrixView<const Scalar> gram;       ///< r x r
+  MatrixView<const Scalar> b;          ///< d x r
+  double scale = 1;
+  double* norms = nullptr;
+  std::uint8_t* cancels = nullptr;
+};
+
+/// Columns that the row norms' kernel takes at a time: rank times as many doubles are its scratch.
+inline constexpr Index norm_block = 32;
+
+}  // namespace lora::kernels
