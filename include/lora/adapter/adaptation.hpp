@@ -6,8 +6,8 @@
 #include <utility>
 
 #include "lora/adapter/adapter.hpp"
-#include "lora/adapter/decomposition.hpp"
 #include "lora/adapter/dora.hpp"
+#include "lora/adapter/starts.hpp"
 #include "lora/weight/merge_undo.hpp"
 
 namespace lora {
@@ -28,6 +28,15 @@ template <FrozenWeight Weight>
   return adapter.config().use_dora ? Magnitude(weight, adapter.update()) : Magnitude();
 }
 
+template <FrozenWeight Weight>
+[[nodiscard]] LoraFactors<double> start_from_weight(std::string_view operation, const Weight& weight,
+                                                    const LoraConfig& config, std::uint64_t seed) {
+  Matrix<typename Weight::Scalar> stored(weight.out_features(), weight.in_features());
+  read_back(weight, view_of(stored));
+  const Matrix<double> decoded = stored.template cast<double>();
+  return factors_from_weight<double>(operation, view_of(decoded), config, seed);
+}
+
 }  // namespace detail
 
 /// A fresh adapter for an unmerged `weight`. With pissa and olora the weight becomes the residual W - s*B*A, so that
@@ -46,7 +55,8 @@ template <FrozenWeight Weight>
     auto magnitude = detail::make_magnitude(weight, adapter);
     return {std::move(adapter), std::move(magnitude)};
   }
-  Adapter adapter(operation, config, seed, factors_from_weight(operation, weight, config, seed));
+  const auto start = detail::start_from_weight(operation, weight, config, seed);
+  Adapter adapter(operation, config, seed, {start.A.template cast<Scalar>(), start.B.template cast<Scalar>()});
   LowRankUpdate<Scalar> taken = adapter.update();
   taken.scale = -taken.scale;
   const auto record = MergeUndo<Scalar>::merge(operation, weight, taken);

@@ -9,7 +9,7 @@
 
 #include "lora/adapter/config.hpp"
 #include "lora/adapter/gradients.hpp"
-#include "lora/adapter/initialization.hpp"
+#include "lora/adapter/starts.hpp"
 #include "lora/adapter/record.hpp"
 #include "lora/core/shape.hpp"
 #include "lora/kernels/low_rank.hpp"

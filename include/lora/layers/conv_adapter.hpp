@@ -12,7 +12,7 @@
 
 #include "lora/adapter/adapter.hpp"
 #include "lora/adapter/gradients.hpp"
-#include "lora/adapter/initialization.hpp"
+#include "lora/adapter/starts.hpp"
 #include "lora/kernels/convolution.hpp"
 #include "lora/layers/conv_geometry.hpp"
 #include "lora/layers/conv_record.hpp"

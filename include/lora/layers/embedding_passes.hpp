@@ -10,7 +10,7 @@
 #include "lora/adapter/adapter.hpp"
 #include "lora/adapter/dora.hpp"
 #include "lora/adapter/gradients.hpp"
-#include "lora/adapter/initialization.hpp"
+#include "lora/adapter/starts.hpp"
 #include "lora/adapter/record.hpp"
 #include "lora/core/random.hpp"
 #include "lora/core/workspace.hpp"

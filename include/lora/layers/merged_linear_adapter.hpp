@@ -12,7 +12,7 @@
 
 #include "lora/adapter/config.hpp"
 #include "lora/adapter/gradients.hpp"
-#include "lora/adapter/initialization.hpp"
+#include "lora/adapter/starts.hpp"
 #include "lora/adapter/record.hpp"
 #include "lora/core/random.hpp"
 #include "lora/core/shape.hpp"
