@@ -3,11 +3,10 @@
 
 #include "lora/adapter/adapter.hpp"
 #include "lora/adapter/config.hpp"
-#include "lora/adapter/decomposition.hpp"
 #include "lora/adapter/dora.hpp"
 #include "lora/adapter/dropout.hpp"
 #include "lora/adapter/gradients.hpp"
-#include "lora/adapter/initialization.hpp"
+#include "lora/adapter/starts.hpp"
 #include "lora/adapter/magnitude.hpp"
 #include "lora/adapter/plain_adapter.hpp"
 #include "lora/adapter/record.hpp"

@@ -66,14 +66,13 @@ TEST(TrainsBias, FollowsModeAndRank) {
 }
 
 TEST(CheckConfig, AcceptsTheWholeRange) {
-  const double below_one = std::nextafter(1.0, 0.0);
   EXPECT_NO_THROW(check_config("LoraLinear", LoraConfig{}));
   EXPECT_NO_THROW(check_config("LoraLinear", LoraConfig{.rank = 0}));
   EXPECT_NO_THROW(check_config("LoraLinear", LoraConfig{.rank = 1, .lora_bias = true}));
   EXPECT_NO_THROW(check_config("LoraLinear", LoraConfig{.alpha = 0}));
   EXPECT_NO_THROW(check_config("LoraLinear", LoraConfig{.alpha = -16}));
   EXPECT_NO_THROW(check_config("LoraLinear", LoraConfig{.dropout = 0.0}));
-  EXPECT_NO_THROW(check_config("LoraLinear", LoraConfig{.dropout = below_one}));
+  EXPECT_NO_THROW(check_config("LoraLinear", LoraConfig{.dropout = 1 - 0x1p-32}));
 }
 
 std::string refusal(const LoraConfig& config) {
@@ -133,6 +132,20 @@ TEST(CheckConfig, NotANumberIsRefusedAndNamed) {
 TEST(CheckConfig, DropoutMustBeBelowOneAndNotNegative) {
   for (const double dropout : {-0.25, 1.0, 1.5, -infinity, -std::numeric_limits<double>::denorm_min()}) {
     EXPECT_EQ(refusal({.dropout = dropout}).rfind("LoraLinear: dropout: expected a probability in [0, 1), got ", 0), 0U)
+        << dropout;
+  }
+}
+
+// Near 1 the nearest multiple of 2^-32 is 1: every element would be dropped, and the factor would be infinite.
+TEST(CheckConfig, ADropoutThatWouldKeepNothingIsRefused) {
+  EXPECT_EQ(refusal({.dropout = 1 - 0x1p-32}), "accepted");
+  EXPECT_EQ(refusal({.dropout = 1 - 0x1.8p-33}), "accepted");
+  for (const double dropout : {1 - 0x1p-33, 1 - 0x1p-40, std::nextafter(1.0, 0.0)}) {
+    EXPECT_EQ(refusal({.dropout = dropout})
+                  .rfind("LoraLinear: dropout: expected a probability in [0, 1) that keeps at least one element in "
+                         "2^32, got 1 - ",
+                         0),
+              0U)
         << dropout;
   }
 }

@@ -179,11 +179,42 @@ TEST(DropoutBits, BitsBeyondTheLastColumnAreZero) {
   }
 }
 
+// The share of words that reach the threshold t is (2^32 - t) / 2^32 exactly, and the factor is its inverse.
 TEST(DropoutBits, ScaleKeepsTheExpectation) {
   for (const double p : {0.0, 0.05, 0.1, 0.5, 0.75, 0.9}) {
     const DropoutBits bits = drawn(p, {0, 0}, 1, 1);
-    EXPECT_EQ(bits.mask<double>(p).scale, 1 / (1 - p));
-    EXPECT_EQ(bits.mask<float>(p).scale, static_cast<float>(1 / (1 - p)));
+    EXPECT_NEAR(bits.mask<double>(p).scale, 1 / (1 - p), 0x1p-32 / ((1 - p) * (1 - p))) << p;
+    EXPECT_FLOAT_EQ(bits.mask<float>(p).scale, static_cast<float>(1 / (1 - p))) << p;
+  }
+  const auto scale = [](double p) { return DropoutBits{}.mask<double>(p).scale; };
+  EXPECT_EQ(scale(0x1p-34), 1);  // rounds to no dropout
+  EXPECT_EQ(scale(0x1p-32), 0x1p32 / (0x1p32 - 1));
+  EXPECT_EQ(scale(1 - 0x1p-24), 0x1p24);
+  EXPECT_EQ(scale(1 - 3 * 0x1p-32), 0x1p32 / 3);
+  EXPECT_EQ(scale(1 - 2.75 * 0x1p-32), 0x1p32 / 3);
+  EXPECT_EQ(scale(1 - 0x1p-32), 0x1p32);
+  EXPECT_EQ(scale(1 - 0x1.8p-33), 0x1p32);
+}
+
+// At the ends of the range the share is too small to count. The words are drawn anew here, and those that are kept are
+// exactly the ones that reach a threshold just below the largest of them, and none of the others.
+TEST(DropoutBits, KeepRatesHoldAtTheEndsOfTheRange) {
+  const Index rows = 50;
+  const Index cols = 400;
+  const lora::RandomStream stream(seed, 3);
+  Matrix<double> words(rows, cols);
+  for (Index i = 0; i < rows; ++i) {
+    for (Index j = 0; j < cols; ++j) {
+      const auto block = stream.block((static_cast<std::uint64_t>(i) << 30U) + static_cast<std::uint64_t>(j / 4));
+      words(i, j) = block[static_cast<std::size_t>(j % 4)];
+    }
+  }
+  for (const double threshold : {1.0, 0x1p32 - 1, words.minCoeff(), words.minCoeff() + 1, words.maxCoeff(),
+                                 words.maxCoeff() + 1, 0x1p32 - 0x1p8, 0x1p32 - 0x1p16, 0x1p16}) {
+    const double p = threshold * 0x1p-32;
+    EXPECT_EQ(kept(p, {3, 0}, rows, cols), (words.array() >= threshold).cast<double>().matrix()) << threshold;
+    const double share = (0x1p32 - threshold) * 0x1p-32;
+    EXPECT_EQ(DropoutBits{}.mask<double>(p).scale, 1 / share) << threshold;
   }
 }
 

@@ -12,12 +12,35 @@ using Eigen::MatrixXd;
 using Eigen::VectorXd;
 using lora::Index;
 using lora::RandomStream;
-using lora::TruncatedSvd;
 
 constexpr double epsilon = 2.2e-16;
 
 MatrixXd random(Index rows, Index cols, unsigned seed = 1) {
   return lora::testing::random_matrix<double>(rows, cols, seed);
+}
+
+/// The library's result as Eigen matrices.
+struct TruncatedSvd {
+  explicit TruncatedSvd(const lora::TruncatedSvd<double>& svd)
+      : U(svd.U.view().map()),
+        S(VectorXd::Map(svd.S.data(), static_cast<Index>(svd.S.size()))),
+        V(svd.V.view().map()) {}
+  MatrixXd U;
+  VectorXd S;
+  MatrixXd V;
+};
+
+TruncatedSvd truncated_svd(const MatrixXd& w, Index rank) {
+  return TruncatedSvd(lora::truncated_svd(lora::view_of(w), rank));
+}
+
+TruncatedSvd randomized_svd(const MatrixXd& w, Index rank, Index iterations, const RandomStream& stream) {
+  return TruncatedSvd(lora::randomized_svd(lora::view_of(w), rank, iterations, stream));
+}
+
+/// An orthonormal basis of what the columns span.
+MatrixXd basis_of(const MatrixXd& w) {
+  return Eigen::HouseholderQR<MatrixXd>(w).householderQ() * MatrixXd::Identity(w.rows(), w.cols());
 }
 
 MatrixXd rebuilt(const TruncatedSvd& svd) { return svd.U * svd.S.asDiagonal() * svd.V.transpose(); }
@@ -42,7 +65,7 @@ TEST(TruncatedSvd, AgreesWithEigen) {
     const MatrixXd w = random(m, n);
     const Eigen::JacobiSVD<MatrixXd> exact(w);
     const Index most = std::min(m, n);
-    const TruncatedSvd svd = lora::truncated_svd(w, most);
+    const TruncatedSvd svd = truncated_svd(w, most);
     const double bound = 32 * epsilon * static_cast<double>(m + n) * exact.singularValues()[0];
     EXPECT_LE((svd.S - exact.singularValues()).cwiseAbs().maxCoeff(), bound);
     EXPECT_LE((rebuilt(svd) - w).norm(), 4 * bound);
@@ -54,8 +77,8 @@ TEST(TruncatedSvd, AgreesWithEigen) {
 
 TEST(TruncatedSvd, ItsPartsAreTheFirstOfTheWhole) {
   const MatrixXd w = random(14, 20);
-  const TruncatedSvd whole = lora::truncated_svd(w, 14);
-  const TruncatedSvd part = lora::truncated_svd(w, 4);
+  const TruncatedSvd whole = truncated_svd(w, 14);
+  const TruncatedSvd part = truncated_svd(w, 4);
   EXPECT_EQ(part.U, whole.U.leftCols(4));
   EXPECT_EQ(part.S, whole.S.head(4));
   EXPECT_EQ(part.V, whole.V.leftCols(4));
@@ -63,16 +86,16 @@ TEST(TruncatedSvd, ItsPartsAreTheFirstOfTheWhole) {
 
 TEST(TruncatedSvd, OfAMatrixOfSmallerRankEndsInZeros) {
   const MatrixXd w = random(12, 2, 1) * random(2, 9, 2);
-  const TruncatedSvd svd = lora::truncated_svd(w, 5);
+  const TruncatedSvd svd = truncated_svd(w, 5);
   EXPECT_GT(svd.S[1], 0.1);
   EXPECT_EQ(svd.S.tail(3).norm(), 0);
   EXPECT_EQ(svd.U.rightCols(3).norm() + svd.V.rightCols(3).norm(), 0);
   EXPECT_LE((rebuilt(svd) - w).norm(), 1e-13 * w.norm());
-  EXPECT_EQ(lora::truncated_svd(MatrixXd::Zero(4, 6), 3).S.norm(), 0);
+  EXPECT_EQ(truncated_svd(MatrixXd::Zero(4, 6), 3).S.norm(), 0);
 }
 
 TEST(TruncatedSvd, OfEqualSingularValuesFindsThemAll) {
-  const TruncatedSvd svd = lora::truncated_svd(5 * MatrixXd::Identity(8, 6), 4);
+  const TruncatedSvd svd = truncated_svd(5 * MatrixXd::Identity(8, 6), 4);
   EXPECT_EQ(svd.S, VectorXd::Constant(4, 5.0));
   expect_orthonormal(svd.U, epsilon);
 }
@@ -80,30 +103,71 @@ TEST(TruncatedSvd, OfEqualSingularValuesFindsThemAll) {
 TEST(TruncatedSvd, IsFreeOfScale) {
   const MatrixXd w = random(14, 20);
   for (const double scale : {1e-60, 1e60}) {
-    const TruncatedSvd svd = lora::truncated_svd(scale * w, 4);
-    EXPECT_LE((svd.S / scale - lora::truncated_svd(w, 4).S).norm(), 1e-13);
+    const TruncatedSvd svd = truncated_svd(scale * w, 4);
+    EXPECT_LE((svd.S / scale - truncated_svd(w, 4).S).norm(), 1e-13);
   }
+}
+
+MatrixXd with_spectrum(Index m, const VectorXd& s) {
+  return basis_of(random(m, s.size(), 3)) * s.asDiagonal() * basis_of(random(s.size(), s.size(), 4)).transpose();
 }
 
 // Singular values 2^-p: each power iteration squares the distance twice over.
 MatrixXd decaying(Index m, Index n) {
-  MatrixXd u = random(m, n, 3);
-  MatrixXd v = random(n, n, 4);
-  lora::orthonormalize(u);
-  lora::orthonormalize(v);
   VectorXd s(n);
   for (Index p = 0; p < n; ++p) s[p] = std::ldexp(1.0, static_cast<int>(-p));
-  return u * s.asDiagonal() * v.transpose();
+  return with_spectrum(m, s);
+}
+
+// Singular values 1, 1 - 1/100, 1 - 2/100, ...: no gap helps.
+MatrixXd slow(Index m, Index n) { return with_spectrum(m, VectorXd::LinSpaced(n, 1, 1 - 0.01 * static_cast<double>(n - 1))); }
+
+// A sweep of rotations that is missing shows where values lie close together and where they span the whole range.
+TEST(TruncatedSvd, IsExactAtASlowSpectrumAndAtAGradedOne) {
+  VectorXd graded(30);
+  for (Index p = 0; p < 30; ++p) graded[p] = std::pow(10.0, -0.4 * static_cast<double>(p));
+  for (const MatrixXd& w : {slow(50, 40), slow(40, 40), with_spectrum(60, graded), random(64, 64, 5)}) {
+    const Eigen::JacobiSVD<MatrixXd> exact(w, Eigen::ComputeThinU | Eigen::ComputeThinV);
+    const Index n = w.cols();
+    const TruncatedSvd svd = truncated_svd(w, n);
+    const double bound = 4 * epsilon * static_cast<double>(w.rows());
+    EXPECT_LE((svd.S - exact.singularValues()).cwiseAbs().maxCoeff(), bound * exact.singularValues()[0]);
+    EXPECT_LE((rebuilt(svd) - w).norm(), 4 * bound * w.norm());
+    expect_orthonormal(svd.U, bound);
+    expect_orthonormal(svd.V, bound);
+    const MatrixXd best = exact.matrixU().leftCols(n / 2) * exact.singularValues().head(n / 2).asDiagonal() *
+                          exact.matrixV().leftCols(n / 2).transpose();
+    EXPECT_LE((w - rebuilt(truncated_svd(w, n / 2))).norm(), (w - best).norm() + bound * w.norm());
+  }
+}
+
+// The method in the plain words of the paper: the range of (W W^T)^q W G, and W within it. At a slow spectrum every
+// iteration moves the result, so that one more or one less is far from the other.
+TEST(RandomizedSvd, TakesAsManyIterationsAsItIsTold) {
+  const MatrixXd w = slow(40, 30);
+  const RandomStream stream(7, 1);
+  lora::Matrix<double> directions(30, 5);
+  lora::fill_normal(lora::view_of(directions), 1.0, stream);
+  MatrixXd range = w * directions;
+  MatrixXd before = MatrixXd::Zero(40, 30);
+  for (Index iterations = 0; iterations < 6; ++iterations) {
+    const MatrixXd basis = basis_of(range);
+    const MatrixXd expected = basis * (basis.transpose() * w);
+    EXPECT_LE((rebuilt(randomized_svd(w, 5, iterations, stream)) - expected).norm(), 1e-12) << iterations;
+    EXPECT_GT((expected - before).norm(), 1e-3) << iterations;
+    before = expected;
+    range = w * (w.transpose() * range);
+  }
 }
 
 TEST(RandomizedSvd, ComesToTheExactOneWithPowerIterations) {
   for (const bool wide : {false, true}) {
     const MatrixXd tall = decaying(40, 20);
     const MatrixXd w = wide ? MatrixXd(tall.transpose()) : tall;
-    const TruncatedSvd exact = lora::truncated_svd(w, 5);
+    const TruncatedSvd exact = truncated_svd(w, 5);
     double before = 1;
     for (const Index iterations : {0, 2, 8, 24}) {
-      const TruncatedSvd svd = lora::randomized_svd(w, 5, iterations, RandomStream(7, 1));
+      const TruncatedSvd svd = randomized_svd(w, 5, iterations, RandomStream(7, 1));
       expect_orthonormal(svd.U, 1e-13);
       expect_orthonormal(svd.V, 1e-13);
       expect_signs_fixed(svd);
@@ -118,15 +182,15 @@ TEST(RandomizedSvd, ComesToTheExactOneWithPowerIterations) {
 // Halko, Martinsson and Tropp, theorem 1.1 without oversampling: within a modest factor of the best approximation.
 TEST(RandomizedSvd, IsNearTheBestApproximationOfAnyMatrix) {
   const MatrixXd w = random(60, 50);
-  const double best = (w - rebuilt(lora::truncated_svd(w, 8))).norm();
-  EXPECT_LT((w - rebuilt(lora::randomized_svd(w, 8, 4, RandomStream(7, 1)))).norm(), 1.1 * best);
+  const double best = (w - rebuilt(truncated_svd(w, 8))).norm();
+  EXPECT_LT((w - rebuilt(randomized_svd(w, 8, 4, RandomStream(7, 1)))).norm(), 1.1 * best);
 }
 
 TEST(RandomizedSvd, IsDecidedByItsStream) {
   const MatrixXd w = random(30, 40);
-  const auto one = lora::randomized_svd(w, 4, 1, RandomStream(7, 1));
-  EXPECT_EQ(one.U, lora::randomized_svd(w, 4, 1, RandomStream(7, 1)).U);
-  EXPECT_NE(one.U, lora::randomized_svd(w, 4, 1, RandomStream(8, 1)).U);
+  const auto one = randomized_svd(w, 4, 1, RandomStream(7, 1));
+  EXPECT_EQ(one.U, randomized_svd(w, 4, 1, RandomStream(7, 1)).U);
+  EXPECT_NE(one.U, randomized_svd(w, 4, 1, RandomStream(8, 1)).U);
 }
 
 }  // namespace

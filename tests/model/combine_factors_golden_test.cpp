@@ -1,4 +1,5 @@
 // combine_factors with Compatibility::peft against add_weighted_adapter of huggingface/peft, and what exact changes.
+#include <Eigen/SVD>
 #include <cmath>
 #include <gtest/gtest.h>
 #include <span>

@@ -1,6 +1,7 @@
 // Laws of combining the adapters of one module.
 #include "lora/model/combine_factors.hpp"
 
+#include <Eigen/SVD>
 #include <algorithm>
 #include <array>
 #include <cmath>

@@ -1,6 +1,7 @@
 // Truncation is the nearest of its rank, dense or as a product; quantiles are torch's.
 #include "lora/model/combine_svd.hpp"
 
+#include <Eigen/SVD>
 #include <array>
 #include <cstdint>
 #include <gtest/gtest.h>
@@ -11,7 +12,27 @@
 namespace lora::testing {
 namespace {
 
-using detail::FactorPair;
+/// The library's result as Eigen matrices.
+struct Pair {
+  explicit Pair(const detail::FactorPair<double>& pair)
+      : B(pair.B.view().map()), A(pair.A_transposed.view().map().transpose()) {}
+  Eigen::MatrixXd B;
+  Eigen::MatrixXd A;
+};
+
+Columns<double> columns_of(const Eigen::MatrixXd& matrix) {
+  Columns<double> columns(matrix.rows(), matrix.cols());
+  columns.view().map() = matrix;
+  return columns;
+}
+
+Pair truncate_dense(const Eigen::MatrixXd& matrix, Index rank) {
+  return Pair(detail::truncate_dense<double>(view_of(matrix), rank));
+}
+
+Pair truncate_product(const Eigen::MatrixXd& B, const Eigen::MatrixXd& A, Index rank) {
+  return Pair(detail::truncate_product(detail::FactorPair<double>{columns_of(B), columns_of(A.transpose())}, rank));
+}
 
 Eigen::MatrixXd random(Index rows, Index cols, std::uint64_t seed) { return random_matrix<double>(rows, cols, seed); }
 
@@ -26,7 +47,7 @@ class Truncation : public ::testing::TestWithParam<std::array<Index, 3>> {};
 TEST_P(Truncation, OfADenseMatrixIsTheNearest) {
   const auto [rows, cols, rank] = GetParam();
   const Eigen::MatrixXd matrix = random(rows, cols, 1);
-  const FactorPair pair = detail::truncate_dense(matrix, rank);
+  const Pair pair = truncate_dense(matrix, rank);
   ASSERT_EQ(pair.B.cols(), rank);
   ASSERT_EQ(pair.A.rows(), rank);
   EXPECT_NEAR((matrix - pair.B * pair.A).norm(), best_distance(matrix, rank), 1e-12 * matrix.norm());
@@ -35,18 +56,19 @@ TEST_P(Truncation, OfADenseMatrixIsTheNearest) {
 TEST_P(Truncation, OfAProductIsThatOfTheDenseMatrix) {
   const auto [rows, cols, rank] = GetParam();
   for (const Index inner : {rank, rank + 2, rows + cols}) {
-    const FactorPair product{random(rows, inner, 2), random(inner, cols, 3)};
-    const Eigen::MatrixXd dense = product.B * product.A;
-    const FactorPair pair = detail::truncate_product(product, rank);
+    const Eigen::MatrixXd B = random(rows, inner, 2);
+    const Eigen::MatrixXd A = random(inner, cols, 3);
+    const Eigen::MatrixXd dense = B * A;
+    const Pair pair = truncate_product(B, A, rank);
     EXPECT_NEAR((dense - pair.B * pair.A).norm(), best_distance(dense, rank), 1e-12 * dense.norm()) << inner;
-    const FactorPair other = detail::truncate_dense(dense, rank);
+    const Pair other = truncate_dense(dense, rank);
     EXPECT_LT((pair.A - other.A).norm(), 1e-9) << inner;
   }
 }
 
 TEST_P(Truncation, RowsOfAAreOrthonormalWithTheirLargestElementPositive) {
   const auto [rows, cols, rank] = GetParam();
-  const FactorPair pair = detail::truncate_dense(random(rows, cols, 4), rank);
+  const Pair pair = truncate_dense(random(rows, cols, 4), rank);
   EXPECT_LT((pair.A * pair.A.transpose() - Eigen::MatrixXd::Identity(rank, rank)).norm(), 1e-12);
   for (Index p = 0; p < rank; ++p) EXPECT_EQ(pair.A.row(p).maxCoeff(), pair.A.row(p).cwiseAbs().maxCoeff());
 }
@@ -56,8 +78,33 @@ INSTANTIATE_TEST_SUITE_P(Shapes, Truncation,
                                            std::array<Index, 3>{9, 5, 5}, std::array<Index, 3>{40, 30, 7}));
 
 TEST(Truncation, OfZeroIsZero) {
-  const FactorPair pair = detail::truncate_dense(Eigen::MatrixXd::Zero(4, 3), 2);
+  const Pair pair = truncate_dense(Eigen::MatrixXd::Zero(4, 3), 2);
   EXPECT_EQ(pair.B.norm(), 0.0);
+}
+
+// Components beyond the rank of the matrix add nothing and can still be trained: their rows of A are not zero.
+TEST(Truncation, BeyondTheRankOfTheMatrixRowsOfAStayOrthonormal) {
+  const Eigen::MatrixXd matrix = random(9, 2, 5) * random(2, 7, 6);
+  for (const Pair& pair : {truncate_dense(matrix, 5), truncate_product(random(9, 2, 5), random(2, 7, 6), 2),
+                           truncate_product(random(9, 6, 7) * 0, random(6, 7, 8), 4)}) {
+    const Index rank = pair.A.rows();
+    EXPECT_LT((pair.A * pair.A.transpose() - Eigen::MatrixXd::Identity(rank, rank)).norm(), 1e-13);
+  }
+  EXPECT_LT((matrix - truncate_dense(matrix, 5).B * truncate_dense(matrix, 5).A).norm(), 1e-13 * matrix.norm());
+}
+
+// Where singular values lie close together every sweep of a decomposition counts.
+TEST(Truncation, IsTheNearestAtASlowSpectrum) {
+  const auto basis = [](const Eigen::MatrixXd& w) {
+    return Eigen::MatrixXd(Eigen::HouseholderQR<Eigen::MatrixXd>(w).householderQ());
+  };
+  const Eigen::VectorXd values = Eigen::VectorXd::LinSpaced(40, 1, 0.8);
+  const Eigen::MatrixXd matrix = basis(random(40, 40, 9)) * values.asDiagonal() * basis(random(40, 40, 10));
+  for (const Index rank : {1, 8, 39}) {
+    const Pair pair = truncate_dense(matrix, rank);
+    EXPECT_NEAR((matrix - pair.B * pair.A).norm(), values.tail(40 - rank).norm(), 1e-13) << rank;
+    for (Index p = 0; p < rank; ++p) EXPECT_NEAR(pair.B.col(p).norm(), values[p], 1e-13) << rank;
+  }
 }
 
 // torch.quantile(torch.tensor([3., 1., 2., 10.]), q)
@@ -67,20 +114,18 @@ TEST(Quantile, LiesBetweenNeighbours) {
   EXPECT_DOUBLE_EQ(detail::quantile(values, 0.5), 2.5);
   EXPECT_DOUBLE_EQ(detail::quantile(values, 0.75), 4.75);
   EXPECT_DOUBLE_EQ(detail::quantile(values, 1.0), 10.0);
-  EXPECT_DOUBLE_EQ(detail::quantile({7}, 0.3), 7.0);
+  EXPECT_DOUBLE_EQ(detail::quantile(std::vector<double>{7}, 0.3), 7.0);
 }
 
 TEST(ClampToQuantile, CutsBothFactorsAtTheQuantileOfAll) {
-  FactorPair pair{Eigen::MatrixXd(2, 1), Eigen::MatrixXd(1, 3)};
-  pair.B << -9, 1;
-  pair.A << 2, 3, 4;  // sorted: -9 1 2 3 4
-  detail::clamp_to_quantile("combine", pair, 0.75);
-  EXPECT_EQ(pair.B, (Eigen::MatrixXd(2, 1) << -3, 1).finished());
-  EXPECT_EQ(pair.A, (Eigen::MatrixXd(1, 3) << 2, 3, 3).finished());
+  detail::FactorPair<double> pair{columns_of(Eigen::Vector2d(-9, 1)), columns_of(Eigen::Vector3d(2, 3, 4))};
+  detail::clamp_to_quantile("combine", pair, 0.75);  // sorted: -9 1 2 3 4
+  EXPECT_EQ(pair.B.values(), (std::vector<double>{-3, 1}));
+  EXPECT_EQ(pair.A_transposed.values(), (std::vector<double>{2, 3, 3}));
 }
 
 TEST(ClampToQuantile, RefusesANegativeBound) {
-  FactorPair pair{Eigen::MatrixXd::Constant(2, 1, -1), Eigen::MatrixXd::Constant(1, 3, 1)};
+  detail::FactorPair<double> pair{columns_of(-Eigen::Vector2d::Ones()), columns_of(Eigen::Vector3d::Ones())};
   EXPECT_THROW(detail::clamp_to_quantile("combine", pair, 0.1), ConfigError);
 }
 

@@ -107,6 +107,29 @@ TEST_F(TwoAdapters, WhatDareDropsDependsOnTheModulesNameAlone) {
   EXPECT_NE(combine(adapters(), dare).modules.at("other").A, among_others);
 }
 
+// A name's length, its letters without their order, or its last letter alone must not decide: layers have names that
+// differ in one digit.
+TEST_F(TwoAdapters, NamesOfOneLengthDrawDifferentMasks) {
+  const CombineOptions dare{.combination_type = CombinationType::dare_linear, .density = 0.5, .seed = 3};
+  const std::vector<std::string> names = {"layers.0.q", "layers.1.q", "layers.0.k", "layers.0.v", "layers.q.0",
+                                          "mayers.0.q", "slayer.0.q", "layers_0.q", "layers.0_q"};
+  const Module module = module_of(4, 1, 2.0, 16, 16);
+  State adapter;
+  for (const std::string& name : names) adapter.modules[name] = module;
+  const State result = combine({{&adapter, 1.0}}, dare);
+  const auto mask = [&](const std::string& name) -> Matrix<double> {
+    return (result.modules.at(name).A.array() != 0.0).cast<double>();
+  };
+  for (const std::string& one : names) {
+    EXPECT_NEAR(mask(one).mean(), 0.5, 5 * 0.5 / 8) << one;  // 64 draws
+    for (const std::string& other : names) {
+      if (one == other) continue;
+      // Independent masks agree in half of the places; five standard deviations off is never.
+      EXPECT_NEAR((mask(one) - mask(other)).cwiseAbs().mean(), 0.5, 5 * 0.5 / 8) << one << ", " << other;
+    }
+  }
+}
+
 TEST_F(TwoAdapters, KindAndKernelSizeStay) {
   for (State* state : {&first, &second}) {
     state->modules["both"].kind = ModuleKind::conv2d;

@@ -1,6 +1,7 @@
 // How a layer is adapted: the options PEFT's LoraConfig has for one layer.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <string>
@@ -21,11 +22,12 @@ enum class InitLoraWeights : std::uint8_t {
   gaussian,         ///< A ~ N(0, 1/rank^2), B = 0; PEFT's "gaussian"
   random,           ///< A as kaiming_uniform, B ~ U(-1/sqrt(rank), 1/sqrt(rank)); PEFT's `false`, for tests
   orthogonal,       ///< A and B random with B A = 0; PEFT's "orthogonal"; the rank is even
-  pissa,            ///< the principal part of W0, which keeps the rest (arXiv 2404.02948); PEFT's "pissa"
-  olora             ///< the first part of W0's QR factorisation, W0 keeps the rest (arXiv 2406.01775); PEFT's "olora"
+  pissa,            ///< s*B*A is the principal part of W0 (arXiv 2404.02948); PEFT's "pissa"
+  olora             ///< B A is the first part of W0's QR factorisation (arXiv 2406.01775); PEFT's "olora"
 };
 
-/// Whether an initialisation takes A and B out of the frozen weight, which keeps the residual W0 - s*B*A.
+/// Whether an initialisation takes A and B out of the frozen weight. Over W0 such an adapter is s (B A - B0 A0), where
+/// A0 and B0 are its start; W0 itself is never written.
 [[nodiscard]] constexpr bool takes_from_weight(InitLoraWeights init) noexcept {
   return init == InitLoraWeights::pissa || init == InitLoraWeights::olora;
 }
@@ -34,7 +36,8 @@ enum class InitLoraWeights : std::uint8_t {
 struct LoraConfig {
   Index rank = 8;               ///< r; 0 makes a plain frozen layer
   double alpha = 8;             ///< scaling is alpha / rank, or alpha / sqrt(rank) with `use_rslora`
-  double dropout = 0;           ///< probability in [0, 1) of dropping an element of the adapter's input in training
+  double dropout = 0;           ///< probability in [0, 1) of dropping an element of the adapter's input in training; the nearest
+                                ///< multiple of 2^-32 counts, which is below 1
   bool fan_in_fan_out = false;  ///< the weight is stored in_features x out_features, as GPT-2's Conv1D stores it
   bool merge_weights = true;    ///< eval() merges and train() unmerges
   bool use_rslora = false;      ///< rank-stabilised scaling (arXiv 2312.03732)
@@ -60,6 +63,17 @@ struct LoraConfig {
 
 namespace detail {
 
+/// Whether x is neither infinite nor NaN, by its bits: std::isfinite is always true with -ffast-math.
+[[nodiscard]] constexpr bool finite_bits(double x) noexcept {
+  return (std::bit_cast<std::uint64_t>(x) >> 52U & 0x7FFU) != 0x7FFU;
+}
+
+/// A word of 32 random bits drops its element where it is below this: probability * 2^32, rounded. Pre: probability in
+/// [0, 1]. The result is 2^32, and nothing is kept, from 1 - 2^-33 on.
+[[nodiscard]] constexpr std::uint64_t drop_threshold(double probability) noexcept {
+  return static_cast<std::uint64_t>(probability * 0x1p32 + 0.5);
+}
+
 inline void check_initialization(std::string_view operation, const LoraConfig& config) {
   const InitLoraWeights init = config.init_lora_weights;
   if (init == InitLoraWeights::orthogonal && config.rank % 2 != 0) {
@@ -78,11 +92,16 @@ inline void check_initialization(std::string_view operation, const LoraConfig& c
 /// @throws ConfigError naming the first option that is out of range.
 inline void check_config(std::string_view operation, const LoraConfig& config) {
   if (config.rank < 0) throw ConfigError(operation, "rank", "0 or more", std::to_string(config.rank));
-  if (!std::isfinite(config.alpha)) {
+  if (!detail::finite_bits(config.alpha)) {
     throw ConfigError(operation, "alpha", "a finite number", detail::number_text(config.alpha));
   }
-  if (!(config.dropout >= 0.0 && config.dropout < 1.0)) {
+  if (!detail::finite_bits(config.dropout) || !(config.dropout >= 0.0 && config.dropout < 1.0)) {
     throw ConfigError(operation, "dropout", "a probability in [0, 1)", detail::number_text(config.dropout));
+  }
+  if (detail::drop_threshold(config.dropout) > 0xFFFFFFFFU) {
+    std::string got = "1 - ";
+    got.append(detail::number_text(1.0 - config.dropout));
+    throw ConfigError(operation, "dropout", "a probability in [0, 1) that keeps at least one element in 2^32", got);
   }
   if (config.lora_bias && config.rank == 0)
     throw ConfigError(operation, "lora_bias", "rank 1 or more with it", "rank 0");

@@ -1,11 +1,11 @@
 // Inverted dropout on the adapter's input, as a pure function of seed, step and element.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
+#include "lora/adapter/config.hpp"
 #include "lora/core/executor.hpp"
 #include "lora/core/types.hpp"
 #include "lora/kernels/dropout_mask.hpp"
@@ -24,12 +24,13 @@ struct DropoutPosition {
 /// The mask of one forward pass: rows * ceil(cols / 8) bytes, grow-only.
 ///
 /// Element (i, j) of step t is kept iff word j % 4 of block (first_row + i) * 2^30 + j / 4 of stream t under the seed
-/// is at least p * 2^32. The mask therefore depends on neither threads nor blocking, and any part can be computed
-/// alone. Source: Srivastava et al., JMLR 15 (2014), in the inverted form: kept elements are scaled by 1 / (1 - p).
+/// is at least the integer t nearest to p * 2^32. An element is kept with probability (2^32 - t) / 2^32 exactly, and
+/// scaled by the inverse of just that. The mask therefore depends on neither threads nor blocking, and any part can be computed
+/// alone. Source: Srivastava et al., JMLR 15 (2014), in the inverted form.
 class DropoutBits {
  public:
   /// Draws the mask of `rows` x `cols` elements. Allocates only to grow. Work is split over `executor`; the result does
-  /// not depend on it. @throws std::bad_alloc
+  /// not depend on it. Pre: `probability` is a dropout that check_config accepts. @throws std::bad_alloc
   void draw(double probability, std::uint64_t seed, const DropoutPosition& position, Index rows, Index cols,
             Executor& executor) {
     const Index row_bytes = (cols + 7) / 8;
@@ -38,7 +39,7 @@ class DropoutBits {
     row_bytes_ = row_bytes;
     rows_ = rows;
     const kernels::KeepBitsKernel kernel = kernels::keep_bits_kernel(active_isa());
-    const auto threshold = static_cast<std::uint32_t>(std::min(probability * 0x1p32 + 0.5, 0x1p32 - 1));
+    const auto threshold = static_cast<std::uint32_t>(detail::drop_threshold(probability));
     parallel_ranges(executor, rows, 1, [&](Index begin, Index end, int /*worker*/) {
       for (Index i = begin; i < end; ++i) {
         // 2^30 blocks a row leave room for rows of 2^32 columns and 2^34 rows.
@@ -51,10 +52,11 @@ class DropoutBits {
     });
   }
 
-  /// The bits as kernels read them, with the factor 1 / (1 - probability). Valid until the next draw().
+  /// The bits as kernels read them, with the factor 1 / (share that is kept). Valid until the next draw().
   template <class Scalar>
   [[nodiscard]] DropoutMask<Scalar> mask(double probability) const noexcept {
-    return {bits_.data(), row_bytes_, static_cast<Scalar>(1.0 / (1.0 - probability))};
+    const auto dropped = static_cast<double>(detail::drop_threshold(probability));
+    return {bits_.data(), row_bytes_, static_cast<Scalar>(0x1p32 / (0x1p32 - dropped))};
   }
 
   /// Forgets the mask and keeps its memory.

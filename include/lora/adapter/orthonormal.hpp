@@ -1,9 +1,26 @@
-// The orthonormal factor of a tall matrix. Small to compile, unlike a general QR factorisation.
+// The orthonormal factor of a tall matrix.
 #pragma once
 
+#include <cmath>
+#include <limits>
+
+#include "lora/adapter/columns.hpp"
 #include "lora/core/types.hpp"
 
 namespace lora {
+
+namespace detail {
+
+/// Takes from `column` its part along the first `p` columns of an orthonormal Q, twice. `along` has room for p.
+template <class Real>
+void project_out(const Columns<Real>& q, Index p, Real* column, Real* along) noexcept {
+  for (int pass = 0; pass < 2 && p > 0; ++pass) {
+    for (Index k = 0; k < p; ++k) along[k] = dot(q.col(k), static_cast<const Real*>(column), q.rows());
+    for (Index k = 0; k < p; ++k) add_multiple(-along[k], q.col(k), column, q.rows());
+  }
+}
+
+}  // namespace detail
 
 /// Replaces the columns of W (m x n, n <= m) by an orthonormal basis Q of what they span, so that column p of Q is a
 /// positive multiple of column p of W less its projection on those before: W = Q R with a diagonal of R that is not
@@ -12,29 +29,29 @@ namespace lora {
 /// Gram-Schmidt, each column made orthogonal twice, which is as good as Householder's method: Giraud et al., "Rounding
 /// error analysis of the classical Gram-Schmidt orthogonalization process", Numer. Math. 101 (2005). O(m n^2).
 /// @throws std::bad_alloc
-inline void orthonormalize(Eigen::MatrixXd& w) {
+template <class Real>
+void orthonormalize(Columns<Real>& w) {
+  const Index m = w.rows();
+  constexpr Real dependent = 45 * std::numeric_limits<Real>::epsilon();
+  Columns<Real> scratch(w.cols() > m ? w.cols() : m, 2);
+  Real* const along = scratch.col(0);
+  Real* const unit = scratch.col(1);
   for (Index p = 0; p < w.cols(); ++p) {
-    const auto before = w.leftCols(p);
-    const auto project_out = [&](Eigen::VectorXd& column) {
-      for (int pass = 0; pass < 2 && p > 0; ++pass) {
-        const Eigen::VectorXd along = before.transpose() * column;
-        column.noalias() -= before * along;
-      }
-    };
-    Eigen::VectorXd column = w.col(p);
-    const double length = column.norm();
-    project_out(column);
-    double rest = column.norm();
-    const auto unit_share = static_cast<double>(w.rows() - p) / static_cast<double>(2 * w.rows());
-    for (Index i = 0; i < w.rows() && !(rest > 1e-14 * length); ++i) {
-      Eigen::VectorXd unit = Eigen::VectorXd::Unit(w.rows(), i);
-      project_out(unit);
-      if (unit.squaredNorm() < unit_share) continue;
-      column = unit;
-      rest = column.norm();
+    Real* const column = w.col(p);
+    const Real length = detail::norm<Real>(column, m);
+    detail::project_out(w, p, column, along);
+    Real rest = detail::norm<Real>(column, m);
+    const Real unit_share = static_cast<Real>(m - p) / static_cast<Real>(2 * m);
+    for (Index i = 0; i < m && !(rest > dependent * length); ++i) {
+      for (Index j = 0; j < m; ++j) unit[j] = Real(j == i);
+      detail::project_out(w, p, unit, along);
+      const Real square = detail::dot<Real>(unit, unit, m);
+      if (square < unit_share) continue;
+      for (Index j = 0; j < m; ++j) column[j] = unit[j];
+      rest = std::sqrt(square);
       break;
     }
-    w.col(p) = column / rest;
+    for (Index j = 0; j < m; ++j) column[j] /= rest;
   }
 }
 

@@ -5,13 +5,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
-#include <set>
 #include <span>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "lora/adapter/config.hpp"
 #include "lora/core/error.hpp"
 #include "lora/core/shape.hpp"
 #include "lora/core/types.hpp"
@@ -40,17 +40,19 @@ class AdapterCombination {
     if (adapters.empty()) throw ConfigError(operation, "adapters", "at least one adapter", "none");
     for (std::size_t i = 0; i < adapters.size(); ++i) {
       if (adapters[i].adapter != nullptr) continue;
-      throw ConfigError(operation, "adapters", "the weights of every adapter", "none for adapter " + std::to_string(i));
+      std::string got = "none for adapter ";
+      throw ConfigError(operation, "adapters", "the weights of every adapter", got.append(std::to_string(i)));
     }
     follow_peft();
   }
 
   [[nodiscard]] AdapterWeights<Scalar> run() const {
     AdapterWeights<Scalar> result;
-    std::set<std::string_view> names;
-    for (const auto& adapter : adapters_)
-      for (const auto& entry : adapter.adapter->modules) names.insert(entry.first);
-    for (const std::string_view name : names) result.modules.emplace(name, combined(std::string(name)));
+    for (const auto& adapter : adapters_) {
+      for (const auto& entry : adapter.adapter->modules) {
+        if (!result.modules.contains(entry.first)) result.modules.emplace(entry.first, combined(entry.first));
+      }
+    }
     for (const auto& adapter : adapters_)
       for (const auto& [name, tensor] : adapter.adapter->saved) add_saved(name, tensor, result);
     return result;
@@ -72,7 +74,8 @@ class AdapterCombination {
   }
 
   [[nodiscard]] ModuleWeights<Scalar> combined(const std::string& name) const {
-    const std::string label = "module \"" + name + "\"";
+    std::string label = "module \"";
+    label.append(name).append("\"");
     const ModuleWeights<Scalar>* first = nullptr;
     std::vector<WeightedFactors<Scalar>> factors;
     ModuleWeights<Scalar> result;
@@ -81,14 +84,18 @@ class AdapterCombination {
       if (found == adapters_[i].adapter->modules.end()) continue;
       const ModuleWeights<Scalar>& module = found->second;
       if (first == nullptr) first = &module;
-      check(label + ", adapter " + std::to_string(i), *first, module);
+      std::string place = label;
+      check(place.append(", adapter ").append(std::to_string(i)), *first, module);
       factors.push_back({view_of(module.A), view_of(module.B), module.scaling, adapters_[i].weight});
       add_bias(adapters_[i].weight, module, result.lora_bias);
     }
     auto mixed = FactorCombination<Scalar>(operation, label, std::span<const WeightedFactors<Scalar>>(factors),
                                            options_, stream_of(name))
                      .run();
-    if (!result.lora_bias.allFinite()) throw StateError(operation, label, "a lora_bias that is finite", "another");
+    for (Index j = 0; j < result.lora_bias.size(); ++j) {
+      if (finite_bits(result.lora_bias[j])) continue;
+      throw StateError(operation, label, "a lora_bias that is finite", "another");
+    }
     result.kind = first->kind;
     result.kernel_size = first->kernel_size;
     result.A = std::move(mixed.A);
@@ -124,7 +131,8 @@ class AdapterCombination {
 
   static void add_saved(const std::string& name, const SavedTensor<Scalar>& tensor, AdapterWeights<Scalar>& result) {
     if (result.saved.emplace(name, tensor).second) return;
-    throw ConfigError(operation, "tensor \"" + name + "\"", "at most one adapter that replaces it", "more");
+    std::string label = "tensor \"";
+    throw ConfigError(operation, label.append(name).append("\""), "at most one adapter that replaces it", "more");
   }
 
   /// FNV-1a: what a module draws depends on its name alone, not on the modules around it.

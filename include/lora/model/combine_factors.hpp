@@ -1,7 +1,6 @@
 // Several adapters of one module become one.
 #pragma once
 
-#include <Eigen/Dense>
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -13,6 +12,8 @@
 #include <utility>
 #include <vector>
 
+#include "lora/adapter/columns.hpp"
+#include "lora/adapter/config.hpp"
 #include "lora/core/error.hpp"
 #include "lora/core/number_text.hpp"
 #include "lora/core/philox.hpp"
@@ -58,7 +59,7 @@ class FactorCombination {
 
   [[nodiscard]] CombinedFactors<Scalar> run() const {
     CombinedFactors<Scalar> out = combined();
-    if (!out.A.allFinite() || !out.B.allFinite()) {
+    if (!finite(view_of(out.A)) || !finite(view_of(out.B))) {
       throw StateError(operation_, module_, "a combination that is finite", "one that is not");
     }
     return out;
@@ -85,9 +86,16 @@ class FactorCombination {
     return one.weight * one.scaling;
   }
 
-  [[nodiscard]] std::string input_name(std::size_t i) const {
+  [[nodiscard]] std::string input_name(std::size_t i, std::string_view what = {}) const {
     std::string name(module_);
-    return name.append(", adapter ").append(std::to_string(i));
+    return name.append(", adapter ").append(std::to_string(i)).append(what);
+  }
+
+  [[nodiscard]] static bool finite(const MatrixView<const Scalar>& matrix) noexcept {
+    for (Index i = 0; i < matrix.rows; ++i)
+      for (Index j = 0; j < matrix.cols; ++j)
+        if (!finite_bits(matrix(i, j))) return false;
+    return true;
   }
 
   void check_inputs() const {
@@ -96,15 +104,15 @@ class FactorCombination {
                            (peft() || type_ == CombinationType::ties || type_ == CombinationType::dare_ties);
     for (std::size_t i = 0; i < in_.size(); ++i) {
       const auto& one = in_[i];
-      check_shape(operation_, input_name(i) + ", A", one.A, same_rank ? in_.front().A.rows : -1, in_features());
-      check_shape(operation_, input_name(i) + ", B", one.B, out_features(), one.A.rows);
+      check_shape(operation_, input_name(i, ", A"), one.A, same_rank ? in_.front().A.rows : -1, in_features());
+      check_shape(operation_, input_name(i, ", B"), one.B, out_features(), one.A.rows);
       const auto number = [&](const char* what, double value) {
-        if (std::isfinite(value)) return;
-        throw ConfigError(operation_, input_name(i) + ", " + what, "a finite number", number_text(value));
+        if (finite_bits(value)) return;
+        throw ConfigError(operation_, input_name(i, what), "a finite number", number_text(value));
       };
-      number("weight", one.weight);
-      number("scaling", one.scaling);
-      if (!plain(one.A).allFinite() || !plain(one.B).allFinite()) {
+      number(", weight", one.weight);
+      number(", scaling", one.scaling);
+      if (!finite(one.A) || !finite(one.B)) {
         throw StateError(operation_, input_name(i), "factors that are finite", "ones that are not");
       }
     }
@@ -181,12 +189,12 @@ class FactorCombination {
     const Index total = total_rank();
     const Index rank = std::min(std::min(new_rank(), total), std::min(in_features(), out_features()));
     if (rank == 0) return nothing();
-    FactorPair stacked{Eigen::MatrixXd(out_features(), total), Eigen::MatrixXd(total, in_features())};
+    FactorPair<double> stacked{Columns<double>(out_features(), total), Columns<double>(in_features(), total)};
     Index row = 0;
     for (const auto& one : in_) {
       const double c = coefficient(one) * (peft() ? one.scaling : 1.0);
       for (Index p = 0; p < one.A.rows; ++p, ++row) {
-        for (Index j = 0; j < one.A.cols; ++j) stacked.A(row, j) = c * static_cast<double>(one.A(p, j));
+        for (Index j = 0; j < one.A.cols; ++j) stacked.A_transposed(j, row) = c * static_cast<double>(one.A(p, j));
         for (Index j = 0; j < one.B.rows; ++j) stacked.B(j, row) = static_cast<double>(one.B(j, p));
       }
     }
@@ -204,20 +212,42 @@ class FactorCombination {
       prune(deltas.back(), i, Factor::A);
       weights.push_back(peft() ? coefficient(in_[i]) : in_[i].weight);
     }
-    return rounded(truncate_dense(merged(deltas, weights).template cast<double>(), rank));
+    const Matrix<Scalar> sum = merged(deltas, weights);
+    deltas.clear();
+    return rounded(truncate_dense<double>(columns_of(view_of(sum)).view(), rank));
   }
 
   [[nodiscard]] Matrix<Scalar> delta(const WeightedFactors<Scalar>& one) const {
-    if (one.A.rows == 0) return Matrix<Scalar>::Zero(out_features(), in_features());
-    Matrix<Scalar> product = plain(one.B) * plain(one.A);
-    product *= static_cast<Scalar>(one.scaling);
-    if (product.allFinite()) return product;
+    Matrix<Scalar> product(out_features(), in_features());
+    std::vector<double> row(static_cast<std::size_t>(in_features()));
+    const Columns<double> a = columns_of(one.A.transpose());
+    for (Index i = 0; i < product.rows(); ++i) {
+      std::fill(row.begin(), row.end(), 0.0);
+      for (Index p = 0; p < a.cols(); ++p) {
+        add_multiple(one.scaling * static_cast<double>(one.B(i, p)), a.col(p), row.data(), product.cols());
+      }
+      for (Index j = 0; j < product.cols(); ++j) product(i, j) = static_cast<Scalar>(row[static_cast<std::size_t>(j)]);
+    }
+    if (finite(view_of(product))) return product;
     throw StateError(operation_, module_, "delta weights that are finite", "one that is not");
   }
 
-  [[nodiscard]] CombinedFactors<Scalar> rounded(FactorPair pair) const {
+  [[nodiscard]] static Columns<double> columns_of(const MatrixView<const Scalar>& matrix) {
+    Columns<double> columns(matrix.rows, matrix.cols);
+    for (Index p = 0; p < matrix.cols; ++p)
+      for (Index i = 0; i < matrix.rows; ++i) columns(i, p) = static_cast<double>(matrix(i, p));
+    return columns;
+  }
+
+  [[nodiscard]] CombinedFactors<Scalar> rounded(FactorPair<double> pair) const {
     if (options_.svd_clamp) clamp_to_quantile(operation_, pair, *options_.svd_clamp);
-    return {pair.A.cast<Scalar>(), pair.B.cast<Scalar>(), 1.0};
+    const Index rank = pair.B.cols();
+    CombinedFactors<Scalar> out{{rank, in_features()}, {out_features(), rank}, 1.0};
+    for (Index p = 0; p < rank; ++p) {
+      for (Index j = 0; j < in_features(); ++j) out.A(p, j) = static_cast<Scalar>(pair.A_transposed(j, p));
+      for (Index i = 0; i < out_features(); ++i) out.B(i, p) = static_cast<Scalar>(pair.B(i, p));
+    }
+    return out;
   }
 
   [[nodiscard]] CombinedFactors<Scalar> nothing() const {

@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -33,9 +32,9 @@ void prune_by_magnitude(std::span<Scalar> values, double density) {
   if (kept >= values.size()) return;
   if (kept == 0) return std::fill(values.begin(), values.end(), Scalar(0));
   std::vector<Scalar> magnitudes(values.size());
-  std::transform(values.begin(), values.end(), magnitudes.begin(), [](Scalar value) { return std::abs(value); });
+  for (std::size_t i = 0; i < values.size(); ++i) magnitudes[i] = std::abs(values[i]);
   const auto edge = magnitudes.begin() + static_cast<std::ptrdiff_t>(kept - 1);
-  std::nth_element(magnitudes.begin(), edge, magnitudes.end(), std::greater<>());
+  std::nth_element(magnitudes.begin(), edge, magnitudes.end(), [](Scalar a, Scalar b) { return a > b; });
   const Scalar smallest_kept = *edge;
   auto room_at_edge = std::count(magnitudes.begin(), edge + 1, smallest_kept);
   for (Scalar& value : values) {
@@ -74,11 +73,13 @@ template <RealScalar Scalar>
 void check_task_vectors(std::string_view operation, std::span<const std::span<const Scalar>> vectors,
                         std::span<const double> weights, std::size_t size) {
   if (vectors.size() != weights.size()) {
-    throw ShapeError(operation, "weights", std::to_string(vectors.size()) + " numbers", std::to_string(weights.size()));
+    std::string expected = std::to_string(vectors.size());
+    throw ShapeError(operation, "weights", expected.append(" numbers"), std::to_string(weights.size()));
   }
   for (const auto& vector : vectors) {
     if (vector.size() != size) {
-      throw ShapeError(operation, "vectors", std::to_string(size) + " elements each", std::to_string(vector.size()));
+      std::string expected = std::to_string(size);
+      throw ShapeError(operation, "vectors", expected.append(" elements each"), std::to_string(vector.size()));
     }
   }
 }

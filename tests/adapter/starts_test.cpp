@@ -1,4 +1,4 @@
-#include "lora/adapter/initialization.hpp"
+#include "lora/adapter/starts.hpp"
 
 #include <Eigen/LU>
 #include <cmath>
