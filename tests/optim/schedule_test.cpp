@@ -56,6 +56,16 @@ TEST(WarmupCosineTest, WithoutWarmupStartsAtThePeak) {
   EXPECT_EQ(rate(1), 0.1);
 }
 
+// Defect: refused, for the cosine would divide 0 by 0.
+TEST(WarmupCosineTest, AWarmupThatFillsTheWholeRunEndsAtTheFloor) {
+  const WarmupCosine rate({.learning_rate = 0.3, .floor = 0.1, .warmup_steps = 4, .total_steps = 4});
+  EXPECT_EQ(rate(0), 0.0);
+  EXPECT_EQ(rate(2), 0.15);
+  EXPECT_LT(rate(3), 0.3);
+  EXPECT_EQ(rate(4), 0.1);
+  EXPECT_EQ(rate(5), 0.1);
+}
+
 TEST(WarmupCosineTest, WithTheFloorAtThePeakIsConstantAfterTheWarmup) {
   const WarmupCosine rate({.learning_rate = 0.3, .floor = 0.3, .warmup_steps = 2, .total_steps = 9});
   EXPECT_EQ(rate(1), 0.15);
@@ -88,7 +98,7 @@ TEST(WarmupCosineTest, RefusesOptionsOutOfRange) {
   }
   EXPECT_THROW(WarmupCosine({.learning_rate = 0.1, .floor = 0.2, .total_steps = 9}), ConfigError);
   EXPECT_THROW(WarmupCosine({.warmup_steps = -1, .total_steps = 9}), ConfigError);
-  EXPECT_THROW(WarmupCosine({.warmup_steps = 9, .total_steps = 9}), ConfigError);
+  EXPECT_THROW(WarmupCosine({.warmup_steps = 10, .total_steps = 9}), ConfigError);
   EXPECT_THROW(WarmupCosine({.total_steps = 0}), ConfigError);
   EXPECT_THROW(static_cast<void>(WarmupCosine({.total_steps = 9})(-1)), ConfigError);
 }

@@ -1,6 +1,7 @@
 // What every optimiser does alike: it checks a whole step first, and changes nothing when one parameter is unfit.
 #include "lora/optim/step_check.hpp"
 
+#include <array>
 #include <cmath>
 #include <gtest/gtest.h>
 #include <limits>
@@ -67,11 +68,11 @@ TYPED_TEST_SUITE(StepCheckTest, Cases);
 
 TYPED_TEST(StepCheckTest, AcceptsAnEmptyList) { EXPECT_NO_THROW(this->optimizer.step({})); }
 
-TYPED_TEST(StepCheckTest, StepsAListAndASpanAlike) {
+TYPED_TEST(StepCheckTest, StepsAnArrayAndAVectorAlike) {
   using Scalar = typename TypeParam::Number;
   TwoFactors<Scalar> twin = this->model;
-  lora::ParameterList<Scalar> list;
-  for (const auto& parameter : twin.parameters()) list.push_back(parameter);
+  const auto handles = twin.parameters();
+  const std::array<Parameter<Scalar>, 2> list = {handles[0], handles[1]};
   this->optimizer.step(list);
   this->optimizer.step(this->model.parameters());
   EXPECT_TRUE(same(this->model, twin));
@@ -208,11 +209,11 @@ TYPED_TEST(StepCheckTest, RefusesAnUnusableLearningRateScale) {
   auto parameters = this->model.parameters();
   const double largest = std::numeric_limits<double>::max();
   for (const double scale : {-1.0, std::nan(""), std::numeric_limits<double>::infinity(), -largest}) {
-    parameters[1].learning_rate_scale = scale;
+    parameters[1].set_learning_rate_scale(scale);
     this->template expect_refusal<ConfigError>(parameters);
   }
   this->optimizer.set_learning_rate(1e30);
-  parameters[1].learning_rate_scale = 1e300;
+  parameters[1].set_learning_rate_scale(1e300);
   this->template expect_refusal<ConfigError>(parameters);
 }
 
@@ -236,7 +237,7 @@ TYPED_TEST(StepCheckTest, AScaledRateIsThatRate) {
   using Scalar = typename TypeParam::Number;
   TwoFactors<Scalar> twin;
   auto parameters = this->model.parameters();
-  for (auto& parameter : parameters) parameter.learning_rate_scale = 16;
+  for (auto& parameter : parameters) parameter.set_learning_rate_scale(16);
   auto faster = this->optimizer;
   faster.set_learning_rate(16 * this->optimizer.learning_rate());
   for (int step = 0; step < 3; ++step) {

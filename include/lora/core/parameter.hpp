@@ -1,7 +1,6 @@
 // A trainable tensor with its gradient and its optimiser's state, and the handle that optimisers work on.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -25,6 +24,16 @@ struct Moments {
   std::int64_t steps = 0;      ///< updates applied to this parameter
   std::vector<Scalar> first;   ///< momentum, or first moment
   std::vector<Scalar> second;  ///< second moment
+  /// Factor on the optimiser's learning rate for this parameter (LoRA+). No memory of past steps: it outlives `forget`.
+  double learning_rate_scale = 1.0;
+
+  /// Forgets all steps and frees the memory; the next step is a first one, of any optimiser.
+  void forget() noexcept {
+    owner = {};
+    steps = 0;
+    std::vector<Scalar>().swap(first);
+    std::vector<Scalar>().swap(second);
+  }
 
   /// Bytes of state held for this parameter.
   [[nodiscard]] std::size_t bytes() const noexcept { return (first.size() + second.size()) * sizeof(Scalar); }
@@ -32,9 +41,10 @@ struct Moments {
 
 /// Handle on one trainable tensor. Valid while the object that gave it out stays where it is.
 /// Reading and writing through handles of different parameters is safe from different threads.
-template <class Scalar>
+template <class Scalar_>
 class Parameter {
  public:
+  using Scalar = Scalar_;
   using Map = Eigen::Map<Matrix<Scalar>>;
 
   Parameter() = default;
@@ -65,15 +75,22 @@ class Parameter {
   [[nodiscard]] Map gradient() const noexcept { return {gradient_, rows_, cols_}; }
   [[nodiscard]] Moments<Scalar>& moments() const noexcept { return *moments_; }
 
+  /// Factor on the optimiser's learning rate for this parameter. It stands beside the value, so that every handle on the
+  /// parameter, and the layer's copies, have it.
+  [[nodiscard]] double learning_rate_scale() const noexcept {
+    return moments_ != nullptr ? moments_->learning_rate_scale : 1.0;
+  }
+  /// Checked when an optimiser steps.
+  void set_learning_rate_scale(double scale) const noexcept {
+    if (moments_ != nullptr) moments_->learning_rate_scale = scale;
+  }
+
   /// @throws StateError while the value must not change.
   void require_unlocked(std::string_view operation) const {
     if (locked_ != nullptr && *locked_) {
       throw StateError(operation, name_, "an unmerged layer (call train() or unmerge() first)", "a merged one");
     }
   }
-
-  /// Factor on the optimiser's learning rate for this parameter (LoRA+).
-  double learning_rate_scale = 1.0;
 
  private:
   std::string name_;
@@ -84,36 +101,6 @@ class Parameter {
   Index cols_ = 0;
   Moments<Scalar>* moments_ = nullptr;
   const bool* locked_ = nullptr;
-};
-
-/// The parameters of one layer, without allocation. Converts to std::span<const Parameter<Scalar>>.
-template <class Scalar>
-class ParameterList {
- public:
-  static constexpr std::size_t capacity = 6;
-
-  void push_back(Parameter<Scalar> parameter) { items_.at(size_++) = std::move(parameter); }
-  /// Adds a handle on `value`, with the next of `states`, unless `gradient` is empty: then the value does not train.
-  template <class Value, class Gradient, std::size_t count>
-  void add_trained(const char* name, ParameterRole role, Value& value, Gradient& gradient,
-                   std::array<Moments<Scalar>, count>& states, const bool* locked) {
-    if (gradient.size() == 0) return;
-    push_back({name, role, value.data(), gradient.data(), value.rows(), value.cols(), states.at(size_), locked});
-  }
-  [[nodiscard]] std::size_t size() const noexcept { return size_; }
-  [[nodiscard]] bool empty() const noexcept { return size_ == 0; }
-  [[nodiscard]] Parameter<Scalar>* data() noexcept { return items_.data(); }
-  [[nodiscard]] const Parameter<Scalar>* data() const noexcept { return items_.data(); }
-  [[nodiscard]] Parameter<Scalar>* begin() noexcept { return data(); }
-  [[nodiscard]] Parameter<Scalar>* end() noexcept { return data() + size_; }
-  [[nodiscard]] const Parameter<Scalar>* begin() const noexcept { return data(); }
-  [[nodiscard]] const Parameter<Scalar>* end() const noexcept { return data() + size_; }
-  [[nodiscard]] const Parameter<Scalar>& operator[](std::size_t i) const noexcept { return items_[i]; }
-  [[nodiscard]] Parameter<Scalar>& operator[](std::size_t i) noexcept { return items_[i]; }
-
- private:
-  std::array<Parameter<Scalar>, capacity> items_;
-  std::size_t size_ = 0;
 };
 
 /// A trainable tensor that owns its value. Gradient memory comes with the first use of the gradient.

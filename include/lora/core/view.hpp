@@ -114,18 +114,20 @@ template <class A, class B>
 }
 
 /// Copies `from` to `to`, of one shape and any strides, that share no memory. Runs along the contiguous side; where the
-/// two have different ones, by squares that fit a cache. No allocation.
+/// two have different ones, by small rectangles. No allocation.
 template <class Scalar>
 void copy_elements(const MatrixView<const std::type_identity_t<Scalar>>& from, const MatrixView<Scalar>& to) noexcept {
   const bool by_cols = from.row_stride == 1 && (to.row_stride == 1 || (from.col_stride != 1 && to.col_stride != 1));
   const MatrixView<const Scalar> source = by_cols ? from.transpose() : from;
   const MatrixView<Scalar> target = by_cols ? to.transpose() : to;
   const bool contiguous = source.col_stride == 1 && target.col_stride == 1;
-  const Index side = contiguous ? source.cols : 16;
-  for (Index top = 0; top < source.rows; top += side) {
-    const Index bottom = top + side < source.rows ? top + side : source.rows;
-    for (Index left = 0; left < source.cols; left += side) {
-      const Index count = left + side < source.cols ? side : source.cols - left;
+  // Whole lines of 64 bytes of the target, few enough that rows of 4096 bytes do not drive each other out of the cache.
+  const Index height = target.col_stride == 1 ? 8 : 16;
+  const Index width = contiguous ? source.cols : 24 - height;
+  for (Index top = 0; top < source.rows; top += height) {
+    const Index bottom = top + height < source.rows ? top + height : source.rows;
+    for (Index left = 0; left < source.cols; left += width) {
+      const Index count = left + width < source.cols ? width : source.cols - left;
       for (Index i = top; i < bottom; ++i) {
         const Scalar* const in = source.data + i * source.row_stride + left * source.col_stride;
         Scalar* const out = target.data + i * target.row_stride + left * target.col_stride;

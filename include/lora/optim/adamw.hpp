@@ -2,20 +2,16 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstddef>
 #include <span>
 #include <string_view>
-#include <type_traits>
-
-#if defined(__SSE__)
-#include <xmmintrin.h>
-#endif
 
 #include "lora/core/parameter.hpp"
 #include "lora/core/types.hpp"
+#include "lora/optim/elementwise.hpp"
 #include "lora/optim/hyperparameter.hpp"
+#include "lora/optim/moments.hpp"
 #include "lora/optim/step_check.hpp"
 
 namespace lora {
@@ -29,25 +25,6 @@ struct AdamWOptions {
   double weight_decay = 0.01;  ///< decoupled: shrinks the value, stays out of the moments
 };
 
-namespace detail {
-
-/// out = sqrt(in), rounded to nearest, also for infinities and denormals. Eigen 3.4 takes an approximation for packets
-/// of float on x86 that turns an infinity into a NaN.
-template <class Scalar>
-void square_root(const Scalar* in, Scalar* out, Index count) noexcept {
-  Index i = 0;
-#if defined(__SSE__)
-  if constexpr (std::is_same_v<Scalar, float>) {
-    for (; i + 4 <= count; i += 4) _mm_storeu_ps(out + i, _mm_sqrt_ps(_mm_loadu_ps(in + i)));
-    for (; i < count; ++i) out[i] = std::sqrt(in[i]);
-    return;
-  }
-#endif
-  array_map(out, count) = Eigen::Map<const Eigen::Array<Scalar, Eigen::Dynamic, 1>>(in, count).sqrt();
-}
-
-}  // namespace detail
-
 /// For a value p with gradient g, in the parameter's step t = 1, 2, ..., elementwise:
 ///
 ///     p = p * (1 - rate * weight_decay)
@@ -55,10 +32,10 @@ void square_root(const Scalar* in, Scalar* out, Index count) noexcept {
 ///     v = beta2 * v + (1 - beta2) * g * g
 ///     p = p - rate / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + epsilon)
 ///
-/// where rate = learning_rate * Parameter::learning_rate_scale. Semantics and order are those of torch.optim.AdamW;
+/// where rate = learning_rate * Parameter::learning_rate_scale(). Semantics and order are those of torch.optim.AdamW;
 /// coefficients are computed in double. With epsilon = 0, an element whose gradient was always 0 becomes NaN, as there.
 ///
-/// State, in Parameter::state(): `first` is m, `second` is v, `steps` is t. To restore a saved state, set these three
+/// State, in Parameter::moments(): `first` is m, `second` is v, `steps` is t. To restore a saved state, set these three
 /// and `owner = AdamW<Scalar>::name`.
 ///
 /// One object serves one thread at a time. Source: Loshchilov and Hutter, Decoupled Weight Decay Regularization,
@@ -101,6 +78,15 @@ class AdamW {
     }
   }
 
+  /// The same for a layer (its `parameters()`) or a model (its `trainable_parameters()`).
+  template <class Source>
+    requires(requires(Source& source) { source.parameters(); } ||
+             requires(Source& source) { source.trainable_parameters(); })
+  void step(Source&& source) {
+    const auto& parameters = detail::parameter_range(source);
+    step(detail::span_of(parameters));
+  }
+
  private:
   struct Coefficients {
     Scalar kept;  ///< 1 - rate * weight_decay
@@ -113,10 +99,7 @@ class AdamW {
     Scalar epsilon;
   };
 
-  /// Scalars of each array that one pass handles, so that what it writes is still in the first-level cache.
-  static constexpr Index chunk_size = 512;
-
-  // Capacity is no state: it comes before the update, so that the update cannot fail.
+  // Reserves first, so that the update cannot throw.
   static void prepare(const Parameter<Scalar>& parameter) {
     auto& state = parameter.moments();
     if (!state.owner.empty()) {
@@ -134,13 +117,9 @@ class AdamW {
     state.owner = name;
     ++state.steps;
     const Coefficients c =
-        coefficients(options_.learning_rate * parameter.learning_rate_scale, static_cast<double>(state.steps));
-    Scalar* const value = parameter.value().data();
-    const Scalar* const gradient = parameter.gradient().data();
-    for (Index i = 0; i < parameter.size(); i += chunk_size) {
-      update_chunk(c, value + i, gradient + i, state.first.data() + i, state.second.data() + i,
-                   std::min(chunk_size, parameter.size() - i));
-    }
+        coefficients(options_.learning_rate * parameter.learning_rate_scale(), static_cast<double>(state.steps));
+    update_all(c, parameter.value().data(), parameter.gradient().data(), state.first.data(), state.second.data(),
+               parameter.size());
   }
 
   [[nodiscard]] Coefficients coefficients(double rate, double time) const noexcept {
@@ -155,18 +134,39 @@ class AdamW {
             .epsilon = scalar(options_.epsilon)};
   }
 
-  static void update_chunk(const Coefficients& c, Scalar* value, const Scalar* gradient, Scalar* first, Scalar* second,
-                           Index count) noexcept {
-    const Eigen::Map<const Eigen::Array<Scalar, Eigen::Dynamic, 1>> g(gradient, count);
-    auto p = detail::array_map(value, count);
-    auto m = detail::array_map(first, count);
-    auto v = detail::array_map(second, count);
-    alignas(64) std::array<Scalar, chunk_size> root_storage;
-    const auto root = detail::array_map(root_storage.data(), count);
+  static void update_all(const Coefficients& c, Scalar* value, const Scalar* gradient, Scalar* first, Scalar* second,
+                         Index count) noexcept {
+    using Lanes = detail::Pack<Scalar>;
+    typename Lanes::Type p{}, g{}, m{}, v{};
+    Index i = 0;
+    for (; i + Lanes::lanes <= count; i += Lanes::lanes) {
+      Lanes::load(value + i, p);
+      Lanes::load(gradient + i, g);
+      Lanes::load(first + i, m);
+      Lanes::load(second + i, v);
+      update_pack(c, p, g, m, v);
+      Lanes::store(p, value + i);
+      Lanes::store(m, first + i);
+      Lanes::store(v, second + i);
+    }
+    if (i == count) return;
+    const Index rest = count - i;
+    Lanes::load(value + i, rest, p);
+    Lanes::load(gradient + i, rest, g);
+    Lanes::load(first + i, rest, m);
+    Lanes::load(second + i, rest, v);
+    update_pack(c, p, g, m, v);
+    Lanes::store(p, rest, value + i);
+    Lanes::store(m, rest, first + i);
+    Lanes::store(v, rest, second + i);
+  }
 
+  template <class Pack>
+  static void update_pack(const Coefficients& c, Pack& p, const Pack& g, Pack& m, Pack& v) noexcept {
     m = c.beta1 * m + c.beta1_rest * g;
     v = c.beta2 * v + (c.beta2_rest * g) * g;
-    detail::square_root(second, root_storage.data(), count);
+    Pack root = v;
+    detail::Pack<Scalar>::square_root(root);
     p = c.kept * p - (c.step_size * m) / (root / c.root_correction + c.epsilon);
   }
 

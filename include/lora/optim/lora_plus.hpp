@@ -1,13 +1,10 @@
 // LoRA+: a higher learning rate for B than for A.
 #pragma once
 
-#include <cmath>
-#include <ranges>
-#include <type_traits>
-
 #include "lora/core/error.hpp"
+#include "lora/core/finite.hpp"
+#include "lora/core/number_text.hpp"
 #include "lora/core/parameter.hpp"
-#include "lora/optim/hyperparameter.hpp"
 #include "lora/optim/moments.hpp"
 
 namespace lora {
@@ -28,24 +25,25 @@ namespace lora {
   return 1.0;
 }
 
-/// Sets Parameter::learning_rate_scale of every handle by its role; the paper suggests a ratio near 16. The scale lives
-/// in the handles, so pass the same ones to the optimiser:
+/// Sets the learning-rate scale of every parameter by its role; the paper suggests a ratio near 16. The scale lives
+/// beside the parameter and stays with it:
 ///
-///     auto parameters = layer.parameters();
-///     lora::lora_plus(parameters, 16.0);
-///     optimizer.step(parameters);
+///     lora::lora_plus(layer, 16.0);
+///     optimizer.step(layer);
 ///
 /// Groups as create_loraplus_optimizer of huggingface/peft does (lora_B and tensors of one dimension), with two
 /// differences: B of an embedding has the ratio too, and biases decay like every other parameter.
-/// @throws ConfigError unless `ratio` is finite and positive; no handle is changed then. No allocation.
+/// @throws ConfigError unless `ratio` is finite and positive; no scale is changed then.
 /// Source: Hayou et al., LoRA+: Efficient Low Rank Adaptation of Large Models, arXiv 2402.12354.
-template <ParameterRange Range>
-  requires(!std::is_const_v<std::remove_reference_t<std::ranges::range_reference_t<Range&>>>)
-void lora_plus(Range& parameters, double ratio) {
-  if (!(ratio > 0) || !std::isfinite(ratio)) {
+template <ParameterSource Source>
+void lora_plus(Source&& source, double ratio) {
+  if (!is_finite(ratio) || !(ratio > 0)) {
     throw ConfigError("lora_plus", "ratio", "a finite positive number", detail::number_text(ratio));
   }
-  for (auto& parameter : parameters) parameter.learning_rate_scale = lora_plus_scale(parameter.role(), ratio);
+  const auto& parameters = detail::parameter_range(source);
+  for (const auto& parameter : detail::span_of(parameters)) {
+    parameter.set_learning_rate_scale(lora_plus_scale(parameter.role(), ratio));
+  }
 }
 
 }  // namespace lora

@@ -1,9 +1,12 @@
-// What optimisers remember of parameters: how much it is, and how to forget it.
+// What optimisers work on, and what they remember of it: how much that is, and how to forget it.
 #pragma once
 
 #include <concepts>
 #include <cstddef>
-#include <ranges>
+#include <iterator>
+#include <span>
+#include <type_traits>
+#include <utility>
 
 #include "lora/core/parameter.hpp"
 
@@ -11,31 +14,65 @@ namespace lora {
 
 /// The scalar of the parameters in a range.
 template <class Range>
-using parameter_scalar_t = typename std::ranges::range_value_t<Range>::Map::Scalar;
+using parameter_scalar_t = typename std::remove_cvref_t<decltype(*std::data(std::declval<Range&>()))>::Scalar;
 
-/// A contiguous range of handles: a ParameterList, a std::vector or a std::span of Parameter<Scalar>.
+/// A contiguous range of handles: a std::span, std::vector or std::array of Parameter<Scalar>.
 template <class Range>
-concept ParameterRange = std::ranges::contiguous_range<Range> && std::ranges::sized_range<Range> &&
-    std::same_as<std::ranges::range_value_t<Range>, Parameter<parameter_scalar_t<Range>>>;
+concept ParameterRange = requires(Range& range) {
+  { std::data(range) } -> std::convertible_to<const Parameter<parameter_scalar_t<Range>>*>;
+  { std::size(range) } -> std::convertible_to<std::size_t>;
+};
+
+namespace detail {
+
+/// The range of handles that `source` is, or gives: `trainable_parameters()` of a model, `parameters()` of a layer.
+template <class Source>
+[[nodiscard]] decltype(auto) parameter_range(Source& source) {
+  if constexpr (requires { source.trainable_parameters(); }) {
+    return source.trainable_parameters();
+  } else if constexpr (requires { source.parameters(); }) {
+    return source.parameters();
+  } else {
+    return (source);
+  }
+}
+
+template <class Source>
+using parameter_range_t = std::remove_reference_t<decltype(parameter_range(std::declval<Source&>()))>;
+
+template <class Range>
+[[nodiscard]] std::span<const Parameter<parameter_scalar_t<Range>>> span_of(const Range& range) noexcept {
+  return {std::data(range), std::size(range)};
+}
+
+}  // namespace detail
+
+/// What has parameters to train: a range of handles, a layer (`parameters()`), or a model (`trainable_parameters()`).
+template <class Source>
+concept ParameterSource = ParameterRange<detail::parameter_range_t<std::remove_reference_t<Source>>>;
+
+/// The scalar of a source's parameters.
+template <class Source>
+using source_scalar_t = parameter_scalar_t<detail::parameter_range_t<std::remove_reference_t<Source>>>;
 
 /// Bytes of optimiser state held for these parameters: 0 before the first step. No allocation.
-template <class Range>
-  requires ParameterRange<const Range>
-[[nodiscard]] std::size_t moment_bytes(const Range& parameters) noexcept {
+template <ParameterSource Source>
+[[nodiscard]] std::size_t moment_bytes(Source&& source) {
+  const auto& parameters = detail::parameter_range(source);
   std::size_t total = 0;
-  for (const auto& parameter : parameters) {
+  for (const auto& parameter : detail::span_of(parameters)) {
     if (parameter.size() != 0) total += parameter.moments().bytes();
   }
   return total;
 }
 
 /// Forgets what an optimiser remembers of these parameters and frees it; the next step is a first one, of any
-/// optimiser.
-template <class Range>
-  requires ParameterRange<const Range>
-void reset_moments(const Range& parameters) noexcept {
-  for (const auto& parameter : parameters) {
-    if (parameter.size() != 0) parameter.moments() = {};
+/// optimiser. The scales of learning rates stay.
+template <ParameterSource Source>
+void reset_moments(Source&& source) {
+  const auto& parameters = detail::parameter_range(source);
+  for (const auto& parameter : detail::span_of(parameters)) {
+    if (parameter.size() != 0) parameter.moments().forget();
   }
 }
 

@@ -26,12 +26,13 @@ struct WarmupCosineOptions {
 ///     rate(t) = floor                                                                T <= t
 ///
 /// A function of the step alone: `optimizer.set_learning_rate(schedule(t))` before update t; nothing is remembered, so
-/// resuming needs only t. With floor 0 it is get_cosine_schedule_with_warmup of huggingface/transformers; step 0 of a
+/// resuming needs only t. With w = T the warm-up ends at the floor. With floor 0 it is get_cosine_schedule_with_warmup of huggingface/transformers; step 0 of a
 /// warm-up has rate 0. Safe from any thread.
 /// Source: Loshchilov and Hutter, SGDR, arXiv 1608.03983, equation 5, for the cosine.
 class WarmupCosine {
  public:
-  /// @throws ConfigError unless 0 <= floor <= learning_rate, both finite, and 0 <= warmup_steps < total_steps.
+  /// @throws ConfigError unless 0 <= floor <= learning_rate, both finite, 0 <= warmup_steps <= total_steps and
+  /// total_steps >= 1.
   explicit WarmupCosine(const WarmupCosineOptions& options) : options_(options) {
     detail::require_not_negative<double>("WarmupCosine", "learning_rate", options.learning_rate);
     detail::require_not_negative<double>("WarmupCosine", "floor", options.floor);
@@ -39,8 +40,11 @@ class WarmupCosine {
       throw ConfigError("WarmupCosine", "floor", "at most " + detail::number_text(options.learning_rate),
                         detail::number_text(options.floor));
     }
-    if (options.warmup_steps < 0 || options.warmup_steps >= options.total_steps) {
-      throw ConfigError("WarmupCosine", "warmup_steps", "a number in [0, " + std::to_string(options.total_steps) + ")",
+    if (options.total_steps < 1) {
+      throw ConfigError("WarmupCosine", "total_steps", "at least 1", std::to_string(options.total_steps));
+    }
+    if (options.warmup_steps < 0 || options.warmup_steps > options.total_steps) {
+      throw ConfigError("WarmupCosine", "warmup_steps", "a number in [0, " + std::to_string(options.total_steps) + "]",
                         std::to_string(options.warmup_steps));
     }
   }

@@ -9,7 +9,9 @@
 #include "lora/core/error.hpp"
 #include "lora/core/parameter.hpp"
 #include "lora/core/types.hpp"
+#include "lora/optim/elementwise.hpp"
 #include "lora/optim/hyperparameter.hpp"
+#include "lora/optim/moments.hpp"
 #include "lora/optim/step_check.hpp"
 
 namespace lora {
@@ -30,9 +32,9 @@ struct SGDOptions {
 ///     b = momentum * b + (1 - dampening) * d      later
 ///     p = p - rate * b                            (d + momentum * b with nesterov, d without momentum)
 ///
-/// where rate = learning_rate * Parameter::learning_rate_scale. The semantics are those of torch.optim.SGD.
+/// where rate = learning_rate * Parameter::learning_rate_scale(). The semantics are those of torch.optim.SGD.
 ///
-/// State, in Parameter::state(): `first` is b (absent as long as momentum is 0), `second` stays empty. To restore a
+/// State, in Parameter::moments(): `first` is b (absent as long as momentum is 0), `second` stays empty. To restore a
 /// saved state, set `steps`, `first` and `owner = SGD<Scalar>::name`.
 ///
 /// One object serves one thread at a time.
@@ -81,8 +83,27 @@ class SGD {
     }
   }
 
+  /// The same for a layer (its `parameters()`) or a model (its `trainable_parameters()`).
+  template <class Source>
+    requires(requires(Source& source) { source.parameters(); } ||
+             requires(Source& source) { source.trainable_parameters(); })
+  void step(Source&& source) {
+    const auto& parameters = detail::parameter_range(source);
+    step(detail::span_of(parameters));
+  }
+
  private:
-  // Capacity is no state: it comes before the update, so that the update cannot fail.
+  struct Coefficients {
+    Scalar rate;
+    Scalar decay;
+    Scalar momentum;
+    Scalar rest;  ///< 1 - dampening
+    bool decays;
+    bool first_time;
+    bool nesterov;
+  };
+
+  // Reserves first, so that the update cannot throw.
   void prepare(const Parameter<Scalar>& parameter) const {
     auto& state = parameter.moments();
     if (!state.first.empty()) detail::require_moment_size("SGD::step", parameter, state.first);
@@ -93,39 +114,68 @@ class SGD {
   }
 
   void update(const Parameter<Scalar>& parameter) const noexcept {
-    const auto value = detail::array_map(parameter.value().data(), parameter.size());
-    const auto gradient = detail::array_map(parameter.gradient().data(), parameter.size());
-    parameter.moments().owner = name;
-    ++parameter.moments().steps;
-    if (options_.weight_decay == 0) {
-      descend(parameter, value, gradient);
+    auto& state = parameter.moments();
+    state.owner = name;
+    ++state.steps;
+    const auto scalar = [](double number) { return static_cast<Scalar>(number); };
+    const Coefficients c{.rate = scalar(options_.learning_rate * parameter.learning_rate_scale()),
+                         .decay = scalar(options_.weight_decay),
+                         .momentum = scalar(options_.momentum),
+                         .rest = scalar(1 - options_.dampening),
+                         .decays = options_.weight_decay != 0,
+                         .first_time = state.first.empty(),
+                         .nesterov = options_.nesterov};
+    Scalar* const value = parameter.value().data();
+    const Scalar* const gradient = parameter.gradient().data();
+    if (options_.momentum == 0) {
+      update_all<false>(c, value, gradient, nullptr, parameter.size());
     } else {
-      descend(parameter, value, gradient + static_cast<Scalar>(options_.weight_decay) * value);
+      state.first.resize(static_cast<std::size_t>(parameter.size()));
+      update_all<true>(c, value, gradient, state.first.data(), parameter.size());
     }
   }
 
-  template <class Value, class Direction>
-  void descend(const Parameter<Scalar>& parameter, Value value, const Direction& direction) const noexcept {
-    const auto rate = static_cast<Scalar>(options_.learning_rate * parameter.learning_rate_scale);
-    if (options_.momentum == 0) {
-      value -= rate * direction;
-      return;
+  template <bool has_momentum>
+  static void update_all(const Coefficients& c, Scalar* value, const Scalar* gradient, Scalar* first,
+                         Index count) noexcept {
+    using Lanes = detail::Pack<Scalar>;
+    typename Lanes::Type p{}, g{}, b{};
+    Index i = 0;
+    for (; i + Lanes::lanes <= count; i += Lanes::lanes) {
+      Lanes::load(value + i, p);
+      Lanes::load(gradient + i, g);
+      if constexpr (has_momentum) Lanes::load(first + i, b);
+      update_pack<has_momentum>(c, p, g, b);
+      Lanes::store(p, value + i);
+      if constexpr (has_momentum) Lanes::store(b, first + i);
     }
-    const auto momentum = static_cast<Scalar>(options_.momentum);
-    auto& first = parameter.moments().first;
-    const bool first_time = first.empty();
-    first.resize(static_cast<std::size_t>(parameter.size()));
-    auto buffer = detail::array_map(first.data(), parameter.size());
-    if (first_time) {
-      buffer = direction;
-    } else {
-      buffer = momentum * buffer + static_cast<Scalar>(1 - options_.dampening) * direction;
+    if (i == count) return;
+    const Index rest = count - i;
+    Lanes::load(value + i, rest, p);
+    Lanes::load(gradient + i, rest, g);
+    if constexpr (has_momentum) Lanes::load(first + i, rest, b);
+    update_pack<has_momentum>(c, p, g, b);
+    Lanes::store(p, rest, value + i);
+    if constexpr (has_momentum) Lanes::store(b, rest, first + i);
+  }
+
+  template <bool has_momentum, class Pack>
+  static void update_pack(const Coefficients& c, Pack& p, const Pack& g, Pack& b) noexcept {
+    Pack d = g;
+    if (c.decays) d = g + c.decay * p;
+    if constexpr (has_momentum) {
+      if (c.first_time) {
+        b = d;
+      } else {
+        b = c.momentum * b + c.rest * d;
+      }
+      if (c.nesterov) {
+        d += c.momentum * b;
+      } else {
+        d = b;
+      }
     }
-    if (options_.nesterov) {
-      value -= rate * (direction + momentum * buffer);
-    } else {
-      value -= rate * buffer;
-    }
+    p -= c.rate * d;
   }
 
   SGDOptions options_;

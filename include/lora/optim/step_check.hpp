@@ -3,7 +3,7 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <functional>
+#include <cstdint>
 #include <span>
 #include <string>
 #include <string_view>
@@ -15,6 +15,14 @@
 #include "lora/optim/hyperparameter.hpp"
 
 namespace lora::detail {
+
+/// Memory that a step writes to.
+struct Extent {
+  std::uintptr_t begin;
+  std::uintptr_t end;
+  const std::string* name;  ///< of the parameter
+  bool operator<(const Extent& other) const noexcept { return begin < other.begin; }
+};
 
 /// Checks all parameters of a step. Holds scratch that only grows, so that later steps allocate nothing.
 template <class Scalar>
@@ -29,24 +37,22 @@ class StepCheck {
       parameter.require_unlocked(operation);
       if (parameter.size() == 0) continue;
       require_memory(operation, parameter);
-      require_not_negative<Scalar>(operation, "learning_rate_scale", parameter.learning_rate_scale);
+      require_not_negative<Scalar>(operation, "learning_rate_scale", parameter.learning_rate_scale());
       require_not_negative<Scalar>(operation, "learning_rate * learning_rate_scale",
-                                   learning_rate * parameter.learning_rate_scale);
+                                   learning_rate * parameter.learning_rate_scale());
       require_owner(operation, owner, parameter);
       const Scalar* value = parameter.value().data();
-      extents_.push_back({value, value + parameter.size(), &parameter});
-      extents_.push_back({&parameter.moments(), &parameter.moments() + 1, &parameter});
+      add_extent(value, value + parameter.size(), parameter);
+      add_extent(&parameter.moments(), &parameter.moments() + 1, parameter);
     }
     require_distinct(operation);
   }
 
  private:
-  /// Memory that a step writes to.
-  struct Extent {
-    const void* begin;
-    const void* end;
-    const Parameter<Scalar>* parameter;
-  };
+  void add_extent(const void* begin, const void* end, const Parameter<Scalar>& parameter) {
+    extents_.push_back(
+        {reinterpret_cast<std::uintptr_t>(begin), reinterpret_cast<std::uintptr_t>(end), &parameter.name()});
+  }
 
   static void require_memory(std::string_view operation, const Parameter<Scalar>& parameter) {
     if (parameter.value().data() == nullptr || parameter.gradient().data() == nullptr) {
@@ -64,12 +70,14 @@ class StepCheck {
   }
 
   void require_distinct(std::string_view operation) {
-    std::ranges::sort(extents_, std::less<>(), &Extent::begin);
-    const auto shared = std::ranges::adjacent_find(
-        extents_, [](const Extent& low, const Extent& high) { return std::less<>()(high.begin, low.end); });
-    if (shared == extents_.end()) return;
-    throw StateError(operation, "parameters", "each parameter once, with memory of its own",
-                     "'" + shared[0].parameter->name() + "' and '" + shared[1].parameter->name() + "', which share it");
+    std::sort(extents_.begin(), extents_.end());
+    for (std::size_t i = 1; i < extents_.size(); ++i) {
+      const Extent& low = extents_[i - 1];
+      const Extent& high = extents_[i];
+      if (high.begin >= low.end) continue;
+      throw StateError(operation, "parameters", "each parameter once, with memory of its own",
+                       "'" + *low.name + "' and '" + *high.name + "', which share it");
+    }
   }
 
   std::vector<Extent> extents_;
@@ -82,12 +90,6 @@ void require_moment_size(std::string_view operation, const Parameter<Scalar>& pa
   if (moment.size() == static_cast<std::size_t>(parameter.size())) return;
   throw StateError(operation, parameter.name(), "a moment of " + std::to_string(parameter.size()) + " scalars",
                    std::to_string(moment.size()));
-}
-
-/// `count` contiguous scalars as an Eigen array, so that expressions become packet loops at any level of optimisation.
-template <class Scalar>
-[[nodiscard]] auto array_map(Scalar* data, Index count) noexcept {
-  return Eigen::Map<Eigen::Array<Scalar, Eigen::Dynamic, 1>>(data, count);
 }
 
 }  // namespace lora::detail

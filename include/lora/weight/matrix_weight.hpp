@@ -29,6 +29,11 @@ class MatrixWeight {
   explicit MatrixWeight(Matrix<Scalar> matrix, bool transposed = false) noexcept
       : matrix_(std::move(matrix)), transposed_(transposed) {}
 
+  /// Copies `weight` (out_features x in_features, any strides).
+  explicit MatrixWeight(const MatrixView<const Scalar>& weight) : matrix_(weight.rows, weight.cols) {
+    copy_elements(weight, view_of(matrix_));
+  }
+
   [[nodiscard]] Index out_features() const noexcept { return transposed_ ? matrix_.cols() : matrix_.rows(); }
   [[nodiscard]] Index in_features() const noexcept { return transposed_ ? matrix_.rows() : matrix_.cols(); }
   /// Memory of the matrix.

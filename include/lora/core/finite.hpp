@@ -1,0 +1,22 @@
+// Whether a number is finite, asked of its bits: -ffast-math takes std::isfinite for true.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+
+namespace lora {
+
+[[nodiscard]] constexpr bool is_finite(float value) noexcept {
+  return (std::bit_cast<std::uint32_t>(value) & 0x7f800000U) != 0x7f800000U;
+}
+
+[[nodiscard]] constexpr bool is_finite(double value) noexcept {
+  constexpr std::uint64_t exponent = 0x7ff0000000000000U;
+  return (std::bit_cast<std::uint64_t>(value) & exponent) != exponent;
+}
+
+[[nodiscard]] constexpr bool is_nan(double value) noexcept {
+  return (std::bit_cast<std::uint64_t>(value) & 0x7fffffffffffffffU) > 0x7ff0000000000000U;
+}
+
+}  // namespace lora
