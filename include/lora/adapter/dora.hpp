@@ -10,8 +10,9 @@
 #include "lora/core/types.hpp"
 #include "lora/core/view.hpp"
 #include "lora/core/workspace.hpp"
-#include "lora/kernels/column_scale.hpp"
+#include "lora/kernels/columns.hpp"
 #include "lora/kernels/low_rank.hpp"
+#include "lora/kernels/row_norms.hpp"
 #include "lora/weight/low_rank_update.hpp"
 #include "lora/weight/weight_ref.hpp"
 

@@ -259,7 +259,7 @@ class AdaptedLayer : public LayerCore<KindType> {
   void set_executor(Executor& executor) { this->workspace_ = Workspace(executor); }
 
  protected:
-  AdaptedLayer(KindType kind, Weight weight, const LoraConfig& config)
+  AdaptedLayer(KindType kind, Weight&& weight, const LoraConfig& config)
       : Core(std::move(kind), config), weight_(std::move(weight)) {}
   AdaptedLayer(const AdaptedLayer&) = default;
   AdaptedLayer(AdaptedLayer&&) noexcept = default;

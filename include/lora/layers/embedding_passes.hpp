@@ -7,7 +7,7 @@
 
 #include "lora/adapter/tape.hpp"
 #include "lora/core/workspace.hpp"
-#include "lora/kernels/column_scale.hpp"
+#include "lora/kernels/columns.hpp"
 #include "lora/kernels/low_rank.hpp"
 #include "lora/layers/factor_pass.hpp"
 #include "lora/layers/linear_passes.hpp"

@@ -1,6 +1,8 @@
 // One product with a frozen weight and the adapters that ride along in it, as the kinds of layers compute it.
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
 #include <span>
 #include <vector>
 
@@ -10,6 +12,7 @@
 #include "lora/core/workspace.hpp"
 #include "lora/kernels/dropout_mask.hpp"
 #include "lora/kernels/low_rank.hpp"
+#include "lora/kernels/packed_product.hpp"
 
 namespace lora {
 

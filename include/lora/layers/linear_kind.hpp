@@ -72,7 +72,7 @@ class LinearKind {
   [[nodiscard]] Adapter make_adapter(std::string_view operation, std::string_view name, const LoraConfig& config,
                                      std::uint64_t seed, const WeightRef<Scalar>& weight) const {
     if (config.rank > 0 && takes_from_weight(config.init_lora_weights)) {
-      LoraFactors<Scalar> factors = factors_from_weight(operation, weight, config, seed);
+      LoraFactors<Scalar> factors = part_of_weight(operation, weight, config, seed);
       LoraFactors<Scalar> start = factors;
       Adapter adapter(operation, name, config, seed, std::move(factors));
       adapter.start = std::move(start);
@@ -203,8 +203,28 @@ class LinearKind {
   };
 
  private:
+  // Pissa and olora, in double.
+  [[nodiscard]] static LoraFactors<Scalar> part_of_weight(std::string_view operation, const WeightRef<Scalar>& weight,
+                                                          const LoraConfig& config, std::uint64_t seed) {
+    const Index outputs = weight.out_features();
+    const Index inputs = weight.in_features();
+    std::vector<double> values(static_cast<std::size_t>(outputs * inputs));
+    std::vector<Scalar> row(static_cast<std::size_t>(inputs));
+    for (Index i = 0; i < outputs; ++i) {
+      weight.read(i, 0, MatrixView<Scalar>{row.data(), 1, inputs, inputs, 1});
+      std::copy(row.begin(), row.end(), values.begin() + i * inputs);
+    }
+    const MatrixView<const double> w{values.data(), outputs, inputs, inputs, 1};
+    const LoraFactors<double> found = factors_from_weight(operation, w, config, seed);
+    LoraFactors<Scalar> factors{Matrix<Scalar>(config.rank, inputs), Matrix<Scalar>(outputs, config.rank)};
+    for (Index i = 0; i < found.A.size(); ++i) factors.A.data()[i] = static_cast<Scalar>(found.A.data()[i]);
+    for (Index i = 0; i < found.B.size(); ++i) factors.B.data()[i] = static_cast<Scalar>(found.B.data()[i]);
+    return factors;
+  }
+
   void start_factors(InitLoraWeights init, Index rank, std::uint64_t seed, const MatrixView<Scalar>& a,
                      const MatrixView<Scalar>& b) const {
+    if (blocks_.whole() && init == InitLoraWeights::orthogonal) return initialize_orthogonal(seed, a, b);
     if (blocks_.whole()) return initialize_factors(init, seed, a, b);
     const RandomStream stream_a(seed, detail::stream_of_A);
     if (init == InitLoraWeights::gaussian) {

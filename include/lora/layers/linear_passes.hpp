@@ -6,7 +6,7 @@
 
 #include "lora/core/view.hpp"
 #include "lora/core/workspace.hpp"
-#include "lora/kernels/column_scale.hpp"
+#include "lora/kernels/columns.hpp"
 #include "lora/kernels/low_rank.hpp"
 #include "lora/adapter/tape.hpp"
 #include "lora/layers/factor_pass.hpp"

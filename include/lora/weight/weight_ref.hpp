@@ -1,6 +1,7 @@
 // A reference to a frozen weight of any kind: what works on weights is compiled once, and not once for each kind.
 #pragma once
 
+#include <concepts>
 #include <cstddef>
 #include <memory>
 #include <string_view>
@@ -57,6 +58,11 @@ class WeightRef {
     table_->read(object_, first_output, first_input, out);
   }
 
+  /// W where it lies in memory as numbers, in any orientation; without data for other kinds.
+  [[nodiscard]] MatrixView<const Scalar> dense_view() const noexcept {
+    return table_->dense_view != nullptr ? table_->dense_view(object_) : MatrixView<const Scalar>{};
+  }
+
   /// Whether the kind of weight is a MergeableWeight, not const, and its memory may be written.
   [[nodiscard]] bool mergeable() const noexcept {
     return table_->tile != nullptr && table_->writable(object_);
@@ -99,6 +105,7 @@ class WeightRef {
     void (*product_transposed)(const void*, const MatrixView<const Scalar>&, const LowRankTerm<Scalar>&,
                                const MatrixView<Scalar>&, Workspace&);
     void (*read)(const void*, Index, Index, const MatrixView<Scalar>&) = nullptr;
+    MatrixView<const Scalar> (*dense_view)(const void*) noexcept = nullptr;
     bool (*writable)(const void*) noexcept = nullptr;
     Index (*tile_count)(const void*) noexcept = nullptr;
     WeightTile<const Scalar> (*const_tile)(const void*, Index) = nullptr;
@@ -126,6 +133,11 @@ class WeightRef {
       table.read = [](const void* w, Index first_output, Index first_input, const MatrixView<Scalar>& out) {
         as<W>(w).read(first_output, first_input, out);
       };
+    }
+    if constexpr (requires(const W& w) {
+                    { w.view() } -> std::same_as<MatrixView<const Scalar>>;
+                  }) {
+      table.dense_view = [](const void* w) noexcept { return as<W>(w).view(); };
     }
     if constexpr (MergeableWeight<W>) {
       table.writable = [](const void* w) noexcept { return as<W>(w).writable(); };
