@@ -110,4 +110,16 @@ TEST(ThreadPoolExecutorConcurrent, NobodySpinsWhileABodyTakesLong) {
   EXPECT_LT(seconds, 0.1);
 }
 
+TEST(ThreadPoolExecutorConcurrent, AWorkspaceTakesAPoolItselfAndItsCopiesShareIt) {
+  Eigen::ThreadPool pool(2, false);
+  lora::Workspace first(pool);
+  lora::Workspace copy = first;
+  first = lora::Workspace();
+  EXPECT_EQ(first.executor().workers(), 1);
+  EXPECT_EQ(copy.executor().workers(), 3);
+  EXPECT_EQ(calls_per_worker(copy.executor()), std::vector<int>(3, 1));
+  static_assert(std::is_convertible_v<Eigen::ThreadPool&, ThreadPoolExecutor>);
+  static_assert(lora::PoolOfThreads<Eigen::ThreadPool> && !lora::PoolOfThreads<ThreadPoolExecutor>);
+}
+
 }  // namespace

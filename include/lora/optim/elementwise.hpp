@@ -12,6 +12,13 @@
 #include <arm_neon.h>
 #endif
 
+// At -O2 compilers do not unroll loops of so little work by themselves.
+#if defined(__clang__)
+#define LORA_UNROLL_BY_FOUR _Pragma("unroll 4")
+#else
+#define LORA_UNROLL_BY_FOUR _Pragma("GCC unroll 4")
+#endif
+
 namespace lora::detail {
 
 #if defined(__AVX512F__)
