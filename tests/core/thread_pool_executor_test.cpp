@@ -9,7 +9,7 @@
 #include <thread>
 #include <vector>
 
-#include "lora/layers/linear.hpp"
+#include "lora/weight/packed.hpp"
 #include "support/bits.hpp"
 #include "support/random_matrix.hpp"
 
@@ -83,16 +83,17 @@ TEST(ThreadPoolExecutorConcurrent, ManyCallersShareOneExecutor) {
   EXPECT_EQ(sums, std::vector<int>(4, 300));
 }
 
-TEST(ThreadPoolExecutorConcurrent, ALayerAnswersWithTheSameBits) {
-  const auto w0 = lora::testing::random_matrix<float>(70, 90, 1);
-  const lora::LoraLinear<float> layer(w0, {.rank = 4, .init_lora_weights = lora::InitLoraWeights::random}, 1);
+TEST(ThreadPoolExecutorConcurrent, AProductHasTheSameBits) {
+  const auto w = lora::testing::random_matrix<float>(70, 90, 1);
   const auto x = lora::testing::random_matrix<float>(21, 90, 2);
-  const lora::Matrix<float> expected = layer.infer(x);
+  const lora::PackedWeight<float> weight(lora::view_of(w));
+  lora::Matrix<float> y(21, 70), expected(21, 70);
+  lora::Workspace serial;
+  weight.product(lora::view_of(x), nullptr, {}, lora::view_of(expected), serial);
   Eigen::ThreadPool pool(3, false);
   ThreadPoolExecutor executor(pool);
   lora::Workspace workspace(executor);
-  lora::Matrix<float> y(21, 70);
-  layer.infer(x, y, workspace);
+  weight.product(lora::view_of(x), nullptr, {}, lora::view_of(y), workspace);
   EXPECT_TRUE(lora::testing::same_bits(y, expected));
 }
 

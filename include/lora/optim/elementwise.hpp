@@ -6,8 +6,11 @@
 
 #include "lora/core/types.hpp"
 
-#if defined(__SSE2__)
+// All intrinsics of x86 cost half a second to include.
+#if defined(__AVX__)
 #include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 #endif
