@@ -27,7 +27,7 @@ TEST(OpenMpExecutorConcurrent, NeedsARuntimeThatThreadSanitizerKnows) {
 #include <thread>
 #include <vector>
 
-#include "lora/layers/linear.hpp"
+#include "lora/weight/packed.hpp"
 #include "support/bits.hpp"
 #include "support/random_matrix.hpp"
 
@@ -78,15 +78,16 @@ TEST(OpenMpExecutorConcurrent, ManyCallersShareOneExecutor) {
   EXPECT_EQ(sums, std::vector<int>(3, 100));
 }
 
-TEST(OpenMpExecutorConcurrent, ALayerAnswersWithTheSameBits) {
-  const lora::LoraLinear<float> layer(lora::testing::random_matrix<float>(70, 90, 1),
-                                      {.rank = 4, .init_lora_weights = lora::InitLoraWeights::random}, 1);
+TEST(OpenMpExecutorConcurrent, AProductHasTheSameBits) {
+  const auto w = lora::testing::random_matrix<float>(70, 90, 1);
   const auto x = lora::testing::random_matrix<float>(21, 90, 2);
-  const lora::Matrix<float> expected = layer.infer(x);
+  const lora::PackedWeight<float> weight(lora::view_of(w));
+  lora::Matrix<float> y(21, 70), expected(21, 70);
+  lora::Workspace serial;
+  weight.product(lora::view_of(x), nullptr, {}, lora::view_of(expected), serial);
   OpenMpExecutor executor(4);
   lora::Workspace workspace(executor);
-  lora::Matrix<float> y(21, 70);
-  layer.infer(x, y, workspace);
+  weight.product(lora::view_of(x), nullptr, {}, lora::view_of(y), workspace);
   EXPECT_TRUE(lora::testing::same_bits(y, expected));
 }
 

@@ -9,7 +9,7 @@
 #include <thread>
 #include <vector>
 
-#include "lora/layers/linear.hpp"
+#include "lora/weight/packed.hpp"
 #include "support/bits.hpp"
 #include "support/random_matrix.hpp"
 
@@ -83,16 +83,17 @@ TEST(ThreadPoolExecutorConcurrent, ManyCallersShareOneExecutor) {
   EXPECT_EQ(sums, std::vector<int>(4, 300));
 }
 
-TEST(ThreadPoolExecutorConcurrent, ALayerAnswersWithTheSameBits) {
-  const auto w0 = lora::testing::random_matrix<float>(70, 90, 1);
-  const lora::LoraLinear<float> layer(w0, {.rank = 4, .init_lora_weights = lora::InitLoraWeights::random}, 1);
+TEST(ThreadPoolExecutorConcurrent, AProductHasTheSameBits) {
+  const auto w = lora::testing::random_matrix<float>(70, 90, 1);
   const auto x = lora::testing::random_matrix<float>(21, 90, 2);
-  const lora::Matrix<float> expected = layer.infer(x);
+  const lora::PackedWeight<float> weight(lora::view_of(w));
+  lora::Matrix<float> y(21, 70), expected(21, 70);
+  lora::Workspace serial;
+  weight.product(lora::view_of(x), nullptr, {}, lora::view_of(expected), serial);
   Eigen::ThreadPool pool(3, false);
   ThreadPoolExecutor executor(pool);
   lora::Workspace workspace(executor);
-  lora::Matrix<float> y(21, 70);
-  layer.infer(x, y, workspace);
+  weight.product(lora::view_of(x), nullptr, {}, lora::view_of(y), workspace);
   EXPECT_TRUE(lora::testing::same_bits(y, expected));
 }
 
@@ -108,6 +109,18 @@ TEST(ThreadPoolExecutorConcurrent, NobodySpinsWhileABodyTakesLong) {
   });
   const double seconds = static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC;
   EXPECT_LT(seconds, 0.1);
+}
+
+TEST(ThreadPoolExecutorConcurrent, AWorkspaceTakesAPoolItselfAndItsCopiesShareIt) {
+  Eigen::ThreadPool pool(2, false);
+  lora::Workspace first(pool);
+  lora::Workspace copy = first;
+  first = lora::Workspace();
+  EXPECT_EQ(first.executor().workers(), 1);
+  EXPECT_EQ(copy.executor().workers(), 3);
+  EXPECT_EQ(calls_per_worker(copy.executor()), std::vector<int>(3, 1));
+  static_assert(std::is_convertible_v<Eigen::ThreadPool&, ThreadPoolExecutor>);
+  static_assert(lora::PoolOfThreads<Eigen::ThreadPool> && !lora::PoolOfThreads<ThreadPoolExecutor>);
 }
 
 }  // namespace

@@ -2,10 +2,12 @@
 
 #include <gtest/gtest.h>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace {
 
+using lora::copy_elements;
 using lora::Index;
 using lora::Matrix;
 using lora::MatrixView;
@@ -122,6 +124,45 @@ TEST(MatrixView, MiddleRowsAndColsAreTheBlocksOfTheSameElements) {
   }
 }
 
+// Defect: a raw buffer without strides was taken for rows that lie on top of each other.
+TEST(MatrixView, RowsAreContiguousUnlessAStrideIsGiven) {
+  float data[12] = {};
+  EXPECT_EQ((MatrixView<float>{data, 3, 4}.row_stride), 4);
+  EXPECT_EQ((MatrixView<float>{.data = data, .rows = 3, .cols = 4}.row_stride), 4);
+  EXPECT_EQ((MatrixView<float>{.data = data, .rows = 3, .cols = 4}.col_stride), 1);
+  EXPECT_EQ((MatrixView<float>{data, 3, 2, 4}.row_stride), 4);
+  EXPECT_EQ((MatrixView<float>{data, 3, 2, 1, 3}.col_stride), 3);
+  EXPECT_EQ(MatrixView<float>{}.row_stride, 0);
+  EXPECT_EQ((&MatrixView<float>{data, 3, 4}(2, 3)), data + 11);
+}
+
+// Any two layouts, and sizes around the rectangles that copying goes by.
+TEST(CopyElements, CopiesBetweenAnyStrides) {
+  for (const Index rows : {0, 1, 7, 8, 9, 33}) {
+    for (const Index cols : {0, 1, 15, 16, 17, 40}) {
+      Matrix<float> wide(rows, 2 * cols + 1);
+      for (Index i = 0; i < wide.size(); ++i) wide.data()[i] = static_cast<float>(i);
+      const Matrix<float> whole = wide.leftCols(cols);
+      const Eigen::MatrixXf turned = whole;
+      const MatrixView<const float> sources[] = {view_of(whole), view_of(turned), view_of(std::as_const(wide)).middle_cols(0, cols)};
+      for (const auto& source : sources) {
+        Matrix<float> by_rows(rows, cols);
+        Eigen::MatrixXf by_columns(rows, cols);
+        Matrix<float> spread = Matrix<float>::Constant(2 * rows, 3 * cols, -1);
+        copy_elements(source, view_of(by_rows));
+        copy_elements(source, view_of(by_columns));
+        copy_elements(source, MatrixView<float>{spread.data(), rows, cols, 6 * cols, 3});
+        EXPECT_EQ(by_rows, whole);
+        EXPECT_EQ(by_columns, whole);
+        for (Index i = 0; i < spread.rows(); ++i)
+          for (Index j = 0; j < spread.cols(); ++j) {
+            ASSERT_EQ(spread(i, j), i % 2 == 0 && j % 3 == 0 ? whole(i / 2, j / 3) : -1);
+          }
+      }
+    }
+  }
+}
+
 TEST(MatrixView, RowMajorMeansContiguousRows) {
   auto rows = numbered<Matrix<float>>(3, 4);
   auto columns = numbered<Eigen::MatrixXf>(3, 4);
@@ -178,15 +219,70 @@ TEST(Overlap, ColumnsOfAColumnMajorMatrixDoNot) {
   EXPECT_TRUE(overlap(view.middle_cols(0, 4), view.middle_cols(3, 3)));
 }
 
-// Interleaved arrays share no element, but their ranges do: "may share" is the answer that is always safe.
-TEST(Overlap, InterleavedArraysMayShareMemory) {
+// Defect: infer(buffer.leftCols(4), buffer.rightCols(4)) was refused.
+TEST(Overlap, HalvesOfOneBufferDoNot) {
+  Matrix<float> buffer(5, 8);
+  const auto view = view_of(buffer);
+  EXPECT_FALSE(overlap(view.middle_cols(0, 4), view.middle_cols(4, 4)));
+  EXPECT_FALSE(overlap(view.middle_cols(4, 4), view.middle_cols(0, 4)));
+  EXPECT_FALSE(overlap(view.middle_cols(0, 3), view.middle_cols(5, 3)));
+  EXPECT_FALSE(overlap(view.middle_rows(1, 3).middle_cols(5, 3), view.middle_cols(0, 5)));
+  EXPECT_FALSE(overlap(view.transpose().middle_rows(0, 4), view.transpose().middle_rows(4, 4)));
+  EXPECT_TRUE(overlap(view.middle_cols(0, 5), view.middle_cols(4, 4)));
+  EXPECT_TRUE(overlap(view.middle_cols(4, 4), view.middle_cols(0, 5)));
+  EXPECT_TRUE(overlap(view.middle_rows(2, 2).middle_cols(4, 4), view.middle_cols(0, 5)));
+}
+
+// Compares with the set of addresses: exact for lines of one stride, and never "no" where an element is shared.
+TEST(Overlap, IsNeverDeniedAndExactForBlocksOfOneArray) {
+  float memory[64] = {};
+  const auto shares = [](const MatrixView<float>& a, const MatrixView<float>& b) {
+    for (Index i = 0; i < a.rows; ++i)
+      for (Index j = 0; j < a.cols; ++j)
+        for (Index p = 0; p < b.rows; ++p)
+          for (Index q = 0; q < b.cols; ++q)
+            if (&a(i, j) == &b(p, q)) return true;
+    return false;
+  };
+  for (Index stride = 1; stride <= 5; ++stride) {
+    for (Index a_first = 0; a_first < 8; ++a_first) {
+      for (Index b_first = 0; b_first < 8; ++b_first) {
+        for (Index a_cols = 1; a_cols <= 4; ++a_cols) {
+          for (Index b_cols = 1; b_cols <= 4; ++b_cols) {
+            for (const Index rows : {1, 2, 4}) {
+              const MatrixView<float> a{memory + a_first, rows, a_cols, stride, 1};
+              const MatrixView<float> b{memory + b_first, 3, b_cols, stride, 1};
+              const MatrixView<float> strided{memory + b_first, 2, b_cols, stride, 2};
+              ASSERT_TRUE(overlap(a, b) || !shares(a, b));
+              ASSERT_TRUE(overlap(a, strided) || !shares(a, strided));
+              ASSERT_TRUE(overlap(a.transpose(), b.transpose()) || !shares(a, b));
+              // Blocks of an array of `stride` columns, whose ranges meet.
+              const bool blocks = a_first % stride + a_cols <= stride && b_first % stride + b_cols <= stride;
+              const bool inside = rows >= 4 && a_first / stride == 0 && b_first / stride == 0;
+              if (blocks && inside) {
+                ASSERT_EQ(overlap(a, b), shares(a, b)) << stride << " " << a_first << " " << b_first;
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+// Every other column: "may share" is the answer that is always safe.
+TEST(Overlap, InterleavedElementsMayShareMemory) {
   std::vector<float> memory(24);
   const MatrixView<float> even{memory.data(), 3, 4, 8, 2};
   const MatrixView<float> odd{memory.data() + 1, 3, 4, 8, 2};
   EXPECT_TRUE(overlap(even, odd));
-  const MatrixView<float> left{memory.data(), 4, 3, 6, 1};
-  const MatrixView<float> right{memory.data() + 3, 4, 3, 6, 1};
-  EXPECT_TRUE(overlap(left, right));
+}
+
+TEST(Overlap, NegativeStridesSpanWhatLiesBelow) {
+  std::vector<float> memory(24);
+  const MatrixView<float> upwards{memory.data() + 20, 3, 4, -8, 1};
+  EXPECT_TRUE(overlap(upwards, MatrixView<float>{memory.data() + 4, 1, 4}));
+  EXPECT_FALSE(overlap(upwards, MatrixView<float>{memory.data(), 1, 4}));
 }
 
 // The stride of the last row spans memory that is no part of the view.

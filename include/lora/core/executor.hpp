@@ -58,6 +58,18 @@ class SerialExecutor final : public Executor {
   void run(FunctionRef<void(int)> body) override { body(0); }
 };
 
+/// How a foreign pool of threads becomes an Executor. A header that knows a kind of pool specialises it with
+/// `using Type`, an Executor that is made from `Pool&`, and that any number of threads may run() on:
+/// thread_pool_executor.hpp does so for Eigen's.
+template <class Pool>
+struct ExecutorOf {};
+
+/// A pool of threads that may stand where an executor does, once the header that knows it is included.
+template <class Pool>
+concept PoolOfThreads = requires {
+  typename ExecutorOf<Pool>::Type;
+};
+
 /// Calls body(begin, end, worker) over a fixed split of [0, count) in one contiguous range per worker.
 /// Boundaries are multiples of `grain`. No allocation.
 template <class Body>

@@ -3,6 +3,7 @@
 
 #include <condition_variable>
 #include <mutex>
+#include <type_traits>
 
 // Eigen 5 moved the pool out of its unsupported modules.
 #if __has_include(<Eigen/ThreadPool>)
@@ -30,7 +31,8 @@ namespace lora {
 /// @throws what the pool's Schedule throws on lack of memory; Eigen's throws nothing.
 class ThreadPoolExecutor final : public Executor {
  public:
-  explicit ThreadPoolExecutor(Eigen::ThreadPoolInterface& pool) noexcept : pool_(pool) {}
+  // NOLINTNEXTLINE(google-explicit-constructor): a pool stands where an executor is asked for.
+  ThreadPoolExecutor(Eigen::ThreadPoolInterface& pool) noexcept : pool_(pool) {}
 
   [[nodiscard]] int workers() const noexcept override { return pool_.NumThreads() + 1; }
 
@@ -80,6 +82,13 @@ class ThreadPoolExecutor final : public Executor {
   };
 
   Eigen::ThreadPoolInterface& pool_;
+};
+
+/// With this header, `layer.set_executor(pool)` and `Workspace(pool)` take the pool itself.
+template <class Pool>
+  requires(std::is_base_of_v<Eigen::ThreadPoolInterface, Pool>)
+struct ExecutorOf<Pool> {
+  using Type = ThreadPoolExecutor;
 };
 
 }  // namespace lora

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <new>
 #include <utility>
 #include <vector>
@@ -100,6 +101,12 @@ class Workspace {
   /// `executor` must outlive this workspace.
   explicit Workspace(Executor& executor) noexcept : executor_(&executor) {}
 
+  /// Runs on a pool of threads, which must outlive this workspace and its copies. The header that knows the pool must be
+  /// included: core/thread_pool_executor.hpp for Eigen's. @throws std::bad_alloc
+  template <PoolOfThreads Pool>
+  explicit Workspace(Pool& pool)
+      : owned_executor_(std::make_shared<typename ExecutorOf<Pool>::Type>(pool)), executor_(owned_executor_.get()) {}
+
   [[nodiscard]] Executor& executor() noexcept { return executor_ != nullptr ? *executor_ : serial_.value; }
 
   /// A rows x cols matrix for this scope, aligned to 64 bytes. Allocates only when no block that is free has the room:
@@ -191,6 +198,7 @@ class Workspace {
     ~Arena() = default;
   };
 
+  std::shared_ptr<Executor> owned_executor_;  // shared by copies: any thread may run on it
   Executor* executor_ = nullptr;
   Serial serial_;
   Arena scratch_;

@@ -137,9 +137,9 @@ class AdamW {
   static void update_all(const Coefficients& c, Scalar* value, const Scalar* gradient, Scalar* first, Scalar* second,
                          Index count) noexcept {
     using Lanes = detail::Pack<Scalar>;
-    typename Lanes::Type p{}, g{}, m{}, v{};
     Index i = 0;
     for (; i + Lanes::lanes <= count; i += Lanes::lanes) {
+      typename Lanes::Type p, g, m, v;
       Lanes::load(value + i, p);
       Lanes::load(gradient + i, g);
       Lanes::load(first + i, m);
@@ -151,6 +151,7 @@ class AdamW {
     }
     if (i == count) return;
     const Index rest = count - i;
+    typename Lanes::Type p{}, g{}, m{}, v{};
     Lanes::load(value + i, rest, p);
     Lanes::load(gradient + i, rest, g);
     Lanes::load(first + i, rest, m);

@@ -6,10 +6,20 @@
 
 #include "lora/core/types.hpp"
 
-#if defined(__SSE2__)
+// All intrinsics of x86 cost half a second to include.
+#if defined(__AVX__)
 #include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
+#endif
+
+// At -O2 compilers do not unroll loops of so little work by themselves.
+#if defined(__clang__)
+#define LORA_UNROLL_BY_FOUR _Pragma("unroll 4")
+#else
+#define LORA_UNROLL_BY_FOUR _Pragma("GCC unroll 4")
 #endif
 
 namespace lora::detail {

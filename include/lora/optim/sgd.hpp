@@ -139,9 +139,10 @@ class SGD {
   static void update_all(const Coefficients& c, Scalar* value, const Scalar* gradient, Scalar* first,
                          Index count) noexcept {
     using Lanes = detail::Pack<Scalar>;
-    typename Lanes::Type p{}, g{}, b{};
     Index i = 0;
+    LORA_UNROLL_BY_FOUR
     for (; i + Lanes::lanes <= count; i += Lanes::lanes) {
+      typename Lanes::Type p, g, b{};
       Lanes::load(value + i, p);
       Lanes::load(gradient + i, g);
       if constexpr (has_momentum) Lanes::load(first + i, b);
@@ -151,6 +152,7 @@ class SGD {
     }
     if (i == count) return;
     const Index rest = count - i;
+    typename Lanes::Type p{}, g{}, b{};
     Lanes::load(value + i, rest, p);
     Lanes::load(gradient + i, rest, g);
     if constexpr (has_momentum) Lanes::load(first + i, rest, b);
