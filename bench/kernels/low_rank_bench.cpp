@@ -18,7 +18,7 @@ struct Operands {
         factor(random_matrix(state.range(2), state.range(1), 1)),
         thin(random_matrix(state.range(0), state.range(2), 2)) {
     if (state.range(3) == 0) return;
-    bits.draw(0.1, 42, {}, x.rows(), x.cols(), executor);
+    bits.draw(0.1, 42, {}, x.rows(), x.cols(), workspace.executor());
     mask = bits.mask<float>(0.1);
   }
 
@@ -27,7 +27,7 @@ struct Operands {
     count_bytes(state, (x.size() + factor.size() + thin.size()) * Index{sizeof(float)});
   }
 
-  SerialExecutor executor;
+  Workspace workspace;
   DropoutBits bits;
   DropoutMask<float> mask;
   Matrix<float> x, factor, thin;
@@ -36,7 +36,7 @@ struct Operands {
 void project_down(benchmark::State& state, Isa isa) {
   Operands o(state);
   for (auto _ : state) {
-    kernels::project_down(input(o.x), o.mask, input(o.factor), 1.0F, view_of(o.thin), o.executor, isa);
+    kernels::project_down(input(o.x), o.mask, input(o.factor), 1.0F, view_of(o.thin), o.workspace, isa);
     benchmark::ClobberMemory();
   }
   o.count(state);
@@ -46,7 +46,7 @@ void add_project_up(benchmark::State& state, Isa isa) {
   Operands o(state);
   o.thin *= 1e-6F;  // the sums of many iterations stay finite
   for (auto _ : state) {
-    kernels::add_project_up(input(o.thin), input(o.factor), o.mask, view_of(o.x), o.executor, isa);
+    kernels::add_project_up(input(o.thin), input(o.factor), o.mask, view_of(o.x), o.workspace, isa);
     benchmark::ClobberMemory();
   }
   o.count(state);
@@ -55,7 +55,7 @@ void add_project_up(benchmark::State& state, Isa isa) {
 void add_outer(benchmark::State& state, Isa isa) {
   Operands o(state);
   for (auto _ : state) {
-    kernels::add_outer(input(o.thin), input(o.x), o.mask, 1e-6F, view_of(o.factor), o.executor, isa);
+    kernels::add_outer(input(o.thin), input(o.x), o.mask, 1e-6F, view_of(o.factor), o.workspace, isa);
     benchmark::ClobberMemory();
   }
   o.count(state);

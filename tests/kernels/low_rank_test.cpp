@@ -3,8 +3,10 @@
 #include <cstdint>
 #include <gtest/gtest.h>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "support/bits.hpp"
 #include "support/kernel_oracle.hpp"
 #include "support/thread_executor.hpp"
 
@@ -68,7 +70,7 @@ MatrixView<const Scalar> constant(const Matrix<Scalar>& matrix) {
 }
 
 template <class Scalar>
-void expect_products(const Case& c, Isa isa, bool masked, Executor& executor) {
+void expect_products(const Case& c, Isa isa, bool masked, Workspace& workspace) {
   const Scalar scale(0.75);
   const ExactArray<Scalar> x(c.rows, c.cols, c.storage, 1);
   const ExactArray<Scalar> f(c.rank, c.cols, Storage::row_major, 2);
@@ -78,14 +80,14 @@ void expect_products(const Case& c, Isa isa, bool masked, Executor& executor) {
   const Matrix<Scalar> kept = mask.keep(x.input());
 
   const ExactArray<Scalar> u(c.rows, c.rank, Storage::row_major, 4);
-  kernels::project_down(x.input(), mask.view(), f.input(), scale, u.view(), executor, isa);
+  kernels::project_down(x.input(), mask.view(), f.input(), scale, u.view(), workspace, isa);
   Oracle down(c.rows, c.rank);
   down.add_product(static_cast<double>(scale) * mask_scale, constant(kept), f.input().transpose());
   down.expect_near(u.view(), "project_down " + c.text(isa, masked));
 
   const ExactArray<Scalar> y(c.rows, c.cols, Storage::row_major, 5);
   const Matrix<Scalar> before = y.view().map();
-  kernels::add_project_up(v.input(), f.input(), mask.view(), y.view(), executor, isa);
+  kernels::add_project_up(v.input(), f.input(), mask.view(), y.view(), workspace, isa);
   Oracle up(c.rows, c.cols);
   up.add_array(constant(before));
   up.add_product(mask_scale, v.input(), f.input());
@@ -101,7 +103,7 @@ void expect_products(const Case& c, Isa isa, bool masked, Executor& executor) {
   const ExactArray<Scalar> g(c.rank, c.cols, Storage::row_major, 6);
   Oracle outer(c.rank, c.cols);
   outer.add_array(g.input());
-  kernels::add_outer(v.input(), x.input(), mask.view(), scale, g.view(), executor, isa);
+  kernels::add_outer(v.input(), x.input(), mask.view(), scale, g.view(), workspace, isa);
   outer.add_product(static_cast<double>(scale) * mask_scale, v.input().transpose(), constant(kept));
   outer.expect_near(g.view(), "add_outer " + c.text(isa, masked));
 }
@@ -112,12 +114,12 @@ using Scalars = ::testing::Types<float, double>;
 TYPED_TEST_SUITE(LowRankTest, Scalars);
 
 TYPED_TEST(LowRankTest, MatchesTheOracleOverTailsRanksAndMasks) {
-  SerialExecutor executor;
+  Workspace workspace;
   for (const Isa isa : supported_isas()) {
     for (const bool masked : {false, true}) {
       for (const Index cols : {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 47, 48, 49, 64, 97, 150}) {
         for (const Index rank : {1, 2, 3, 4, 7, 8, 9, 13, 16}) {
-          expect_products<TypeParam>({7, cols, rank}, isa, masked, executor);
+          expect_products<TypeParam>({7, cols, rank}, isa, masked, workspace);
         }
       }
     }
@@ -125,34 +127,67 @@ TYPED_TEST(LowRankTest, MatchesTheOracleOverTailsRanksAndMasks) {
 }
 
 TYPED_TEST(LowRankTest, MatchesTheOracleForEveryBatchSize) {
-  SerialExecutor executor;
+  Workspace workspace;
   for (const Isa isa : supported_isas()) {
-    for (Index rows = 0; rows <= 34; ++rows) expect_products<TypeParam>({rows, 83, 5}, isa, true, executor);
+    for (Index rows = 0; rows <= 34; ++rows) expect_products<TypeParam>({rows, 83, 5}, isa, true, workspace);
   }
 }
 
 TYPED_TEST(LowRankTest, MatchesTheOracleBeyondEveryBlockSize) {
-  SerialExecutor executor;
+  Workspace workspace;
   for (const Isa isa : supported_isas()) {
-    expect_products<TypeParam>({19, 70, 64}, isa, false, executor);
-    expect_products<TypeParam>({19, 70, 131}, isa, true, executor);
-    expect_products<TypeParam>({600, 70, 13}, isa, true, executor);
+    expect_products<TypeParam>({19, 70, 64}, isa, false, workspace);
+    expect_products<TypeParam>({19, 70, 131}, isa, true, workspace);
+    expect_products<TypeParam>({600, 70, 13}, isa, true, workspace);
   }
 }
 
 TYPED_TEST(LowRankTest, MatchesTheOracleWithoutRankOrColumns) {
-  SerialExecutor executor;
+  Workspace workspace;
   for (const Isa isa : supported_isas()) {
-    expect_products<TypeParam>({5, 20, 0}, isa, true, executor);
-    expect_products<TypeParam>({5, 0, 3}, isa, false, executor);
+    expect_products<TypeParam>({5, 20, 0}, isa, true, workspace);
+    expect_products<TypeParam>({5, 0, 3}, isa, false, workspace);
   }
 }
 
 TYPED_TEST(LowRankTest, InputsMayHaveAnyStrides) {
-  SerialExecutor executor;
+  Workspace workspace;
   for (const Isa isa : supported_isas()) {
     for (const Storage storage : {Storage::column_major, Storage::strided}) {
-      for (const bool masked : {false, true}) expect_products<TypeParam>({21, 61, 9, storage}, isa, masked, executor);
+      for (const bool masked : {false, true}) expect_products<TypeParam>({21, 61, 9, storage}, isa, masked, workspace);
+    }
+  }
+}
+
+// However X lies in memory, U and G have the bits that its row-major copy gives.
+TYPED_TEST(LowRankTest, EveryLayoutOfAnInputGivesTheSameBits) {
+  for (const Isa isa : supported_isas()) {
+    for (const bool masked : {false, true}) {
+      for (const int workers : {1, 3}) {
+        for (const Case c : {Case{1, 50, 3}, Case{7, 5, 2}, Case{16, 48, 8}, Case{33, 97, 5}, Case{21, 600, 4},
+                             Case{520, 131, 9}, Case{0, 20, 3}}) {
+          for (const Storage storage : {Storage::column_major, Storage::strided}) {
+            ThreadExecutor executor(workers);
+            Workspace workspace(executor);
+            const ExactArray<TypeParam> x(c.rows, c.cols, storage, 1);
+            const Matrix<TypeParam> same = x.view().map();
+            const ExactArray<TypeParam> f(c.rank, c.cols, Storage::row_major, 2);
+            const ExactArray<TypeParam> v(c.rows, c.rank, storage, 3);
+            const Mask<TypeParam> mask(c.rows, c.cols, masked);
+            const auto run = [&](const MatrixView<const TypeParam>& input) {
+              Matrix<TypeParam> u = Matrix<TypeParam>::Zero(c.rows, c.rank);
+              Matrix<TypeParam> g = Matrix<TypeParam>::Ones(c.rank, c.cols);
+              kernels::project_down(input, mask.view(), f.input(), TypeParam(0.5), view_of(u), workspace, isa);
+              kernels::add_outer(v.input(), input, mask.view(), TypeParam(0.5), view_of(g), workspace, isa);
+              return std::pair(u, g);
+            };
+            const auto expected = run(view_of(same));
+            const auto got = run(x.input());
+            ASSERT_TRUE(testing::same_bits(got.first, expected.first)) << "U " << c.text(isa, masked);
+            ASSERT_TRUE(testing::same_bits(got.second, expected.second)) << "G " << c.text(isa, masked);
+          }
+        }
+      }
     }
   }
 }
@@ -184,12 +219,13 @@ TYPED_TEST(LowRankTest, ResultsDoNotDependOnTheNumberOfWorkers) {
   const Mask<TypeParam> mask(c.rows, c.cols, true);
   for (const Isa isa : supported_isas()) {
     const auto run = [&](Executor& executor) {
+      Workspace workspace(executor);
       Matrix<TypeParam> u = Matrix<TypeParam>::Zero(c.rows, c.rank);
       Matrix<TypeParam> y = Matrix<TypeParam>::Ones(c.rows, c.cols);
       Matrix<TypeParam> g = Matrix<TypeParam>::Ones(c.rank, c.cols);
-      kernels::project_down(x.input(), mask.view(), f.input(), TypeParam(0.5), view_of(u), executor, isa);
-      kernels::add_project_up(v.input(), f.input(), mask.view(), view_of(y), executor, isa);
-      kernels::add_outer(v.input(), x.input(), mask.view(), TypeParam(0.5), view_of(g), executor, isa);
+      kernels::project_down(x.input(), mask.view(), f.input(), TypeParam(0.5), view_of(u), workspace, isa);
+      kernels::add_project_up(v.input(), f.input(), mask.view(), view_of(y), workspace, isa);
+      kernels::add_outer(v.input(), x.input(), mask.view(), TypeParam(0.5), view_of(g), workspace, isa);
       Matrix<TypeParam> all(c.rows + c.rank, c.cols + c.rank);
       all << y, u, g, Matrix<TypeParam>::Zero(c.rank, c.rank);
       return all;

@@ -32,22 +32,21 @@ void add_panel_terms(const PanelCall<Scalar>& call, Index b, Index begin, Index 
   call.multiply(product);
 }
 
-/// The part of `panels` whole panels from `b` on in Y = X W^T + bias + U F for a single row of X, or, without `weight`,
-/// in Y += U F. Rows of F, if any, are contiguous.
+/// The part of `panels` whole panels from `b` on in Y = X W^T + bias + U F for a single row of X, or in Y += U F where
+/// the call has no inputs and Y is to be continued. Rows of F, if any, are contiguous.
 template <class Scalar>
-void multiply_row(const PanelCall<Scalar>& call, Index b, Index panels, const Scalar* weight) {
+void multiply_row(const PanelCall<Scalar>& call, Index b, Index panels, const Scalar* weight, bool continues) {
   const Index first = call.layout.first_output(b);
   PanelProduct<Scalar> product;
   product.rows = 1;
   product.width = panel_width<Scalar>;
   product.columns = panel_width<Scalar>;
   product.panels = panels;
-  if (weight != nullptr) {
+  product.accumulate = continues;
+  if (!continues) {
     product.terms = {call.x.data, call.x.row_stride, call.x.col_stride, weight + call.layout.offset(b),
                      panel_width<Scalar>, call.layout.inputs};
     product.initial = call.bias != nullptr ? call.bias + first : nullptr;
-  } else {
-    product.accumulate = true;
   }
   if (call.up.rows > 0) {
     product.extra = {call.down.data,     call.down.row_stride, call.down.col_stride, &call.up(0, first),
@@ -70,7 +69,7 @@ void packed_row_product(const PanelCall<Scalar>& call, const Scalar* panels, con
     Scalar* const own = &scratch(worker, 0);
     const Index end = std::min(last, whole);
     if (end - first > 1) {
-      multiply_row(base, first, end - first, panels);
+      multiply_row(base, first, end - first, panels, false);
       for (Index b = first; b < end && !rides; ++b) add_panel_terms(call, b, 0, 1, own);
       first = end;
     }
@@ -114,7 +113,7 @@ void add_low_rank(const MatrixView<const Scalar>& u, const MatrixView<const Scal
   parallel_ranges(executor, call.layout.panels(), 2, [&](Index first, Index last, int worker) {
     const Index end = std::min(last, whole);
     if (end - first > 1) {
-      multiply_row<Scalar>(call, first, end - first, nullptr);
+      multiply_row<Scalar>(call, first, end - first, nullptr, true);
       first = end;
     }
     for (Index b = first; b < last; ++b) add_panel_terms(call, b, 0, 1, &scratch(worker, 0));
