@@ -30,7 +30,9 @@ template <RealScalar Scalar>
   std::vector<std::string> names;
   for (const auto& [name, module] : weights.modules) names.push_back(name);
   config.target_modules = ModuleSelector::listed(names);
-  std::stable_sort(names.begin(), names.end(), [](const auto& a, const auto& b) { return a.size() > b.size(); });
+  std::sort(names.begin(), names.end(), [](const std::string& a, const std::string& b) {
+    return a.size() != b.size() ? a.size() > b.size() : a < b;
+  });
   if (!names.empty()) {
     const ModuleWeights<Scalar>& first = weights.modules.begin()->second;
     config.lora.rank = first.rank();
@@ -40,9 +42,11 @@ template <RealScalar Scalar>
   }
   for (const std::string& name : names) {
     const ModuleWeights<Scalar>& module = weights.modules.at(name);
-    const bool differs = module.rank() != config.lora.rank || alpha_of(module) != config.lora.alpha;
-    if (differs || std::any_of(config.rank_pattern.begin(), config.rank_pattern.end(),
-                               [&](const auto& entry) { return entry.first.ends_with("." + name); })) {
+    bool needs_key = module.rank() != config.lora.rank || alpha_of(module) != config.lora.alpha;
+    for (const auto& [key, rank] : config.rank_pattern) {
+      needs_key = needs_key || (key.size() > name.size() && detail::means_module(name, key));
+    }
+    if (needs_key) {
       config.rank_pattern.emplace_back(name, module.rank());
       config.alpha_pattern.emplace_back(name, alpha_of(module));
     }

@@ -1,10 +1,7 @@
 // How a whole model is adapted: the options PEFT's LoraConfig has beyond one layer, and what they mean for a module.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
 #include <cstddef>
-#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -47,7 +44,8 @@ struct LoraModelConfig {
 
 /// @throws ConfigError naming the first option that is out of range or contradicts another, as PEFT's LoraConfig would.
 /// Whether patterns are regular expressions is seen when ModuleMatcher compiles them.
-inline void check_config(std::string_view operation, const LoraModelConfig& config) {
+template <class Char = char>
+void check_config(std::string_view operation, const LoraModelConfig& config) {
   check_config(operation, config.lora);
   const auto kind = config.target_modules.kind();
   const bool one_string = kind == ModuleSelector::Kind::pattern || kind == ModuleSelector::Kind::all_linear;
@@ -60,33 +58,37 @@ inline void check_config(std::string_view operation, const LoraModelConfig& conf
   }
   for (const auto& [key, rank] : config.rank_pattern) {
     if (rank < 1) {
-      throw ConfigError(operation, "rank_pattern " + detail::quoted_name(key), "1 or more", std::to_string(rank));
+      std::string option = "rank_pattern ";
+      throw ConfigError(operation, option.append(detail::quoted_name(key)), "1 or more", std::to_string(rank));
     }
   }
   for (const auto& [key, alpha] : config.alpha_pattern) {
-    if (!std::isfinite(alpha)) {
-      throw ConfigError(operation, "alpha_pattern " + detail::quoted_name(key), "a finite number",
+    if (!detail::finite_bits(alpha)) {
+      std::string option = "alpha_pattern ";
+      throw ConfigError(operation, option.append(detail::quoted_name(key)), "a finite number",
                         detail::number_text(alpha));
     }
   }
 }
 
 /// A configuration made ready to be asked about many modules. It keeps what it needs of the configuration.
-/// Thread safety: any number of threads may ask one object.
-class ModuleMatcher {
+/// Thread safety: any number of threads may ask one object. `ModuleMatcher` is the one to use; the template keeps it
+/// from being compiled where nobody does.
+template <class Char>
+class BasicModuleMatcher {
  public:
   /// @throws ConfigError as check_config, or for a pattern that is no regular expression (see ModuleSelector::matching)
-  explicit ModuleMatcher(const LoraModelConfig& config, std::string_view operation = "ModuleMatcher")
+  explicit BasicModuleMatcher(const LoraModelConfig& config, std::string_view operation = "ModuleMatcher")
       : lora_((check_config(operation, config), config.lora)),
         target_(operation, "target_modules", config.target_modules),
         exclude_(operation, "exclude_modules", config.exclude_modules),
         layers_(operation, config.layers_to_transform, config.layers_pattern),
         saved_names_(config.modules_to_save) {
     for (const auto& [key, rank] : config.rank_pattern) {
-      ranks_.emplace_back(detail::NamePattern(operation, "rank_pattern", key, detail::PatternPlace::name_end), rank);
+      ranks_.emplace_back(Pattern(operation, "rank_pattern", key, detail::PatternPlace::name_end), rank);
     }
     for (const auto& [key, alpha] : config.alpha_pattern) {
-      alphas_.emplace_back(detail::NamePattern(operation, "alpha_pattern", key, detail::PatternPlace::name_end), alpha);
+      alphas_.emplace_back(Pattern(operation, "alpha_pattern", key, detail::PatternPlace::name_end), alpha);
     }
     for (const std::string& name : config.modules_to_save) {
       saved_.emplace_back(operation, "modules_to_save", name, detail::PatternPlace::name_part);
@@ -136,8 +138,9 @@ class ModuleMatcher {
   }
 
  private:
+  using Pattern = detail::BasicNamePattern<Char>;
   template <class Value>
-  using Patterns = std::vector<std::pair<detail::NamePattern, Value>>;
+  using Patterns = std::vector<std::pair<Pattern, Value>>;
 
   // PEFT looks a module that no key matches up by its own name, which finds a key that does not match itself.
   template <class Value>
@@ -157,34 +160,43 @@ class ModuleMatcher {
     std::vector<const Value*> used;
     for (const std::string& module : modules) used.push_back(find(patterns, module));
     for (const auto& [pattern, value] : patterns) {
-      if (std::find(used.begin(), used.end(), &value) == used.end()) {
-        unused.push_back(std::string(option) + detail::quoted_name(pattern.text()));
-      }
+      bool is_used = false;
+      for (const Value* other : used) is_used = is_used || other == &value;
+      if (is_used) continue;
+      unused.emplace_back(option);
+      unused.back().append(detail::quoted_name(pattern.text()));
     }
   }
 
   [[nodiscard]] bool matches_saved(std::string_view module) const {
-    return std::any_of(saved_.begin(), saved_.end(), [&](const auto& pattern) { return pattern.matches(module); });
+    for (const Pattern& pattern : saved_) {
+      if (pattern.matches(module)) return true;
+    }
+    return false;
   }
 
   LoraConfig lora_;
-  detail::SelectorMatcher target_;
-  detail::SelectorMatcher exclude_;
-  detail::LayerFilter layers_;
+  detail::BasicSelectorMatcher<Char> target_;
+  detail::BasicSelectorMatcher<Char> exclude_;
+  detail::BasicLayerFilter<Char> layers_;
   std::vector<std::string> saved_names_;
-  std::vector<detail::NamePattern> saved_;
+  std::vector<Pattern> saved_;
   Patterns<Index> ranks_;
   Patterns<double> alphas_;
 };
 
+using ModuleMatcher = BasicModuleMatcher<char>;
+
 /// ModuleMatcher(config).targets(module, is_linear), for one question. @throws ConfigError as ModuleMatcher
-[[nodiscard]] inline bool targets(const LoraModelConfig& config, std::string_view module, bool is_linear = true) {
-  return ModuleMatcher(config, "targets").targets(module, is_linear);
+template <class Char = char>
+[[nodiscard]] bool targets(const LoraModelConfig& config, std::string_view module, bool is_linear = true) {
+  return BasicModuleMatcher<Char>(config, "targets").targets(module, is_linear);
 }
 
 /// ModuleMatcher(config).config_for(module), for one question. @throws ConfigError as ModuleMatcher
-[[nodiscard]] inline LoraConfig config_for(const LoraModelConfig& config, std::string_view module) {
-  return ModuleMatcher(config, "config_for").config_for(module);
+template <class Char = char>
+[[nodiscard]] LoraConfig config_for(const LoraModelConfig& config, std::string_view module) {
+  return BasicModuleMatcher<Char>(config, "config_for").config_for(module);
 }
 
 /// What a configuration chooses among the modules of a model.
@@ -195,30 +207,33 @@ struct TargetedModules {
 
 namespace detail {
 
-inline void warn_of_unmatched(std::string_view option, const ModuleSelector& selector,
-                              std::span<const std::string> modules, std::vector<std::string>& warnings) {
+template <class Char>
+void warn_of_unmatched(std::basic_string_view<Char> option, const ModuleSelector& selector,
+                       std::span<const std::string> modules, std::vector<std::string>& warnings) {
   for (const std::string& name : selector.names()) {
-    const auto means = [&](const std::string& module) { return means_module(name, module); };
-    if (std::none_of(modules.begin(), modules.end(), means)) {
-      warnings.push_back(std::string(option) + " " + quoted_name(name) + " matches no module");
-    }
+    bool matches = false;
+    for (const std::string& module : modules) matches = matches || means_module(name, module);
+    if (matches) continue;
+    warnings.emplace_back(option);
+    warnings.back().append(" ").append(quoted_name(name)).append(" matches no module");
   }
 }
 
-[[nodiscard]] inline std::string target_text(const ModuleSelector& selector) {
-  switch (selector.kind()) {
-    case ModuleSelector::Kind::pattern:
-      return "the pattern " + quoted_name(selector.pattern());
-    case ModuleSelector::Kind::all_linear:
-      return "all-linear";
-    default:
-      return selector.names().empty() ? "no name at all" : quoted_names(selector.names());
+template <class Selector>
+[[nodiscard]] std::string target_text(const Selector& selector) {
+  if (selector.kind() == ModuleSelector::Kind::all_linear) return "all-linear";
+  if (selector.kind() != ModuleSelector::Kind::pattern) {
+    return selector.names().empty() ? "no name at all" : quoted_names(selector.names());
   }
+  std::string text = "the pattern ";
+  return text.append(quoted_name(selector.pattern()));
 }
 
-[[noreturn]] inline void throw_nothing_targeted(std::string_view operation, const LoraModelConfig& config,
-                                                std::span<const std::string> modules, std::size_t excluded) {
-  std::string got = "none among " + std::to_string(modules.size()) + " modules";
+template <class Char>
+[[noreturn]] void throw_nothing_targeted(std::basic_string_view<Char> operation, const LoraModelConfig& config,
+                                         std::span<const std::string> modules, std::size_t excluded) {
+  std::string got = "none among ";
+  got.append(std::to_string(modules.size())).append(" modules");
   if (!modules.empty()) got.append(" (").append(quoted_names(modules, 8)).append(")");
   if (excluded > 0) got.append("; exclude_modules and modules_to_save took ").append(std::to_string(excluded));
   if (!config.layers_to_transform.empty()) {
@@ -226,23 +241,28 @@ inline void warn_of_unmatched(std::string_view option, const ModuleSelector& sel
     for (const Index layer : config.layers_to_transform) got.append(" ").append(std::to_string(layer));
   }
   if (!config.layers_pattern.empty()) got.append("; layers_pattern is ").append(quoted_names(config.layers_pattern));
-  throw ConfigError(operation, "target_modules", "a module that matches " + target_text(config.target_modules), got);
+  std::string expected = "a module that matches ";
+  throw ConfigError(operation, "target_modules", expected.append(target_text(config.target_modules)), got);
 }
+
+struct EveryModuleIsLinear {
+  [[nodiscard]] constexpr bool operator()(std::string_view /*module*/) const noexcept { return true; }
+};
 
 }  // namespace detail
 
-/// The modules that `config` adapts among all of a model's. Without `is_linear` every module counts as linear. As in
-/// PEFT, single names that match nothing are no error; they come back as warnings.
+/// The modules that `config` adapts among all of a model's. `is_linear(name)` says what counts as linear; without it
+/// every module does. As in PEFT, single names that match nothing are no error; they come back as warnings.
 /// @throws ConfigError that lists target_modules when nothing at all is adapted; as ModuleMatcher
-[[nodiscard]] inline TargetedModules resolve_targets(const LoraModelConfig& config,
-                                                     std::span<const std::string> modules,
-                                                     const std::function<bool(std::string_view)>& is_linear = {}) {
+template <class IsLinear = detail::EveryModuleIsLinear>
+[[nodiscard]] TargetedModules resolve_targets(const LoraModelConfig& config, std::span<const std::string> modules,
+                                              const IsLinear& is_linear = {}) {
   constexpr std::string_view operation = "resolve_targets";
   const ModuleMatcher matcher(config, operation);
   TargetedModules result;
   std::size_t excluded = 0;
   for (const std::string& module : modules) {
-    const bool linear = !is_linear || is_linear(module);
+    const bool linear = is_linear(std::string_view(module));
     if (matcher.targets(module, linear)) {
       result.names.push_back(module);
     } else if (matcher.excludes(module, linear)) {
@@ -250,11 +270,13 @@ inline void warn_of_unmatched(std::string_view option, const ModuleSelector& sel
     }
   }
   if (result.names.empty()) detail::throw_nothing_targeted(operation, config, modules, excluded);
-  detail::warn_of_unmatched("target_modules", config.target_modules, modules, result.warnings);
-  detail::warn_of_unmatched("exclude_modules", config.exclude_modules, modules, result.warnings);
+  constexpr std::string_view exclude = "exclude_modules";
+  detail::warn_of_unmatched(std::string_view("target_modules"), config.target_modules, modules, result.warnings);
+  detail::warn_of_unmatched(exclude, config.exclude_modules, modules, result.warnings);
   if (config.exclude_modules.kind() == ModuleSelector::Kind::pattern && excluded == 0) {
-    result.warnings.push_back("exclude_modules " + detail::quoted_name(config.exclude_modules.pattern()) +
-                              " matches no module");
+    result.warnings.emplace_back(exclude);
+    result.warnings.back().append(" ").append(detail::quoted_name(config.exclude_modules.pattern()));
+    result.warnings.back().append(" matches no module");
   }
   for (std::string& pattern : matcher.unused_patterns(result.names)) {
     result.warnings.push_back(pattern.append(" matches no adapted module"));

@@ -1,0 +1,632 @@
+// Python's regular expressions, as far as they say which whole texts match.
+//
+// std::regex would take longer to parse and compile than the rest of the library, knows another language (ECMAScript)
+// and, outside libstdc++, takes exponential time on hostile patterns.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "lora/core/error.hpp"
+#include "lora/model/quoted_name.hpp"
+
+namespace lora::detail {
+
+/// A set of bytes.
+class ByteSet {
+ public:
+  [[nodiscard]] constexpr bool contains(unsigned byte) const noexcept {
+    return (words_[byte >> 6U] >> (byte & 63U) & 1U) != 0;
+  }
+  constexpr void add(unsigned first, unsigned last) noexcept {
+    for (unsigned byte = first; byte <= last; ++byte) words_[byte >> 6U] |= std::uint64_t{1} << (byte & 63U);
+  }
+  constexpr void add(const ByteSet& other) noexcept {
+    for (int i = 0; i < 4; ++i) words_[i] |= other.words_[i];
+  }
+  [[nodiscard]] constexpr ByteSet inverse() const noexcept {
+    ByteSet result;
+    for (int i = 0; i < 4; ++i) result.words_[i] = ~words_[i];
+    return result;
+  }
+
+  /// Python's \d, \s and \w, ASCII alone. To Python the separators 0x1C to 0x1F are white space too.
+  [[nodiscard]] static constexpr ByteSet category(char letter) noexcept {
+    ByteSet set;
+    if (letter == 's') {
+      set.add(0x09, 0x0D);
+      set.add(0x1C, 0x20);
+      return set;
+    }
+    set.add('0', '9');
+    if (letter == 'd') return set;
+    set.add('A', 'Z');
+    set.add('a', 'z');
+    set.add('_', '_');
+    return set;
+  }
+
+ private:
+  std::uint64_t words_[4] = {};
+};
+
+/// An expression in the syntax of Python's `re` without flags, over bytes: whether a whole text matches.
+///
+/// It has characters and escapes (\n, \x41, \052, ...), `.`, classes ([a-z], [^]x]), \d \D \s \S \w \W, ^ $ \A \Z \b \B,
+/// groups ((...), (?:...), (?P<name>...)), |, the quantifiers * + ? {m} {m,} {,n} {m,n} with their lazy forms, which
+/// match the same texts, lookahead ((?=...), (?!...)) and comments. A pattern is refused that has what else Python
+/// knows: back-references, lookbehind, flags, conditions, atomic groups, possessive quantifiers, \N{...}, and in classes
+/// or escapes characters beyond ASCII. A character beyond ASCII in the text is so many bytes: to `.` and to a class it
+/// is each of them.
+///
+/// The text is read once, from its end to its start, by all states that are possible at a time, so that no pattern takes
+/// more than (length of the text) * (number of states) steps; lookahead is known by the time the reader comes to it.
+/// Source: Thompson, Comm. ACM 11 (1968); https://swtch.com/~rsc/regexp/regexp1.html.
+///
+/// A template so that only who compiles a pattern compiles this; Char is char.
+template <class Char>
+class RegularExpression {
+ public:
+  static constexpr std::size_t max_pattern = 4096;  ///< bytes
+  static constexpr int max_states = 20000;          ///< when counted repetitions are written out
+
+  /// `operation` and `option` are what an error names. @throws ConfigError for what is no regular expression here.
+  RegularExpression(std::string_view operation, std::string_view option, std::basic_string_view<Char> pattern)
+      : operation_(operation), option_(option), pattern_(pattern) {
+    if (pattern.size() > max_pattern) fail_for_size();
+    const int root = parse_alternatives();
+    if (position_ < pattern_.size()) fail("a ) without (");
+    add_machine(root);
+    pattern_ = {};
+    operation_ = option_ = {};
+    nodes_ = {};
+    group_names_ = {};
+  }
+
+  /// Whether the pattern matches a part of the text that begins where `begins(i)` and ends where `ends(i)`, of positions
+  /// 0 ... text.size(). Any number of threads may ask one object. @throws std::bad_alloc
+  template <class Begins, class Ends>
+  [[nodiscard]] bool matches(std::basic_string_view<Char> text, Begins begins, Ends ends) const {
+    std::vector<Reader> readers(machines_.size());
+    std::vector<std::size_t> seen(states_.size(), text.size() + 1);
+    std::vector<int> pending;
+    for (std::size_t place = text.size() + 1; place-- > 0;) {
+      for (std::size_t m = 0; m < machines_.size(); ++m) {
+        const bool main = m + 1 == machines_.size();
+        Reader& reader = readers[m];
+        pending.clear();
+        if (place < text.size()) {
+          for (const int waiting : reader.waiting) {
+            const State& state = states_[static_cast<std::size_t>(waiting)];
+            if (sets_[static_cast<std::size_t>(state.argument)].contains(static_cast<unsigned char>(text[place]))) {
+              pending.push_back(state.next);
+            }
+          }
+        }
+        reader.waiting.clear();
+        reader.arrived = false;
+        if (!main || ends(place)) pending.push_back(machines_[m]);
+        while (!pending.empty()) {
+          const int index = pending.back();
+          pending.pop_back();
+          if (index == arrived) {
+            reader.arrived = true;
+            continue;
+          }
+          if (seen[static_cast<std::size_t>(index)] == place) continue;
+          seen[static_cast<std::size_t>(index)] = place;
+          const State& state = states_[static_cast<std::size_t>(index)];
+          switch (state.kind) {
+            case Kind::set:
+              reader.waiting.push_back(index);
+              break;
+            case Kind::fork:
+              pending.push_back(state.next);
+              pending.push_back(state.argument);
+              break;
+            case Kind::look:
+            case Kind::look_not:
+              if (readers[static_cast<std::size_t>(state.argument)].arrived == (state.kind == Kind::look)) {
+                pending.push_back(state.next);
+              }
+              break;
+            default:
+              if (holds(state.kind, text, place)) pending.push_back(state.next);
+          }
+        }
+        if (main && reader.arrived && begins(place)) return true;
+      }
+    }
+    return false;
+  }
+
+ private:
+  enum class Kind : std::uint8_t {
+    set,  // a byte of the set `argument`
+    fork,
+    look,  // lookahead: the machine `argument`
+    look_not,
+    text_begin,
+    text_end,  // also before a line feed that is the last byte
+    very_end,
+    word_edge,
+    no_word_edge,
+    sequence,  // of nodes alone, from here on
+    alternatives,
+    repetition
+  };
+  enum class Before : std::uint8_t { nothing, position, atom, repetition };  // what a quantifier would repeat
+
+  static constexpr int none = -1;
+  static constexpr int arrived = -1;
+  static constexpr int unbounded = -1;
+
+  /// Part of the pattern. Children are a list by `sibling`.
+  struct Node {
+    Kind kind = Kind::sequence;
+    int child = none;
+    int sibling = none;
+    int argument = none;  // number of the set; of a look, its machine once there is one
+    int least = 0;
+    int most = 0;
+    bool consumes = false;  // whether it can match more than the empty text
+  };
+
+  /// A step of a machine that reads from right to left.
+  struct State {
+    Kind kind;
+    int argument;
+    int next;
+  };
+
+  struct Reader {
+    std::vector<int> waiting;  // for the next byte
+    bool arrived = false;
+  };
+
+  // Errors
+
+  [[noreturn]] void fail(std::string_view reason) const {
+    std::string got = quoted_name(pattern_);
+    got.append(" with ").append(reason);
+    throw ConfigError(operation_, option_, "a regular expression of Python's that this library knows", got);
+  }
+  [[noreturn]] void fail_for_size() const {
+    std::string expected = "a regular expression of at most ";
+    expected.append(std::to_string(max_pattern)).append(" bytes and ").append(std::to_string(max_states));
+    std::string got = quoted_name(pattern_);
+    got.append(" of ").append(std::to_string(pattern_.size())).append(" bytes");
+    throw ConfigError(operation_, option_, expected.append(" states with repetitions written out"), got);
+  }
+
+  // Parsing
+
+  [[nodiscard]] bool at_end() const noexcept { return position_ >= pattern_.size(); }
+  [[nodiscard]] char peek() const noexcept { return at_end() ? '\0' : pattern_[position_]; }
+  bool accept(char c) noexcept {
+    if (at_end() || pattern_[position_] != c) return false;
+    ++position_;
+    return true;
+  }
+  char take(std::string_view what_is_missing) {
+    if (at_end()) fail(what_is_missing);
+    return pattern_[position_++];
+  }
+
+  int add_node(Kind kind) {
+    nodes_.push_back({});
+    nodes_.back().kind = kind;
+    return static_cast<int>(nodes_.size()) - 1;
+  }
+  int add_set(const ByteSet& set) {
+    const int index = add_node(Kind::set);
+    nodes_.back().argument = static_cast<int>(sets_.size());
+    nodes_.back().consumes = true;
+    sets_.push_back(set);
+    return index;
+  }
+  int add_byte(unsigned char byte) {
+    ByteSet set;
+    set.add(byte, byte);
+    return add_set(set);
+  }
+  Node& node(int index) noexcept { return nodes_[static_cast<std::size_t>(index)]; }
+
+  /// A list of nodes that becomes one node: itself where it has one member.
+  struct List {
+    int first = none;
+    int last = none;
+    bool consumes = false;
+  };
+  void append(List& list, int index) noexcept {
+    (list.last == none ? list.first : node(list.last).sibling) = index;
+    list.last = index;
+    list.consumes = list.consumes || node(index).consumes;
+  }
+  int close(const List& list, Kind kind) {
+    if (list.first != none && list.first == list.last) return list.first;
+    const int index = add_node(kind);
+    node(index).child = list.first;
+    node(index).consumes = list.consumes;
+    return index;
+  }
+
+  /// Up to the end or a ) that opens here. Recursion is as deep as groups are nested.
+  int parse_alternatives() {
+    List alternatives;
+    List sequence;
+    Before before = Before::nothing;
+    while (!at_end() && peek() != ')') {
+      const char c = pattern_[position_++];
+      if (c == '|') {
+        append(alternatives, close(sequence, Kind::sequence));
+        sequence = {};
+        before = Before::nothing;
+      } else if (int least = 0, most = 0; is_quantifier(c, least, most)) {
+        repeat(sequence, before, least, most);
+        before = Before::repetition;
+      } else if (c == '(') {
+        if (accept_comment()) continue;
+        append(sequence, parse_group());
+        before = Before::atom;
+      } else {
+        const int item = parse_item(c);
+        append(sequence, item);
+        const Kind kind = node(item).kind;
+        before = kind == Kind::set || kind == Kind::sequence ? Before::atom : Before::position;
+      }
+    }
+    if (alternatives.first == none) return close(sequence, Kind::sequence);
+    append(alternatives, close(sequence, Kind::sequence));
+    return close(alternatives, Kind::alternatives);
+  }
+
+  /// Reads the rest of a quantifier that begins with c. A { that begins none is a character.
+  bool is_quantifier(char c, int& least, int& most) {
+    if (c == '*' || c == '+' || c == '?') {
+      least = c == '+' ? 1 : 0;
+      most = c == '?' ? 1 : unbounded;
+      return true;
+    }
+    if (c != '{') return false;
+    const std::size_t start = position_;
+    if (peek() == '}') return false;
+    const int low = parse_number();
+    int high = low;
+    if (accept(',')) high = parse_number();
+    if (!accept('}')) {
+      position_ = start;
+      return false;
+    }
+    least = low == none ? 0 : low;
+    most = high == none ? unbounded : high;
+    return true;
+  }
+
+  /// The number at this place, at most max_states + 1; none without a digit.
+  int parse_number() noexcept {
+    int number = none;
+    for (; peek() >= '0' && peek() <= '9'; ++position_) {
+      number = (number == none ? 0 : number) * 10 + (peek() - '0');
+      if (number > max_states) number = max_states + 1;
+    }
+    return number;
+  }
+
+  /// Makes the last node of the sequence a repetition of what it was.
+  void repeat(const List& sequence, Before before, int least, int most) {
+    if (before == Before::nothing || before == Before::position) fail("nothing to repeat before a quantifier");
+    if (before == Before::repetition) fail("a quantifier behind a quantifier");
+    if (most != unbounded && most < least) fail("a repetition whose least count is above its greatest");
+    if (least > max_states || most > max_states) fail_for_size();
+    if (accept('+')) fail("a possessive quantifier, which is not supported");
+    accept('?');  // lazy: matches the same texts
+    const Node repeated = node(sequence.last);
+    const int child = add_node(repeated.kind);
+    node(child) = repeated;
+    node(child).sibling = none;
+    Node& repetition = node(sequence.last);
+    repetition.kind = Kind::repetition;
+    repetition.child = child;
+    repetition.least = least;
+    repetition.most = most;
+  }
+
+  /// Behind ( : skips "?#...)".
+  bool accept_comment() {
+    if (pattern_.substr(position_, 2) != "?#") return false;
+    while (take("a comment without end") != ')') {
+    }
+    return true;
+  }
+
+  /// Behind ( .
+  int parse_group() {
+    Kind kind = Kind::sequence;
+    if (accept('?')) {
+      const char c = take("a group without )");
+      if (c == '=' || c == '!') {
+        kind = c == '=' ? Kind::look : Kind::look_not;
+      } else if (c == 'P') {
+        parse_group_name();
+      } else if (c == '<') {
+        fail(peek() == '=' || peek() == '!' ? "lookbehind, which is not supported" : "an unknown kind of group (?<");
+      } else if (c == '>') {
+        fail("an atomic group, which is not supported");
+      } else if (c == '(') {
+        fail("a condition (?(...)...), which is not supported");
+      } else if (std::string_view("aiLmsux-").find(c) != std::string_view::npos) {
+        fail("flags (?...), which are not supported");
+      } else if (c != ':') {
+        fail("an unknown kind of group");
+      }
+    }
+    const int inner = parse_alternatives();
+    if (!accept(')')) fail("a group without )");
+    if (kind == Kind::sequence) return inner;
+    const int look = add_node(kind);
+    node(look).child = inner;
+    return look;
+  }
+
+  /// Behind (?P : reads "<name>".
+  void parse_group_name() {
+    if (peek() == '=') fail("a back-reference, which is not supported");
+    if (!accept('<')) fail("an unknown kind of group (?P");
+    const std::size_t start = position_;
+    while (take("a group name without >") != '>') {
+    }
+    const auto name = pattern_.substr(start, position_ - 1 - start);
+    const ByteSet word = ByteSet::category('w');
+    bool good = !name.empty() && !(name[0] >= '0' && name[0] <= '9');
+    for (const char c : name) good = good && word.contains(static_cast<unsigned char>(c));
+    if (!good) fail("a group name that is no identifier");
+    for (const auto& other : group_names_) {
+      if (other == name) fail("two groups of one name");
+    }
+    group_names_.push_back(name);
+  }
+
+  /// Anything that begins with c but operators and groups.
+  int parse_item(char c) {
+    switch (c) {
+      case '.': {
+        ByteSet line_feed;
+        line_feed.add('\n', '\n');
+        return add_set(line_feed.inverse());
+      }
+      case '^':
+        return add_node(Kind::text_begin);
+      case '$':
+        return add_node(Kind::text_end);
+      case '[':
+        return parse_class();
+      case '\\':
+        return parse_escape();
+      default:
+        return parse_character(c);
+    }
+  }
+
+  /// A character beyond ASCII is one item, of as many bytes as UTF-8 takes.
+  int parse_character(char c) {
+    if (static_cast<unsigned char>(c) < 0xC0) return add_byte(static_cast<unsigned char>(c));
+    List bytes;
+    append(bytes, add_byte(static_cast<unsigned char>(c)));
+    while ((static_cast<unsigned char>(peek()) & 0xC0U) == 0x80U) {
+      append(bytes, add_byte(static_cast<unsigned char>(pattern_[position_++])));
+    }
+    return close(bytes, Kind::sequence);
+  }
+
+  /// Behind a backslash outside of a class.
+  int parse_escape() {
+    const char c = take("a backslash at the end");
+    switch (c) {
+      case 'A':
+        return add_node(Kind::text_begin);
+      case 'Z':
+        return add_node(Kind::very_end);
+      case 'b':
+        return add_node(Kind::word_edge);
+      case 'B':
+        return add_node(Kind::no_word_edge);
+      default:
+        break;
+    }
+    ByteSet set;
+    if (accept_category(c, set)) return add_set(set);
+    if (static_cast<unsigned char>(c) >= 0x80) return parse_character(c);
+    return add_byte(static_cast<unsigned char>(parse_escaped(c, false)));
+  }
+
+  static bool accept_category(char c, ByteSet& set) noexcept {
+    if (std::string_view("dDsSwW").find(c) == std::string_view::npos) return false;
+    const bool inverse = c < 'a';
+    const ByteSet category = ByteSet::category(inverse ? static_cast<char>(c - 'A' + 'a') : c);
+    set.add(inverse ? category.inverse() : category);
+    return true;
+  }
+
+  /// The character that a backslash and c, the first byte behind it, stand for.
+  unsigned parse_escaped(char c, bool in_class) {
+    constexpr std::string_view letters = "abfnrtv";
+    constexpr std::string_view meanings = "\a\b\f\n\r\t\v";
+    if (const std::size_t found = letters.find(c); found != std::string_view::npos) {
+      return static_cast<unsigned char>(meanings[found]);
+    }
+    if (c == 'x') return parse_hexadecimal(2);
+    if (c == 'u') return parse_hexadecimal(4);
+    if (c == 'U') return parse_hexadecimal(8);
+    if (c >= '0' && c <= '9') return parse_octal(c, in_class);
+    if ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z')) fail("an escape of a letter that has no meaning here");
+    return static_cast<unsigned char>(c);
+  }
+
+  unsigned parse_hexadecimal(int digits) {
+    unsigned value = 0;
+    for (int i = 0; i < digits; ++i) {
+      constexpr std::string_view lower = "0123456789abcdef";
+      const char c = take("an incomplete escape");
+      const std::size_t digit = lower.find(c >= 'A' && c <= 'F' ? static_cast<char>(c - 'A' + 'a') : c);
+      if (digit == std::string_view::npos) fail("an incomplete escape");
+      value = value * 16 + static_cast<unsigned>(digit);
+      if (value > 0x7F) fail("an escape beyond ASCII, which is not supported");
+    }
+    return value;
+  }
+
+  /// \0, \07, \012, \123; other numbers are back-references. In a class all digits are octal.
+  unsigned parse_octal(char first, bool in_class) {
+    const auto octal = [](char c) { return c >= '0' && c <= '7'; };
+    const bool short_form = first == '0' || in_class;
+    const bool three = position_ + 1 < pattern_.size() && octal(first) && octal(peek()) && octal(pattern_[position_ + 1]);
+    if (!octal(first) || (!short_form && !three)) {
+      fail(in_class ? "an escape of a digit that is not octal" : "a back-reference, which is not supported");
+    }
+    auto value = static_cast<unsigned>(first - '0');
+    for (int more = 0; more < 2 && octal(peek()); ++more) value = value * 8 + static_cast<unsigned>(take("") - '0');
+    if (value > 0x7F) fail("an escape beyond ASCII, which is not supported");
+    return value;
+  }
+
+  /// Behind [ .
+  int parse_class() {
+    constexpr std::string_view open = "a class without ]";
+    ByteSet set;
+    const bool inverse = accept('^');
+    for (bool first = true;; first = false) {
+      char c = take(open);
+      if (c == ']' && !first) return add_set(inverse ? set.inverse() : set);
+      unsigned low = 0;
+      const bool category = parse_member(c, set, low);
+      if (!accept('-')) {
+        if (!category) set.add(low, low);
+        continue;
+      }
+      c = take(open);
+      if (c == ']') {
+        if (!category) set.add(low, low);
+        set.add('-', '-');
+        return add_set(inverse ? set.inverse() : set);
+      }
+      unsigned high = 0;
+      if (parse_member(c, set, high) || category || high < low) fail("a range in a class that is none");
+      set.add(low, high);
+    }
+  }
+
+  /// A member of a class that begins with c: a category, which it adds to the set, or one character.
+  bool parse_member(char c, ByteSet& set, unsigned& character) {
+    const bool escaped = c == '\\';
+    if (escaped) c = take("a class without ]");
+    if (escaped && accept_category(c, set)) return true;
+    if (static_cast<unsigned char>(c) >= 0x80) fail("a class with a character beyond ASCII, which is not supported");
+    character = escaped ? parse_escaped(c, true) : static_cast<unsigned char>(c);
+    return false;
+  }
+
+  // Machines
+
+  int add_machine(int root) {
+    const int first = build(root, arrived);
+    machines_.push_back(first);
+    return static_cast<int>(machines_.size()) - 1;
+  }
+
+  int add_state(Kind kind, int argument, int next) {
+    states_.push_back({kind, argument, next});
+    return static_cast<int>(states_.size()) - 1;
+  }
+
+  /// The first state of those that read this node from right to left and go on with `next`.
+  int build(int index, int next) {
+    if (++built_ > max_states) fail_for_size();
+    const Node part = node(index);
+    switch (part.kind) {
+      case Kind::sequence:
+        for (int child = part.child; child != none; child = node(child).sibling) next = build(child, next);
+        return next;
+      case Kind::alternatives: {
+        int first = build(part.child, next);
+        for (int child = node(part.child).sibling; child != none; child = node(child).sibling) {
+          const int other = build(child, next);
+          first = add_state(Kind::fork, other, first);
+        }
+        return first;
+      }
+      case Kind::repetition:
+        return build_repetition(part, next);
+      case Kind::look:
+      case Kind::look_not:
+        if (part.argument == none) {
+          const int machine = add_machine(part.child);
+          node(index).argument = machine;
+        }
+        return add_state(part.kind, node(index).argument, next);
+      default:
+        return add_state(part.kind, part.argument, next);
+    }
+  }
+
+  int build_repetition(const Node& part, int next) {
+    if (part.most == 0) return next;
+    if (!node(part.child).consumes) return part.least == 0 ? next : build(part.child, next);
+    int copies = part.least;
+    if (part.most == unbounded) {
+      const int fork = add_state(Kind::fork, none, next);
+      const int again = build(part.child, fork);
+      states_[static_cast<std::size_t>(fork)].argument = again;
+      next = fork;
+      if (copies > 0) {
+        next = again;
+        --copies;
+      }
+    } else {
+      const int behind = next;
+      for (int i = part.least; i < part.most; ++i) {
+        const int once = build(part.child, next);
+        next = add_state(Kind::fork, once, behind);
+      }
+    }
+    for (int i = 0; i < copies; ++i) next = build(part.child, next);
+    return next;
+  }
+
+  [[nodiscard]] static bool holds(Kind kind, std::basic_string_view<Char> text, std::size_t place) noexcept {
+    const std::size_t size = text.size();
+    switch (kind) {
+      case Kind::text_begin:
+        return place == 0;
+      case Kind::text_end:
+        return place == size || (place + 1 == size && text[place] == '\n');
+      case Kind::very_end:
+        return place == size;
+      default: {
+        if (size == 0) return false;  // to Python, neither \b nor \B is in an empty text
+        const ByteSet word = ByteSet::category('w');
+        const bool left = place > 0 && word.contains(static_cast<unsigned char>(text[place - 1]));
+        const bool right = place < size && word.contains(static_cast<unsigned char>(text[place]));
+        return (left != right) == (kind == Kind::word_edge);
+      }
+    }
+  }
+
+  // Until the pattern is compiled.
+  std::string_view operation_;
+  std::string_view option_;
+  std::basic_string_view<Char> pattern_;
+  std::size_t position_ = 0;
+  int built_ = 0;
+  std::vector<Node> nodes_;
+  std::vector<std::basic_string_view<Char>> group_names_;
+
+  std::vector<ByteSet> sets_;
+  std::vector<State> states_;
+  std::vector<int> machines_;  // their first states: lookaheads, inner ones first, and last the whole pattern
+};
+
+}  // namespace lora::detail
