@@ -118,4 +118,9 @@ class PackedWeight {
   Scalar* panels_ = nullptr;
 };
 
+#if defined(LORA_COMPILED)
+extern template class PackedWeight<float>;
+extern template class PackedWeight<double>;
+#endif
+
 }  // namespace lora
