@@ -12,16 +12,33 @@ if(PROJECT_IS_TOP_LEVEL)
   set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
   # What the library promises to be fast with.
   set(CMAKE_CXX_FLAGS_RELEASE "-O2 -DNDEBUG")
+
+  # ccache where it is present. Precompiled headers need its leave and the compiler's.
+  find_program(LORA_CCACHE ccache)
+  mark_as_advanced(LORA_CCACHE)
+  if(LORA_CCACHE AND NOT DEFINED CMAKE_CXX_COMPILER_LAUNCHER)
+    set(CMAKE_CXX_COMPILER_LAUNCHER
+        ${CMAKE_COMMAND} -E env
+        CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime
+        CCACHE_BASEDIR=${PROJECT_SOURCE_DIR} ${LORA_CCACHE})
+    add_compile_options($<$<CXX_COMPILER_ID:GNU>:-fpch-preprocess>)
+    add_compile_options("$<$<CXX_COMPILER_ID:Clang>:SHELL:-Xclang -fno-pch-timestamp>")
+  endif()
 endif()
 
-add_library(lora_development INTERFACE)
+add_library(lora_warnings INTERFACE)
 if(MSVC)
-  target_compile_options(lora_development INTERFACE /W4 $<$<BOOL:${LORA_WARNINGS_AS_ERRORS}>:/WX>)
+  set(warnings /W4 /WX)
 else()
-  target_compile_options(
-    lora_development INTERFACE -Wall -Wextra -Wpedantic -Wconversion -Wshadow
-                               $<$<BOOL:${LORA_WARNINGS_AS_ERRORS}>:-Werror>)
+  set(warnings -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror)
 endif()
+if(NOT LORA_WARNINGS_AS_ERRORS)
+  list(REMOVE_ITEM warnings /WX -Werror)
+endif()
+target_compile_options(lora_warnings INTERFACE ${warnings})
+
+add_library(lora_development INTERFACE)
+target_link_libraries(lora_development INTERFACE lora_warnings)
 # A fifth of the time g++ takes for these sources goes into collecting its own garbage.
 target_compile_options(lora_development INTERFACE $<$<CXX_COMPILER_ID:GNU>:--param=ggc-min-heapsize=1000000>)
 if(LORA_SANITIZE)
@@ -29,6 +46,9 @@ if(LORA_SANITIZE)
                                                     -fno-omit-frame-pointer -gline-tables-only)
   target_link_options(lora_development INTERFACE -fsanitize=${LORA_SANITIZE})
 endif()
+
+# With the warnings and sanitizers of the programs that link it.
+target_link_libraries(lora_compiled PRIVATE $<BUILD_INTERFACE:lora_development>)
 
 # find_package for what only the project's own programs need, with an error that says what to install.
 macro(lora_require package target debian_package)

@@ -1,4 +1,5 @@
-# Headers, licence and the CMake package. Everything is independent of the architecture, hence below share/.
+# Headers, licence and the CMake package. Everything is independent of the architecture, hence below share/, but the
+# compiled library: an install component of its own, `cmake --install build --component compiled`, once it is built.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
@@ -20,6 +21,18 @@ if(LORA_MPI)
   list(APPEND export_sets lora-mpi-targets)
   install(TARGETS lora_mpi EXPORT lora-mpi-targets)
 endif()
+install(
+  TARGETS lora_compiled
+  EXPORT lora-compiled-targets
+  ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT compiled EXCLUDE_FROM_ALL
+  LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT compiled EXCLUDE_FROM_ALL
+  RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT compiled EXCLUDE_FROM_ALL)
+install(
+  EXPORT lora-compiled-targets
+  NAMESPACE lora::
+  DESTINATION ${package_dir}
+  COMPONENT compiled
+  EXCLUDE_FROM_ALL)
 foreach(set IN LISTS export_sets)
   install(
     EXPORT ${set}

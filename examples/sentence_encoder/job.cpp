@@ -8,6 +8,7 @@
 
 #ifdef LORA_EXAMPLES_WITH_MPI
 #include "lora/mpi/mpi.hpp"
+#include "sentence_encoder/link_measurement.hpp"
 #endif
 
 namespace examples::sentence_encoder {
@@ -70,7 +71,7 @@ int run_as_job(int argc, char** argv, const std::function<int(const Job&)>& body
     job.measure_reductions = [&] {
       // From what latency decides to what bandwidth does.
       constexpr std::array<lora::Index, 4> sizes = {1'000, 30'000, 500'000, 5'000'000};
-      return lora::mpi::measure_reductions(world, sizes);
+      return sentence_encoder::measure_reductions(world, sizes);
     };
     return body(job);
   });

@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "lora/core/parameter.hpp"
-#include "lora/mpi/traffic.hpp"
 #include "sentence_encoder/fine_tuning.hpp"
+#include "sentence_encoder/traffic.hpp"
 
 namespace examples::sentence_encoder {
 
@@ -24,9 +24,7 @@ struct Job {
   std::function<void(const std::string& name, const std::string& value)> require_agreement = [](auto&&, auto&&) {};
 
   /// Times the averaging of gradients between the ranks; every rank calls it, and gets the same. Nothing when alone.
-  std::function<std::vector<lora::mpi::ReductionTime>()> measure_reductions = [] {
-    return std::vector<lora::mpi::ReductionTime>{};
-  };
+  std::function<std::vector<ReductionTime>()> measure_reductions = [] { return std::vector<ReductionTime>{}; };
 
   [[nodiscard]] bool first() const noexcept { return rank == 0; }
 };

@@ -10,13 +10,13 @@
 #include <vector>
 
 #include "common/text_table.hpp"
-#include "lora/mpi/traffic.hpp"
 #include "sentence_encoder/labelled_texts.hpp"
 #include "sentence_encoder/method_run.hpp"
 #include "sentence_encoder/metrics.hpp"
 #include "sentence_encoder/options.hpp"
 #include "sentence_encoder/probe.hpp"
 #include "sentence_encoder/step_cost.hpp"
+#include "sentence_encoder/traffic.hpp"
 
 namespace examples::sentence_encoder {
 
@@ -88,7 +88,7 @@ struct Results {
   std::vector<Mistake> mistakes;
   std::vector<Check> checks;
   int ranks = 1;
-  std::vector<lora::mpi::ReductionTime> reductions;  ///< between the ranks of the job; none when there is one
+  std::vector<ReductionTime> reductions;  ///< between the ranks of the job; none when there is one
   double seconds = 0;
 
   [[nodiscard]] const MethodResult& full() const { return methods.back(); }

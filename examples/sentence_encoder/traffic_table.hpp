@@ -4,8 +4,8 @@
 #include <string>
 
 #include "common/text_table.hpp"
-#include "lora/mpi/traffic.hpp"
 #include "sentence_encoder/results.hpp"
+#include "sentence_encoder/traffic.hpp"
 
 namespace examples::sentence_encoder {
 
@@ -14,7 +14,7 @@ inline constexpr int many_ranks = 64;
 
 [[nodiscard]] inline Table traffic_table(const Results& results) {
   const auto ranks = results.ranks;
-  const auto link = lora::mpi::fit_link(results.reductions, ranks);
+  const auto link = fit_link(results.reductions, ranks);
   const auto at = [](int count) { return " at " + std::to_string(count) + " ranks, "; };
   Table table{
       {"method", "gradients, bytes", "sent by a rank in a step" + at(ranks) + "bytes", "exchange" + at(ranks) + "ms",
@@ -24,8 +24,8 @@ inline constexpr int many_ranks = 64;
     const double bytes = static_cast<double>(one.cost.trainable_parameters) * sizeof(float);
     std::vector<std::string> row{one.method.name(), grouped_text(one.cost.trainable_parameters * Index{sizeof(float)})};
     for (const int count : {ranks, many_ranks}) {
-      row.push_back(grouped_text(static_cast<Index>(lora::mpi::step_traffic(bytes, count))));
-      row.push_back(fixed_text(lora::mpi::reduction_seconds(link, bytes, count) * 1e3, 2));
+      row.push_back(grouped_text(static_cast<Index>(step_traffic(bytes, count))));
+      row.push_back(fixed_text(reduction_seconds(link, bytes, count) * 1e3, 2));
     }
     table.rows.push_back(std::move(row));
   }
@@ -33,7 +33,7 @@ inline constexpr int many_ranks = 64;
 }
 
 [[nodiscard]] inline std::string traffic_note(const Results& results) {
-  const auto link = lora::mpi::fit_link(results.reductions, results.ranks);
+  const auto link = fit_link(results.reductions, results.ranks);
   std::string text = "Times are computed from a link of " + fixed_text(link.latency * 1e6, 1) + " us a message and ";
   text += fixed_text(link.bandwidth() * 1e-9, 2) + " GB/s, fitted to reductions measured between the ";
   text +=

@@ -45,7 +45,7 @@ void run(const Arguments& arguments) {
   for (const auto& path : arguments.adapters) files.push_back(read_adapter(path));
   std::vector<WeightedAdapter<float>> weighted;
   for (std::size_t i = 0; i < files.size(); ++i) {
-    weighted.push_back({&files[i].state, arguments.weights.empty() ? 1.0 : arguments.weights[i]});
+    weighted.push_back({&files[i].weights, arguments.weights.empty() ? 1.0 : arguments.weights[i]});
   }
   const auto state = combine_adapters<float>(weighted, options);
   LoraModelConfig start = files.front().config;

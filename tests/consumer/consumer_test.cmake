@@ -1,5 +1,5 @@
 # Builds a small project that uses lora the way CASE names, and checks what reaches it.
-# Arguments: CASE SOURCE_DIR BUILD_DIR WORK_DIR CXX GENERATOR EIGEN_INCLUDE
+# Arguments: CASE SOURCE_DIR BUILD_DIR WORK_DIR STAGE CXX GENERATOR EIGEN_INCLUDE
 
 function(run_or_fail what)
   execute_process(
@@ -15,7 +15,7 @@ endfunction()
 function(configure project result_variable output_variable)
   execute_process(
     COMMAND ${CMAKE_COMMAND} -S ${CMAKE_CURRENT_LIST_DIR}/${project} -B ${WORK_DIR}/build -G ${GENERATOR} -D
-            CMAKE_CXX_COMPILER=${CXX} -D CMAKE_EXPORT_COMPILE_COMMANDS=ON -D CMAKE_PREFIX_PATH=${WORK_DIR}/stage ${ARGN}
+            CMAKE_CXX_COMPILER=${CXX} -D CMAKE_EXPORT_COMPILE_COMMANDS=ON -D CMAKE_PREFIX_PATH=${STAGE} ${ARGN}
     RESULT_VARIABLE result
     OUTPUT_VARIABLE output
     ERROR_VARIABLE output)
@@ -45,8 +45,7 @@ endfunction()
 
 function(build_and_run)
   run_or_fail("building the consumer" ${CMAKE_COMMAND} --build ${WORK_DIR}/build --config Release)
-  file(GLOB_RECURSE program ${WORK_DIR}/build/consumer ${WORK_DIR}/build/consumer.exe)
-  run_or_fail("running the consumer" ${program})
+  run_or_fail("running the consumer" ${CMAKE_COMMAND} -E chdir ${WORK_DIR}/build ./consumer)
   check_command_lines()
 endfunction()
 
@@ -60,13 +59,12 @@ function(check_command_lines)
   if(position EQUAL -1)
     message(FATAL_ERROR "compile_commands.json does not name the consumer's source")
   endif()
+  if(CASE STREQUAL "installed_compiled")
+    string(REPLACE " -DLORA_COMPILED " " " commands "${commands}")
+  endif()
   if(commands MATCHES " (-W[^ ]*|-m[^ ]*|-f[^ ]*|-O[^ ]*|-g[^ ]*|-D[^ ]*)")
     message(FATAL_ERROR "the flag '${CMAKE_MATCH_1}' reaches the user:\n${commands}")
   endif()
-endfunction()
-
-function(stage)
-  run_or_fail("installing lora" ${CMAKE_COMMAND} --install ${BUILD_DIR} --prefix ${WORK_DIR}/stage)
 endfunction()
 
 # An Eigen package that says it is of `version` and accepts no request for another major version.
@@ -84,27 +82,50 @@ endfunction()
 file(REMOVE_RECURSE ${WORK_DIR})
 file(MAKE_DIRECTORY ${WORK_DIR})
 
-if(CASE STREQUAL "installed")
-  stage()
-  configure_or_fail(installed)
-  build_and_run()
-elseif(CASE STREQUAL "installed_without_json")
-  stage()
+if(CASE STREQUAL "stage")
+  file(REMOVE_RECURSE ${STAGE})
+  run_or_fail("installing lora" ${CMAKE_COMMAND} --install ${BUILD_DIR} --prefix ${STAGE})
+  # The headers alone, then with the compiled library, which only those have who ask for it.
+  configure_is_refused(installed "lora was installed without its component compiled" -D COMPONENTS=compiled)
+  run_or_fail("installing lora::compiled" ${CMAKE_COMMAND} --install ${BUILD_DIR} --prefix ${STAGE} --component compiled)
+elseif(CASE STREQUAL "installed")
+  # Without a JSON parser, which lora::lora does not need.
   configure_or_fail(installed -D CMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=ON)
   build_and_run()
-  configure_is_refused(installed "lora's component io needs nlohmann_json" -D COMPONENTS=io -D
-                       CMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=ON)
+  configure_is_refused(installed "lora's component io needs nlohmann_json" -D COMPONENTS=io)
+elseif(CASE STREQUAL "installed_compiled")
+  configure_or_fail(installed -D COMPONENTS=compiled)
+  build_and_run()
+  foreach(program IN ITEMS consumer header_only)
+    execute_process(COMMAND ${WORK_DIR}/build/${program} OUTPUT_VARIABLE bits_of_${program} COMMAND_ERROR_IS_FATAL ANY)
+  endforeach()
+  if(NOT bits_of_consumer STREQUAL bits_of_header_only)
+    message(FATAL_ERROR "compiled:\n${bits_of_consumer}header-only:\n${bits_of_header_only}")
+  endif()
+  # Eigen frees memory in another way under -mavx: the linker refuses what would crash.
+  execute_process(COMMAND ${CXX} -dumpmachine OUTPUT_VARIABLE machine)
+  if(machine MATCHES "x86_64")
+    file(WRITE ${WORK_DIR}/mismatch.cpp "#include <lora/core/types.hpp>\nint main() {}\n")
+    file(GLOB_RECURSE library ${STAGE}/*lora.a)
+    set(command ${CXX} -std=c++20 -DLORA_COMPILED -I${STAGE}/include)
+    foreach(directory IN LISTS EIGEN_INCLUDE)
+      list(APPEND command -I${directory})
+    endforeach()
+    list(APPEND command ${WORK_DIR}/mismatch.cpp ${library} -o ${WORK_DIR}/mismatch)
+    run_or_fail("linking lora::compiled" ${command})
+    execute_process(COMMAND ${command} -mavx RESULT_VARIABLE result ERROR_VARIABLE output)
+    if(result EQUAL 0 OR NOT output MATCHES "compiled_for_this_eigen")
+      message(FATAL_ERROR "a program of another alignment links:\n${output}")
+    endif()
+  endif()
 elseif(CASE STREQUAL "installed_io")
-  stage()
   configure_or_fail(installed -D COMPONENTS=io)
   build_and_run()
 elseif(CASE STREQUAL "installed_without_mpi")
-  stage()
   configure_or_fail(installed -D CMAKE_DISABLE_FIND_PACKAGE_MPI=ON)
   configure_is_refused(installed "lora's component mpi needs MPI" -D COMPONENTS=mpi -D
                        CMAKE_DISABLE_FIND_PACKAGE_MPI=ON)
 elseif(CASE STREQUAL "installed_mpi")
-  stage()
   configure_or_fail(installed -D COMPONENTS=mpi)
   build_and_run()
 elseif(CASE STREQUAL "subdirectory")
@@ -114,7 +135,6 @@ elseif(CASE STREQUAL "subdirectory_mpi")
   configure_or_fail(subdirectory -D LORA_SOURCE_DIR=${SOURCE_DIR} -D LORA_MPI=ON)
   build_and_run()
 elseif(CASE STREQUAL "eigen_versions")
-  stage()
   foreach(version IN ITEMS 3.4.90 5.0.1)
     write_eigen_package(${version})
     configure_or_fail(installed --fresh -D Eigen3_DIR=${WORK_DIR}/eigen-${version})

@@ -28,9 +28,9 @@ TEST(Page, TellsOfTheTrafficOfAJobOfSeveralRanksAlone) {
   auto results = made_results({0.57}, {0.575});
   EXPECT_FALSE(contains(make_report(results, {}).html(), "Between the ranks"));
   results.ranks = 2;
-  const lora::mpi::Link link{.latency = 1e-6, .byte_time = 1e-9};
+  const Link link{.latency = 1e-6, .byte_time = 1e-9};
   for (const double bytes : {1e3, 1e6}) {
-    results.reductions.push_back({bytes, lora::mpi::reduction_seconds(link, bytes, 2)});
+    results.reductions.push_back({bytes, reduction_seconds(link, bytes, 2)});
   }
   const std::string html = make_report(results, {}).html();
   EXPECT_TRUE(contains(html, "Between the ranks"));
@@ -41,9 +41,9 @@ TEST(Page, TellsOfTheTrafficOfAJobOfSeveralRanksAlone) {
 TEST(TrafficTable, CountsTheBytesThatARankSends) {
   auto results = made_results({0.57}, {0.575});
   results.ranks = 2;
-  const lora::mpi::Link link{.latency = 1e-6, .byte_time = 1e-9};
+  const Link link{.latency = 1e-6, .byte_time = 1e-9};
   for (const double bytes : {1e3, 1e6}) {
-    results.reductions.push_back({bytes, lora::mpi::reduction_seconds(link, bytes, 2)});
+    results.reductions.push_back({bytes, reduction_seconds(link, bytes, 2)});
   }
   const auto table = traffic_table(results);
   ASSERT_EQ(table.rows.size(), 4U);

@@ -4,6 +4,8 @@
 #include <Eigen/Core>
 #include <concepts>
 
+#include "lora/core/compiled.hpp"
+
 static_assert(EIGEN_VERSION_AT_LEAST(3, 4, 0), "lora: Eigen 3.4 or newer is needed");
 
 namespace lora {

@@ -5,8 +5,6 @@
 #include "lora/mpi/communicator.hpp"
 #include "lora/mpi/gradient_bucket.hpp"
 #include "lora/mpi/gradient_reducer.hpp"
-#include "lora/mpi/link_measurement.hpp"
 #include "lora/mpi/parameters.hpp"
 #include "lora/mpi/session.hpp"
 #include "lora/mpi/shard.hpp"
-#include "lora/mpi/traffic.hpp"

@@ -1,27 +1,19 @@
 // Bytes and seconds of a step, against numbers worked out by hand.
-#include "lora/mpi/traffic.hpp"
+#include "sentence_encoder/traffic.hpp"
 
 #include <gtest/gtest.h>
 #include <vector>
 
-namespace lora::testing {
 namespace {
 
-using namespace lora::mpi;
-
-TEST(Traffic, OfALayerOf4096By4096) {
-  EXPECT_EQ(lora_gradient_size(4096, 4096, 8), 65536);
-  EXPECT_EQ(full_gradient_size(4096, 4096), 16777216);
-  EXPECT_EQ(lora_gradient_size(768, 2304, 0), 0);
-  EXPECT_EQ(lora_gradient_size(2, 3, 4), 20);
-}
+using namespace examples::sentence_encoder;  // NOLINT: the namespace under test
 
 TEST(Traffic, EveryRankSendsNearlyTwiceTheGradients) {
   EXPECT_EQ(step_traffic(1000, 1), 0);
   EXPECT_EQ(step_traffic(1000, 2), 1000);
   EXPECT_EQ(step_traffic(1000, 4), 1500);
   EXPECT_EQ(step_traffic(6400, 64), 12600);
-  EXPECT_THROW(static_cast<void>(step_traffic(1000, 0)), ConfigError);
+  EXPECT_THROW(static_cast<void>(step_traffic(1000, 0)), lora::ConfigError);
 }
 
 TEST(Traffic, SecondsAreThoseOfTheMessages) {
@@ -66,11 +58,10 @@ TEST(FitLink, NeitherNumberIsNegative) {
 }
 
 TEST(FitLink, RefusesWhatTellsNothing) {
-  EXPECT_THROW(static_cast<void>(fit_link(times({1e-6, 1e-9}, 2, {1e3, 1e6}), 1)), ConfigError);
-  EXPECT_THROW(static_cast<void>(fit_link({}, 2)), ConfigError);
-  EXPECT_THROW(static_cast<void>(fit_link(times({1e-6, 1e-9}, 2, {1e3, 1e3}), 2)), ConfigError);
-  EXPECT_THROW(static_cast<void>(fit_link(std::vector<ReductionTime>{{1e3, 0}, {1e6, 1}}, 2)), ConfigError);
+  EXPECT_THROW(static_cast<void>(fit_link(times({1e-6, 1e-9}, 2, {1e3, 1e6}), 1)), lora::ConfigError);
+  EXPECT_THROW(static_cast<void>(fit_link({}, 2)), lora::ConfigError);
+  EXPECT_THROW(static_cast<void>(fit_link(times({1e-6, 1e-9}, 2, {1e3, 1e3}), 2)), lora::ConfigError);
+  EXPECT_THROW(static_cast<void>(fit_link(std::vector<ReductionTime>{{1e3, 0}, {1e6, 1}}, 2)), lora::ConfigError);
 }
 
 }  // namespace
-}  // namespace lora::testing

@@ -1,4 +1,4 @@
-// What a step of data parallelism sends, in bytes and in seconds: low-rank factors against full weights.
+// What a step of data parallelism sends, in bytes and in seconds.
 #pragma once
 
 #include <span>
@@ -6,24 +6,14 @@
 #include <string_view>
 
 #include "lora/core/error.hpp"
-#include "lora/core/types.hpp"
 
-namespace lora::mpi {
-
-/// Scalars of the gradients of A (r x k) and B (d x r): r (d + k).
-[[nodiscard]] constexpr Index lora_gradient_size(Index in_features, Index out_features, Index rank) noexcept {
-  return rank * (in_features + out_features);
-}
-/// Scalars of the gradient of W (d x k): d k.
-[[nodiscard]] constexpr Index full_gradient_size(Index in_features, Index out_features) noexcept {
-  return in_features * out_features;
-}
+namespace examples::sentence_encoder {
 
 /// Bytes that one rank sends, and receives, to average n = `bytes` of gradients among p ranks: 2 n (p-1)/p. No
 /// algorithm sends less (Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms", J. Parallel Distrib. Comput.
 /// 69, 2009).
 [[nodiscard]] inline double step_traffic(double bytes, int ranks) {
-  if (ranks < 1) throw ConfigError("lora::mpi::step_traffic", "ranks", "at least 1", std::to_string(ranks));
+  if (ranks < 1) throw lora::ConfigError("step_traffic", "ranks", "at least 1", std::to_string(ranks));
   return 2 * bytes * (ranks - 1) / ranks;
 }
 
@@ -57,8 +47,8 @@ struct ReductionTime {
 /// errors, with neither number below 0.
 /// @throws ConfigError unless there are two ranks and measurements of two sizes or more, of positive times
 [[nodiscard]] inline Link fit_link(std::span<const ReductionTime> measured, int ranks) {
-  constexpr std::string_view operation = "lora::mpi::fit_link";
-  if (ranks < 2) throw ConfigError(operation, "ranks", "at least 2", std::to_string(ranks));
+  constexpr std::string_view operation = "fit_link";
+  if (ranks < 2) throw lora::ConfigError(operation, "ranks", "at least 2", std::to_string(ranks));
   // Minimises sum (a_i alpha + b_i beta - 1)^2 with a_i = 2 (p-1) / T_i and b_i = traffic_i / T_i.
   double aa = 0;
   double ab = 0;
@@ -67,7 +57,7 @@ struct ReductionTime {
   double b1 = 0;
   for (const auto& one : measured) {
     if (!(one.seconds > 0)) {
-      throw ConfigError(operation, "measured", "positive times", std::to_string(one.seconds));
+      throw lora::ConfigError(operation, "measured", "positive times", std::to_string(one.seconds));
     }
     const double a = 2.0 * (ranks - 1) / one.seconds;
     const double b = step_traffic(one.bytes, ranks) / one.seconds;
@@ -79,7 +69,7 @@ struct ReductionTime {
   }
   const double determinant = aa * bb - ab * ab;
   if (!(determinant > 1e-12 * aa * bb)) {
-    throw ConfigError(operation, "measured", "two sizes or more", std::to_string(measured.size()) + " alike");
+    throw lora::ConfigError(operation, "measured", "two sizes or more", std::to_string(measured.size()) + " alike");
   }
   const double latency = (a1 * bb - b1 * ab) / determinant;
   const double byte_time = (b1 * aa - a1 * ab) / determinant;
@@ -88,4 +78,4 @@ struct ReductionTime {
   return {latency, byte_time};
 }
 
-}  // namespace lora::mpi
+}  // namespace examples::sentence_encoder
