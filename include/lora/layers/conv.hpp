@@ -107,8 +107,10 @@ class LoraConv : public AdaptedLayer<LoraConv<ScalarType, Dim, WeightType>, Conv
  private:
   [[nodiscard]] static ConvKind<Scalar, Dim> kind_of(const Weight& weight, const Geometry& geometry) {
     check_geometry("LoraConv", geometry);
-    require_shape({"LoraConv", "LoraConv"}, "weight", geometry.out_channels, geometry.fan_in(), weight.out_features(),
-                  weight.in_features());
+    if (weight.out_features() != geometry.out_channels || weight.in_features() != geometry.fan_in()) {
+      throw ShapeError("LoraConv", "weight", shape_text(geometry.out_channels, geometry.fan_in()),
+                       shape_text(weight.out_features(), weight.in_features()));
+    }
     return ConvKind<Scalar, Dim>(geometry);
   }
 };

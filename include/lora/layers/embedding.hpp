@@ -140,6 +140,7 @@ class LoraEmbedding
   void project_forward(const Input& x, Output&& y) {
     if (!this->training()) return project(x, y, this->workspace_);
     with_rows<Scalar>(x, [&](const MatrixView<const Scalar>& rows) {
+      static_cast<void>(logits(this->op("project_forward"), y, rows));  // a refusal leaves the last pass
       projected_.reserve(rows);
       project_forward(rows.map(), projection_tape_, y, this->workspace_);
       projected_.assign(rows);

@@ -147,7 +147,7 @@ class LayerCore {
     const std::string operation = op("delete_adapter").text();
     const Index gone = adapters_.index_of(operation, name);
     adapters_[gone].require_unmerged(operation);
-    adapters_.erase(gone);
+    erase(gone);
     changed();
   }
   [[nodiscard]] bool has_adapter(std::string_view name) const noexcept { return adapters_.find(name) >= 0; }
@@ -253,7 +253,7 @@ class LayerCore {
     check_config(operation.text(), config);
     const Index replaced = adapters_.active().empty() ? -1 : adapters_.active().front();
     if (!needs_adapter(config)) {
-      if (replaced >= 0) adapters_.erase(replaced);
+      if (replaced >= 0) erase(replaced);
     } else {
       require_one_bias(operation, config, replaced);
       Adapter fresh = make_adapter(replaced >= 0 ? adapters_[replaced].name() : default_adapter_name, config, seed);
@@ -340,7 +340,8 @@ class LayerCore {
   /// Lets each row of the batches to come choose its adapter, as PEFT's `adapter_names`: `names` holds an adapter's name,
   /// or "__base__", for every sample; a batch of a multiple of as many rows gives each sample as many rows that follow
   /// one another. Holds for infer(x) and forward(x) in evaluation mode until clear_row_adapters(). A name that no adapter
-  /// of this layer has is answered by the base, as in PEFT, when `unknown_is_base`. @throws ConfigError
+  /// of this layer has is answered by the base, as in PEFT, when `unknown_is_base`; so are rows whose adapter is deleted.
+  /// @throws ConfigError
   template <class Names = std::initializer_list<std::string_view>>
   void set_row_adapters(const Names& names, bool unknown_is_base = false) {
     std::vector<Index> choices;
@@ -423,12 +424,7 @@ class LayerCore {
     if (!merging.empty() && weight_ref().mergeable() && dora_count(merging) < 2) merge_all(op("eval"), merging);
     training_ = false;
   }
-  void merge_active() {
-    if (!adapters_.enabled() && !adapters_.active().empty()) {
-      throw StateError(op("merge").text(), "layer", "enabled adapters", "disabled ones");
-    }
-    merge_all(op("merge"), adapters_.active());
-  }
+  void merge_active() { merge_all(op("merge"), adapters_.active()); }
   void merge_positions(const std::vector<Index>& which) { merge_all(op("merge"), which); }
   void unmerge_all() noexcept {
     stack_.truncate(weight_ref(), 0);
@@ -608,6 +604,12 @@ class LayerCore {
     return config.rank > 0 || (config.trains_bias() && bias_.size() > 0);
   }
 
+  // Rows that chose an adapter keep it, and are answered by the frozen layer once it is gone.
+  void erase(Index gone) noexcept {
+    adapters_.erase(gone);
+    for (Index& choice : row_choices_) choice = choice == gone ? base_row : choice - (choice > gone ? 1 : 0);
+  }
+
   // Whatever the adapters are has changed: what was remembered of them does not hold any more.
   void changed() noexcept {
     handles_.valid = false;
@@ -780,6 +782,7 @@ class LayerCore {
       if (std::find(order.begin(), order.end(), i) == order.end()) order.push_back(i);
     }
     if (order.size() == before) return;
+    if (!adapters_.enabled()) throw StateError(operation.text(), "layer", "enabled adapters", "disabled ones");
     require_mergeable(operation);
     if (dora_count(order) > 1) {
       throw StateError(operation.text(), "adapters", "at most one with use_dora among those that are merged together",
