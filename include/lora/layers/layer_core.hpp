@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -129,12 +130,13 @@ class LayerCore {
   }
   /// A fresh adapter for this layer, which does not have it yet. @throws as add_adapter
   [[nodiscard]] Adapter make_adapter(std::string_view name, const LoraConfig& config, std::uint64_t seed) {
-    const std::string operation = op("add_adapter").text();
-    LoraConfig own = config;
-    own.fan_in_fan_out = plain_.fan_in_fan_out;
-    check_config(operation, own);
-    kind_.check(operation, own);
-    if (own.use_dora || takes_from_weight(own.init_lora_weights)) require_nothing_merged(op("add_adapter"), "layer");
+    return make_adapter(op("add_adapter").text(), name, config, seed);
+  }
+  /// The same under the name of a call of the caller's, for error messages.
+  [[nodiscard]] Adapter make_adapter(std::string_view operation, std::string_view name, const LoraConfig& config,
+                                     std::uint64_t seed) {
+    const LoraConfig own = own_config(config);
+    check_adapter(operation, own);
     Adapter adapter = kind_.make_adapter(operation, name, own, seed, weight_ref());
     if (own.trains_bias()) adapter.bias = bias_;
     if (own.lora_bias) fill_zeros(adapter.lora_bias, kind_.blocks().adapted());
@@ -335,6 +337,16 @@ class LayerCore {
     return bytes;
   }
 
+  /// @throws ConfigError for options that this layer does not have, StateError for those that need W0 while anything is
+  /// merged.
+  void check_adapter(std::string_view operation, const LoraConfig& config) const {
+    const LoraConfig own = own_config(config);
+    check_config(operation, own);
+    kind_.check(operation, own);
+    if (stack_.empty() || (!own.use_dora && !takes_from_weight(own.init_lora_weights))) return;
+    throw StateError(operation, "layer", "nothing merged (call train() or unmerge() first)", "a merged adapter");
+  }
+
   // Rows that choose their adapters.
 
   /// Lets each row of the batches to come choose its adapter, as PEFT's `adapter_names`: `names` holds an adapter's name,
@@ -344,13 +356,7 @@ class LayerCore {
   template <class Names = std::initializer_list<std::string_view>>
   void set_row_adapters(const Names& names, bool unknown_is_base = false) {
     std::vector<Index> choices;
-    for (const std::string_view name : names) {
-      const Index found = name == base_adapter_name ? base_row : adapters_.find(name);
-      if (found < 0 && name != base_adapter_name && !unknown_is_base) {
-        static_cast<void>(adapters_.index_of(op("set_row_adapters").text(), name));
-      }
-      choices.push_back(found < 0 ? base_row : found);
-    }
+    for (const std::string_view name : names) choices.push_back(row_choice(name, unknown_is_base));
     row_choices_.swap(choices);
   }
   void clear_row_adapters() noexcept { row_choices_.clear(); }
@@ -358,6 +364,9 @@ class LayerCore {
   static constexpr Index base_row = -1;
 
  protected:
+  template <class>
+  friend class HeldLayer;  // a model's view of a layer, model/model_layer.hpp
+
   using Passes = typename Kind::Passes;
   using Batch = typename Passes::Batch;
 
@@ -439,11 +448,33 @@ class LayerCore {
   }
   /// The active adapters become part of weight and bias for good, and every adapter goes. @throws as merge()
   void merge_and_forget() {
-    merge_active();
     RowVector<Scalar> sum = answer_bias();
+    merge_active();
+    keep_merged(sum);
+  }
+  /// What is merged stays in the weight for good, `bias` becomes the layer's, and every adapter goes.
+  void keep_merged(RowVector<Scalar>& bias) noexcept {
     stack_.forget();
-    bias_.swap(sum);
+    bias_.swap(bias);
     forget_adapters();
+  }
+  /// Makes these the active adapters while nothing is merged; `chosen` names each position at most once.
+  void set_active(const std::vector<Index>& chosen) noexcept {
+    adapters_.set_active(chosen);
+    changed();
+  }
+  [[nodiscard]] Index row_choice(std::string_view name, bool unknown_is_base) const {
+    if (name == base_adapter_name) return base_row;
+    const Index found = adapters_.find(name);
+    if (found < 0 && !unknown_is_base) static_cast<void>(adapters_.index_of(op("set_row_adapters").text(), name));
+    return found < 0 ? base_row : found;
+  }
+  /// Claims the layer for an object that is alive as long as `owner`. False where another one has it.
+  [[nodiscard]] bool claim(const std::shared_ptr<const void>& owner) noexcept {
+    const std::shared_ptr<const void> former = owner_.claimed.lock();
+    if (former != nullptr && former != owner) return false;
+    owner_.claimed = owner;
+    return true;
   }
   /// The frozen layer again, bit for bit.
   void forget_adapters() noexcept {
@@ -604,6 +635,22 @@ class LayerCore {
     }
   };
 
+  // A copy of a layer is nobody's.
+  struct Owner {
+    std::weak_ptr<const void> claimed;
+    Owner() = default;
+    Owner(const Owner& /*other*/) noexcept {}
+    Owner(Owner&&) noexcept = default;
+    Owner& operator=(const Owner& /*other*/) noexcept { return *this; }
+    Owner& operator=(Owner&&) noexcept = default;
+    ~Owner() = default;
+  };
+
+  // The orientation is the layer's.
+  [[nodiscard]] LoraConfig own_config(LoraConfig config) const noexcept {
+    config.fan_in_fan_out = plain_.fan_in_fan_out;
+    return config;
+  }
   [[nodiscard]] bool needs_adapter(const LoraConfig& config) const noexcept {
     return config.rank > 0 || (config.trains_bias() && bias_.size() > 0);
   }
@@ -950,6 +997,7 @@ class LayerCore {
   std::vector<double> squared_norms_;
   std::vector<Index> row_choices_;
   Handles handles_;
+  Owner owner_;
   Gradients no_gradients_;
 };
 
