@@ -439,25 +439,6 @@ TYPED_TEST(ExactMerge, TheBytesHeldAreThoseReportedAfterTheFallBackToo) {
     });
   }
 }
-
-// Defect: the memory of one merge did not fit the next, so that the heap grew by the codes each time, and every merge
-// waited for new pages: 4 ms instead of 0.3 ms at 1024 x 1024.
-TYPED_TEST(ExactMerge, MergingAgainAndAgainReusesTheMemory) {
-  if (!testing::allocations_can_fail) GTEST_SKIP() << "a sanitizer owns malloc";
-  const auto w = random_matrix<TypeParam>(600, 500, 1);
-  const auto a = random_matrix<TypeParam>(8, 500, 2);
-  const auto b = random_matrix<TypeParam>(600, 8, 3, 0.01);
-  PackedWeight<TypeParam> weight{view_of(w)};
-  std::size_t heap = 0;
-  for (int cycle = 0; cycle < 20; ++cycle) {
-    MergeUndo<TypeParam>::merge("test", weight, {view_of(a), view_of(b), 1}).unmerge(weight);
-    const auto info = ::mallinfo2();
-    if (cycle == 5) heap = info.arena + info.hblkhd;
-    if (cycle > 5) {
-      EXPECT_LE(info.arena + info.hblkhd, heap + (std::size_t{128} << 10U)) << cycle;
-    }
-  }
-}
 #endif
 
 TYPED_TEST(ExactMerge, UnmergingAndReadingBackAllocateNothing) {
