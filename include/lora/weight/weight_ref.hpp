@@ -19,12 +19,12 @@ class WeightRef {
   using Scalar = Scalar_;
 
   template <class W>
-    requires(!std::is_same_v<W, WeightRef>) && FrozenWeight<W> && (std::is_same_v<typename W::Scalar, Scalar>)
+    requires(!std::is_same_v<std::remove_cv_t<W>, WeightRef>) && FrozenWeight<W> && (std::is_same_v<typename W::Scalar, Scalar>)
   // NOLINTNEXTLINE(google-explicit-constructor): converts at the call, as FunctionRef does.
   WeightRef(W& weight) noexcept : object_(std::addressof(weight)), table_(&table_of<W, true>) {}
 
   template <class W>
-    requires(!std::is_same_v<W, WeightRef>) && FrozenWeight<W> && (std::is_same_v<typename W::Scalar, Scalar>)
+    requires(!std::is_same_v<std::remove_cv_t<W>, WeightRef>) && FrozenWeight<W> && (std::is_same_v<typename W::Scalar, Scalar>)
   // NOLINTNEXTLINE(google-explicit-constructor)
   WeightRef(const W& weight) noexcept
       : object_(const_cast<W*>(std::addressof(weight))), table_(&table_of<W, false>) {}
