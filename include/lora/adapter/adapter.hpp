@@ -26,14 +26,14 @@ inline constexpr std::string_view default_adapter_name = "default";
 
 namespace detail {
 
-[[nodiscard]] inline std::string quoted(std::string_view name) {
+[[nodiscard]] LORA_COLD inline std::string quoted(std::string_view name) {
   std::string text = "\"";
   text.append(name).append("\"");
   return text;
 }
 
 /// @throws ConfigError for a name that is empty, holds a dot or stands for the base.
-inline std::string checked_adapter_name(std::string_view operation, std::string_view name) {
+LORA_COLD inline std::string checked_adapter_name(std::string_view operation, std::string_view name) {
   if (name.empty() || name.find('.') != std::string_view::npos || name == base_adapter_name) {
     std::string expected = "a name without dots other than \"\" and ";
     throw ConfigError(operation, "name", expected.append(quoted(base_adapter_name)), quoted(name));
@@ -166,7 +166,7 @@ class LoraAdapter {
   }
 
  private:
-  static Scalar checked_scaling(std::string_view operation, std::string_view argument, double value, LoraConfig config,
+  LORA_COLD static Scalar checked_scaling(std::string_view operation, std::string_view argument, double value, LoraConfig config,
                                 double factor) {
     config.alpha *= factor;
     const auto scaling = static_cast<Scalar>(config.scaling());

@@ -74,7 +74,7 @@ namespace detail {
   return static_cast<std::uint64_t>(probability * 0x1p32 + 0.5);
 }
 
-inline void check_initialization(std::string_view operation, const LoraConfig& config) {
+LORA_COLD inline void check_initialization(std::string_view operation, const LoraConfig& config) {
   const InitLoraWeights init = config.init_lora_weights;
   if (init == InitLoraWeights::orthogonal && config.rank % 2 != 0) {
     throw ConfigError(operation, "rank", "an even number with orthogonal initialisation", std::to_string(config.rank));
@@ -90,7 +90,7 @@ inline void check_initialization(std::string_view operation, const LoraConfig& c
 }  // namespace detail
 
 /// @throws ConfigError naming the first option that is out of range.
-inline void check_config(std::string_view operation, const LoraConfig& config) {
+LORA_COLD inline void check_config(std::string_view operation, const LoraConfig& config) {
   if (config.rank < 0) throw ConfigError(operation, "rank", "0 or more", std::to_string(config.rank));
   if (!detail::finite_bits(config.alpha)) {
     throw ConfigError(operation, "alpha", "a finite number", detail::number_text(config.alpha));

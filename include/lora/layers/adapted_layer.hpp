@@ -4,7 +4,7 @@
 #include <concepts>
 #include <cstdint>
 #include <initializer_list>
-#include <ranges>
+#include <iterator>
 #include <span>
 #include <string_view>
 #include <type_traits>
@@ -19,9 +19,11 @@ namespace lora {
 
 /// What rows choose their adapters by: positions in adapter_names(), or names.
 template <class Choices>
-concept RowChoices = std::ranges::sized_range<const Choices> &&
-    (std::integral<std::ranges::range_value_t<const Choices>> ||
-     std::convertible_to<std::ranges::range_value_t<const Choices>, std::string_view>);
+concept RowChoices = requires(const Choices& choices) {
+  std::size(choices);
+  requires std::integral<std::remove_cvref_t<decltype(*std::begin(choices))>> ||
+      std::convertible_to<decltype(*std::begin(choices)), std::string_view>;
+};
 
 /// Base of every layer. `Kind` says what is particular: how inputs are read, the shapes of the factors, the passes of one
 /// product. `Layer` is the class that users name; it has the constructors.
@@ -257,6 +259,11 @@ class AdaptedLayer : public LayerCore<KindType> {
 
   /// Runs forward(x) and backward(dy) on `executor`, which must outlive the layer or be replaced.
   void set_executor(Executor& executor) { this->workspace_ = Workspace(executor); }
+  /// The same on a pool of threads, such as Eigen::ThreadPool with core/thread_pool_executor.hpp.
+  template <PoolOfThreads Pool>
+  void set_executor(Pool& pool) {
+    this->workspace_ = Workspace(pool);
+  }
 
  protected:
   AdaptedLayer(KindType kind, Weight&& weight, const LoraConfig& config)

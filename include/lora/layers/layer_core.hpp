@@ -114,7 +114,7 @@ class LayerCore {
   /// layer's. With use_dora the magnitude starts as the norms of the rows of the adapted weight. At most one adapter of a
   /// layer trains the layer's bias. @throws ConfigError, std::bad_alloc; StateError with use_dora, pissa or olora while
   /// anything is merged
-  void add_adapter(std::string_view name, const LoraConfig& config, std::uint64_t seed) {
+  LORA_COLD void add_adapter(std::string_view name, const LoraConfig& config, std::uint64_t seed) {
     adapters_.require_new(op("add_adapter").text(), name);
     require_one_bias(op("add_adapter"), config, -1);
     adapters_.add(make_adapter(name, config, seed));
@@ -133,7 +133,7 @@ class LayerCore {
     return make_adapter(op("add_adapter").text(), name, config, seed);
   }
   /// The same under the name of a call of the caller's, for error messages.
-  [[nodiscard]] Adapter make_adapter(std::string_view operation, std::string_view name, const LoraConfig& config,
+  [[nodiscard]] LORA_COLD Adapter make_adapter(std::string_view operation, std::string_view name, const LoraConfig& config,
                                      std::uint64_t seed) {
     const LoraConfig own = own_config(config);
     check_adapter(operation, own);
@@ -339,7 +339,7 @@ class LayerCore {
 
   /// @throws ConfigError for options that this layer does not have, StateError for those that need W0 while anything is
   /// merged.
-  void check_adapter(std::string_view operation, const LoraConfig& config) const {
+  LORA_COLD void check_adapter(std::string_view operation, const LoraConfig& config) const {
     const LoraConfig own = own_config(config);
     check_config(operation, own);
     kind_.check(operation, own);
@@ -388,7 +388,7 @@ class LayerCore {
   [[nodiscard]] Operation op(std::string_view call) const noexcept { return {kind_.name(), call}; }
 
   /// The adapter that the constructor's configuration asks for.
-  void start(const LoraConfig& config, std::uint64_t seed) {
+  LORA_COLD void start(const LoraConfig& config, std::uint64_t seed) {
     check_config(kind_.name(), config);
     if (needs_adapter(config)) add_adapter(default_adapter_name, config, seed);
   }
@@ -592,7 +592,7 @@ class LayerCore {
     }
   }
   /// @throws StateError while anything is merged.
-  void require_nothing_merged(const Operation& operation, std::string_view argument) const {
+  LORA_COLD void require_nothing_merged(const Operation& operation, std::string_view argument) const {
     if (stack_.empty()) return;
     throw StateError(operation.text(), argument, "nothing merged (call train() or unmerge() first)",
                      "adapter " + detail::quoted(adapters_[adapters_.position_of(stack_.key(0))].name()) + " merged");
@@ -719,7 +719,7 @@ class LayerCore {
     return result;
   }
 
-  void require_one_bias(const Operation& operation, const LoraConfig& config, Index replaced) const {
+  LORA_COLD void require_one_bias(const Operation& operation, const LoraConfig& config, Index replaced) const {
     if (!config.trains_bias() || bias_.size() == 0) return;
     for (Index i = 0; i < adapters_.size(); ++i) {
       if (i == replaced || adapters_[i].bias.size() == 0) continue;
@@ -727,7 +727,7 @@ class LayerCore {
                         "another mode than that of " + detail::quoted(adapters_[i].name()));
     }
   }
-  void require_fits(const Operation& operation, const Adapter& adapter) {
+  LORA_COLD void require_fits(const Operation& operation, const Adapter& adapter) {
     const auto shape = kind_.factor_shape(adapter.config().rank);
     require_shape(operation, "adapter.A", shape.a_rows, shape.a_cols, adapter.A.rows(), adapter.A.cols());
     require_shape(operation, "adapter.B", shape.b_rows, shape.b_cols, adapter.B.rows(), adapter.B.cols());
@@ -747,7 +747,7 @@ class LayerCore {
     }
     if (adapter.uses_dora()) prepare_norms();
   }
-  void check_gradients(const Operation& operation, const Adapter& adapter, const Gradients& gradients) const {
+  LORA_COLD void check_gradients(const Operation& operation, const Adapter& adapter, const Gradients& gradients) const {
     require_shape(operation, "gradients.A", adapter.A.rows(), adapter.A.cols(), gradients.A.rows(),
                   gradients.A.cols());
     require_shape(operation, "gradients.B", adapter.B.rows(), adapter.B.cols(), gradients.B.rows(),
@@ -761,7 +761,7 @@ class LayerCore {
   void prepare_norms() {
     if (squared_norms_.empty()) squared_norms_ = squared_row_norms(weight_ref());
   }
-  void start_magnitude(Adapter& adapter) {
+  LORA_COLD void start_magnitude(Adapter& adapter) {
     prepare_norms();
     Workspace workspace;
     const auto norms = workspace.row<double>(out_features());
@@ -773,7 +773,7 @@ class LayerCore {
     });
   }
 
-  void collect_handles() {
+  LORA_COLD void collect_handles() {
     std::vector<Parameter<Scalar>> list;
     for (const Index i : adapters_.working()) {
       Adapter& adapter = adapters_[i];
@@ -819,7 +819,7 @@ class LayerCore {
   }
 
   // An adapter with DoRA multiplies the rows of what it is merged into, so it is merged into W0, below the others.
-  void merge_all(const Operation& operation, const std::vector<Index>& which) {
+  LORA_COLD void merge_all(const Operation& operation, const std::vector<Index>& which) {
     std::vector<Index> order;
     for (std::size_t m = 0; m < stack_.size(); ++m) order.push_back(adapters_.position_of(stack_.key(m)));
     const std::size_t before = order.size();
@@ -846,7 +846,7 @@ class LayerCore {
     mark_merged();
   }
   // Merges again what was merged a moment ago.
-  void restore_stack(const Operation& operation, const std::vector<Index>& former) noexcept {
+  LORA_COLD void restore_stack(const Operation& operation, const std::vector<Index>& former) noexcept {
     try {
       for (std::size_t m = stack_.size(); m < former.size(); ++m) push(operation, former[m]);
     } catch (...) {
@@ -854,7 +854,7 @@ class LayerCore {
     }
     mark_merged();
   }
-  void push(const Operation& operation, Index i) {
+  LORA_COLD void push(const Operation& operation, Index i) {
     const Adapter& adapter = adapters_[i];
     Workspace workspace;
     const auto whole = kind_.whole_update(adapter, workspace);
@@ -870,7 +870,7 @@ class LayerCore {
     stack_.push(naming, weight_ref(), adapter.id(), whole.update,
                 std::span<const Scalar>(factors.data, static_cast<std::size_t>(out_features())));
   }
-  void require_mergeable(const Operation& operation) {
+  LORA_COLD void require_mergeable(const Operation& operation) {
     if (weight_ref().mergeable()) return;
     throw StateError(operation.text(), "weight",
                      "one that can be merged into (answer unmerged, or make the layer over a PackedWeight copy)",

@@ -204,7 +204,7 @@ class LinearKind {
 
  private:
   // Pissa and olora, in double.
-  [[nodiscard]] static LoraFactors<Scalar> part_of_weight(std::string_view operation, const WeightRef<Scalar>& weight,
+  [[nodiscard]] LORA_COLD static LoraFactors<Scalar> part_of_weight(std::string_view operation, const WeightRef<Scalar>& weight,
                                                           const LoraConfig& config, std::uint64_t seed) {
     const Index outputs = weight.out_features();
     const Index inputs = weight.in_features();
