@@ -87,7 +87,7 @@ LORA_COLD void initialize_orthogonal(std::uint64_t seed, const MatrixView<Scalar
 /// from `seed`. Source: Meng et al., arXiv 2404.02948, section 3. @throws std::bad_alloc
 template <class Real>
 [[nodiscard]] LORA_COLD LoraFactors<Real> pissa_factors(const MatrixView<const Real>& w, Index rank, double scaling,
-                                              Index iterations, std::uint64_t seed) {
+                                                        Index iterations, std::uint64_t seed) {
   const RandomStream directions(seed, detail::stream_of_directions);
   const auto svd = iterations == 0 ? truncated_svd(w, rank) : randomized_svd(w, rank, iterations, directions);
   LoraFactors<Real> factors{{rank, w.cols}, {w.rows, rank}};
@@ -128,8 +128,9 @@ template <class Real>
 /// @throws ConfigError naming `operation` when the rank is above min(in_features, out_features), alpha is not positive
 /// with pissa, or W is not finite; std::bad_alloc
 template <class Real>
-[[nodiscard]] LORA_COLD LoraFactors<Real> factors_from_weight(std::string_view operation, const MatrixView<const Real>& w,
-                                                    const LoraConfig& config, std::uint64_t seed) {
+[[nodiscard]] LORA_COLD LoraFactors<Real> factors_from_weight(std::string_view operation,
+                                                              const MatrixView<const Real>& w, const LoraConfig& config,
+                                                              std::uint64_t seed) {
   const Index most = w.rows < w.cols ? w.rows : w.cols;
   if (config.rank > most) {
     std::string expected = "at most ";

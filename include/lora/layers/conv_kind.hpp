@@ -17,10 +17,10 @@
 
 namespace lora {
 
-/// A convolution of a geometry. A is rank x fan_in, the kernel of a convolution to `rank` channels, and B out_channels x
-/// rank / groups, one of 1 x 1 behind it, with fan_in = in_channels / groups * product of the kernel. With groups, rank /
-/// groups rows of A and of B's inputs belong to each group and see only its channels, so that the update s B A has the
-/// frozen weight's shape. A value; const functions are reentrant.
+/// A convolution of a geometry. A is rank x fan_in, the kernel of a convolution to `rank` channels, and B out_channels
+/// x rank / groups, one of 1 x 1 behind it, with fan_in = in_channels / groups * product of the kernel. With groups,
+/// rank / groups rows of A and of B's inputs belong to each group and see only its channels, so that the update s B A
+/// has the frozen weight's shape. A value; const functions are reentrant.
 template <RealScalar ScalarType, int Dim>
 class ConvKind {
  public:
@@ -31,7 +31,8 @@ class ConvKind {
   using Geometry = ConvGeometry<Dim>;
   static constexpr bool has_input_gradient = true;
 
-  explicit ConvKind(const Geometry& geometry) : geometry_(geometry), blocks_(OutputBlocks::all(geometry.out_channels)) {}
+  explicit ConvKind(const Geometry& geometry)
+      : geometry_(geometry), blocks_(OutputBlocks::all(geometry.out_channels)) {}
 
   [[nodiscard]] static constexpr std::string_view name() noexcept { return "LoraConv"; }
   [[nodiscard]] const Geometry& geometry() const noexcept { return geometry_; }

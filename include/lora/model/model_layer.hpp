@@ -47,8 +47,8 @@ class ModelLayer {
   [[nodiscard]] virtual Index base_size() const noexcept = 0;
   [[nodiscard]] virtual Index bias_size() const noexcept = 0;
 
-  /// The configuration this layer needs for an adapter that has `file_rank` in a file, and that `config` describes as the
-  /// file does or as the layer does.
+  /// The configuration this layer needs for an adapter that has `file_rank` in a file, and that `config` describes as
+  /// the file does or as the layer does.
   [[nodiscard]] virtual LoraConfig config_of_file(const LoraConfig& config, Index file_rank) const = 0;
   /// @throws ConfigError, StateError where the layer would refuse an adapter of this configuration.
   virtual void check_adapter(std::string_view operation, const LoraConfig& config) const = 0;
@@ -305,9 +305,8 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
         throw ConfigError(operation, "lora_bias", "zeros outside the enabled projections", "other numbers");
       }
       constexpr double tolerance = 0.01;  // files of 16-bit numbers round the norms
-      if (weights.magnitude.size() > 0 &&
-          !(std::abs(static_cast<double>(weights.magnitude[j] - base_norm(j))) <=
-            tolerance * static_cast<double>(base_norm(j)))) {
+      if (weights.magnitude.size() > 0 && !(std::abs(static_cast<double>(weights.magnitude[j] - base_norm(j))) <=
+                                            tolerance * static_cast<double>(base_norm(j)))) {
         throw ConfigError(operation, "magnitude", "the norms of W0 outside the enabled projections", "other numbers");
       }
     }
