@@ -120,4 +120,13 @@ using LoraConv2d = LoraConv<Scalar, 2>;
 template <RealScalar Scalar>
 using LoraConv3d = LoraConv<Scalar, 3>;
 
+#if defined(LORA_COMPILED)
+extern template class LayerCore<ConvKind<float, 1>>;
+extern template class LayerCore<ConvKind<float, 2>>;
+extern template class LayerCore<ConvKind<float, 3>>;
+extern template class LayerCore<ConvKind<double, 1>>;
+extern template class LayerCore<ConvKind<double, 2>>;
+extern template class LayerCore<ConvKind<double, 3>>;
+#endif
+
 }  // namespace lora

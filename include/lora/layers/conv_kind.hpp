@@ -213,4 +213,13 @@ class ConvKind {
   OutputBlocks blocks_;
 };
 
+#if defined(LORA_COMPILED)
+extern template class AdapterPasses<ConvKind<float, 1>, ConvPasses<float, 1>>;
+extern template class AdapterPasses<ConvKind<float, 2>, ConvPasses<float, 2>>;
+extern template class AdapterPasses<ConvKind<float, 3>, ConvPasses<float, 3>>;
+extern template class AdapterPasses<ConvKind<double, 1>, ConvPasses<double, 1>>;
+extern template class AdapterPasses<ConvKind<double, 2>, ConvPasses<double, 2>>;
+extern template class AdapterPasses<ConvKind<double, 3>, ConvPasses<double, 3>>;
+#endif
+
 }  // namespace lora

@@ -226,4 +226,9 @@ class LoraEmbedding
   typename LinearKind<Scalar>::Memory projected_;
 };
 
+#if defined(LORA_COMPILED)
+extern template class LayerCore<EmbeddingKind<float>>;
+extern template class LayerCore<EmbeddingKind<double>>;
+#endif
+
 }  // namespace lora

@@ -142,4 +142,11 @@ class EmbeddingKind {
   OutputBlocks blocks_;
 };
 
+#if defined(LORA_COMPILED)
+extern template class AdapterPasses<EmbeddingKind<float>, EmbeddingPasses<float>>;
+extern template class AdapterPasses<EmbeddingKind<float>, TiedProjectionPasses<float>>;
+extern template class AdapterPasses<EmbeddingKind<double>, EmbeddingPasses<double>>;
+extern template class AdapterPasses<EmbeddingKind<double>, TiedProjectionPasses<double>>;
+#endif
+
 }  // namespace lora

@@ -244,4 +244,9 @@ class LinearKind {
   OutputBlocks blocks_;
 };
 
+#if defined(LORA_COMPILED)
+extern template class AdapterPasses<LinearKind<float>, LinearPasses<float>>;
+extern template class AdapterPasses<LinearKind<double>, LinearPasses<double>>;
+#endif
+
 }  // namespace lora
