@@ -27,8 +27,12 @@ struct Arguments {
 
 // |W1 - W0|_F^2 and its first singular triples.
 struct Decomposition {
-  TruncatedSvd svd;
+  TruncatedSvd<double> svd;
   double energy = 0;
+
+  [[nodiscard]] auto values() const {
+    return Eigen::VectorXd::Map(svd.S.data(), static_cast<Index>(svd.S.size()));
+  }
 };
 
 Decomposition decompose(const TensorView& base, const TensorView& tuned, Index most) {
@@ -41,9 +45,9 @@ Decomposition decompose(const TensorView& base, const TensorView& tuned, Index m
   constexpr Index oversampling = 10;
   constexpr Index iterations = 4;
   if (smallest <= exact_up_to || rank + oversampling >= smallest) {
-    result.svd = truncated_svd(difference, rank);
+    result.svd = truncated_svd(view_of(difference), rank);
   } else {
-    result.svd = randomized_svd(difference, rank + oversampling, iterations, RandomStream(0, 0));
+    result.svd = randomized_svd(view_of(difference), rank + oversampling, iterations, RandomStream(0, 0));
   }
   return result;
 }
@@ -52,18 +56,19 @@ Decomposition decompose(const TensorView& base, const TensorView& tuned, Index m
 Index rank_for(const Decomposition& decomposition, double share, Index most) {
   double held = 0;
   for (Index r = 0; r < most; ++r) {
-    held += decomposition.svd.S[r] * decomposition.svd.S[r];
+    held += decomposition.values()[r] * decomposition.values()[r];
     if (held >= share * decomposition.energy) return r + 1;
   }
   return most;
 }
 
 ModuleWeights<float> factors(const Decomposition& decomposition, Index rank) {
-  const auto& svd = decomposition.svd;
-  const Eigen::VectorXd roots = svd.S.head(rank).cwiseSqrt();
+  const Eigen::VectorXd roots = decomposition.values().head(rank).cwiseSqrt();
+  const auto U = decomposition.svd.U.view().map();
+  const auto V = decomposition.svd.V.view().map();
   ModuleWeights<float> module;
-  module.A = (roots.asDiagonal() * svd.V.leftCols(rank).transpose()).cast<float>();
-  module.B = (svd.U.leftCols(rank) * roots.asDiagonal()).cast<float>();
+  module.A = (roots.asDiagonal() * V.leftCols(rank).transpose()).cast<float>();
+  module.B = (U.leftCols(rank) * roots.asDiagonal()).cast<float>();
   return module;
 }
 
@@ -82,7 +87,7 @@ void extract_tensor(const std::string& name, const TensorView& base, const Tenso
   if (decomposition.energy == 0) return;
   const Index most = std::min({arguments.rank, base.shape[0], base.shape[1]});
   const Index rank = arguments.energy > 0 ? rank_for(decomposition, arguments.energy, most) : most;
-  const double held = decomposition.svd.S.head(rank).squaredNorm() / decomposition.energy;
+  const double held = decomposition.values().head(rank).squaredNorm() / decomposition.energy;
   table.add({name, std::to_string(rank), number(held)});
   weights.modules.emplace(name.substr(0, name.size() - std::string_view(".weight").size()),
                           factors(decomposition, rank));

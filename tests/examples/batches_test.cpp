@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <vector>
 
+namespace batches_test {
 namespace {
 
 using examples::Batches;
@@ -71,3 +72,4 @@ TEST(Batches, RefuseASizeThatNoBatchCanHave) {
 }
 
 }  // namespace
+}  // namespace batches_test

@@ -7,6 +7,7 @@
 #include "common/checkpoint.hpp"
 #include "examples/temporary_folder.hpp"
 
+namespace checks_test {
 namespace {
 
 using namespace examples;  // NOLINT: the program under test
@@ -120,3 +121,4 @@ TEST(Checkpoint, RestoresEveryBit) {
 }
 
 }  // namespace
+}  // namespace checks_test

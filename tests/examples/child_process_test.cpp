@@ -6,6 +6,7 @@
 
 #include "examples/temporary_folder.hpp"
 
+namespace child_process_test {
 namespace {
 
 using examples::run_filter;
@@ -68,3 +69,4 @@ TEST_F(Scripts, DoNotOutliveAnInterruption) {
 }
 
 }  // namespace
+}  // namespace child_process_test

@@ -7,6 +7,7 @@
 #include "examples/idx_bytes.hpp"
 #include "examples/temporary_folder.hpp"
 
+namespace dataset_test {
 namespace {
 
 using examples::read_fashion_mnist;
@@ -54,3 +55,4 @@ TEST(FashionMnist, SaysWhatToInstallWhenItIsMissing) {
 }
 
 }  // namespace
+}  // namespace dataset_test

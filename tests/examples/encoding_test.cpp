@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+namespace encoding_test {
 namespace {
 
 using examples::base64;
@@ -82,3 +83,4 @@ TEST(GreyPng, RefusesAnythingButWholeRows) {
 }
 
 }  // namespace
+}  // namespace encoding_test

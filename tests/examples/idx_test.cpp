@@ -7,6 +7,7 @@
 #include "examples/idx_bytes.hpp"
 #include "examples/temporary_folder.hpp"
 
+namespace idx_test {
 namespace {
 
 using examples::read_idx;
@@ -93,3 +94,4 @@ TEST(Idx, RefusesMoreThanTheLimit) {
 }
 
 }  // namespace
+}  // namespace idx_test

@@ -10,6 +10,7 @@
 #include "intrinsic_dimension/subspace.hpp"
 #include "lora/core/random.hpp"
 
+namespace intrinsic_projection_test {
 namespace {
 
 using examples::SubspaceProjection;
@@ -54,7 +55,7 @@ double rounding(const SubspaceProjection& p) {
 
 // D and d: a network's, a last group that is nearly empty or nearly full, less than a block, d above the smallest
 // block.
-class Projection : public testing::TestWithParam<std::pair<Index, Index>> {
+class Projection : public ::testing::TestWithParam<std::pair<Index, Index>> {
  protected:
   SubspaceProjection p{GetParam().first, GetParam().second, 1};
 
@@ -69,7 +70,7 @@ class Projection : public testing::TestWithParam<std::pair<Index, Index>> {
 };
 
 INSTANTIATE_TEST_SUITE_P(Shapes, Projection,
-                         testing::Values(std::pair<Index, Index>{535818, 300}, std::pair<Index, Index>{2 * group, 1024},
+                         ::testing::Values(std::pair<Index, Index>{535818, 300}, std::pair<Index, Index>{2 * group, 1024},
                                          std::pair<Index, Index>{2 * group + 1, 64},
                                          std::pair<Index, Index>{2 * group - 1, 1}, std::pair<Index, Index>{100, 100},
                                          std::pair<Index, Index>{1, 1}, std::pair<Index, Index>{40000, 1025}));
@@ -197,3 +198,4 @@ TEST(SubspaceTraining, KeepsTheNetworkInItsSubspaceAndDescends) {
 }
 
 }  // namespace
+}  // namespace intrinsic_projection_test

@@ -12,6 +12,7 @@
 #include "lora/core/random.hpp"
 #include "lora/layers/linear.hpp"
 
+namespace mlp_test {
 namespace {
 
 using examples::DenseLayer;
@@ -146,3 +147,4 @@ TEST(LogitsOf, AnswersEveryImageInOrderWhateverTheChunks) {
 }
 
 }  // namespace
+}  // namespace mlp_test

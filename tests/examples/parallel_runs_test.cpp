@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <vector>
 
+namespace parallel_runs_test {
 namespace {
 
 using examples::parallel_runs;
@@ -36,3 +37,4 @@ TEST(ParallelRunsThreads, RethrowAndStartNoMore) {
 }
 
 }  // namespace
+}  // namespace parallel_runs_test

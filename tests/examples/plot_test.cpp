@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <string>
 
+namespace plot_test {
 namespace {
 
 using examples::DataBlock;
@@ -50,3 +51,4 @@ TEST(Draw, SaysThatGnuplotIsMissing) {
 }
 
 }  // namespace
+}  // namespace plot_test

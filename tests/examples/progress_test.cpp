@@ -6,6 +6,7 @@
 #include <regex>
 #include <string>
 
+namespace progress_test {
 namespace {
 
 using examples::Progress;
@@ -63,3 +64,4 @@ TEST(DurationText, ShowsSecondsThenMinutes) {
 }
 
 }  // namespace
+}  // namespace progress_test

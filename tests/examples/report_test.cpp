@@ -11,6 +11,7 @@
 #include "common/interrupt.hpp"
 #include "examples/temporary_folder.hpp"
 
+namespace report_test {
 namespace {
 
 using examples::Report;
@@ -87,3 +88,4 @@ TEST(Report, ThatDoesNotFitTheDiskLeavesTheOldOneAndNothingElse) {
 }
 
 }  // namespace
+}  // namespace report_test

@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+namespace softmax_loss_test {
 namespace {
 
 using examples::accuracy;
@@ -60,3 +61,4 @@ TEST(SoftmaxCrossEntropy, RefusesOtherShapes) {
 TEST(Accuracy, CountsRowsWhoseLargestLogitIsTheLabels) { EXPECT_DOUBLE_EQ(accuracy(logits, labels), 2.0 / 3.0); }
 
 }  // namespace
+}  // namespace softmax_loss_test

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+namespace text_table_test {
 namespace {
 
 TEST(GroupedText, GroupsByThrees) {
@@ -24,3 +25,4 @@ TEST(PlainText, AlignsColumns) {
 }
 
 }  // namespace
+}  // namespace text_table_test

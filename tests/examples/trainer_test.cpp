@@ -8,6 +8,7 @@
 #include "lora/layers/linear.hpp"
 #include "support/allocation_counter.hpp"
 
+namespace trainer_test {
 namespace {
 
 using examples::Batches;
@@ -131,3 +132,4 @@ TEST(LossCurve, AveragesOverWindows) {
 }
 
 }  // namespace
+}  // namespace trainer_test

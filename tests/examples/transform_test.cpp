@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <string>
 
+namespace transform_test {
 namespace {
 
 using examples::ImageSet;
@@ -49,3 +50,4 @@ TEST(Invert, TwiceIsTheIdentityAndOnceIsNot) {
 }
 
 }  // namespace
+}  // namespace transform_test

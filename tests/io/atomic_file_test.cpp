@@ -14,7 +14,7 @@
 
 #include "io/files.hpp"
 
-namespace lora {
+namespace lora::atomic_file_test {
 namespace {
 
 using testing::bytes_of;
@@ -218,4 +218,4 @@ TEST(AtomicFile, WritersOfOneFileDoNotMix) {
 }
 
 }  // namespace
-}  // namespace lora
+}  // namespace lora::atomic_file_test

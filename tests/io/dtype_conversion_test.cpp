@@ -6,7 +6,7 @@
 #include <type_traits>
 #include <vector>
 
-namespace lora {
+namespace lora::dtype_conversion_test {
 namespace {
 
 template <class Scalar>
@@ -71,4 +71,4 @@ TEST(DtypeConversionExact, DoubleNarrowsToTheNearestFloat) {
 }
 
 }  // namespace
-}  // namespace lora
+}  // namespace lora::dtype_conversion_test

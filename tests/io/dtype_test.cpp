@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <gtest/gtest.h>
 
-namespace lora {
+namespace lora::dtype_test {
 namespace {
 
 static_assert(dtype_of<float> == Dtype::F32 && dtype_of<double> == Dtype::F64);
@@ -50,4 +50,4 @@ TEST(Dtype, ExactlyFourConvertToReal) {
 }
 
 }  // namespace
-}  // namespace lora
+}  // namespace lora::dtype_test

@@ -7,7 +7,7 @@
 #include <string>
 #include <utility>
 
-namespace lora {
+namespace lora::file_descriptor_test {
 namespace {
 
 bool is_open(int descriptor) { return ::fcntl(descriptor, F_GETFD) != -1; }
@@ -51,4 +51,4 @@ TEST(ThrowIoError, NamesOperationFileAndCause) {
 }
 
 }  // namespace
-}  // namespace lora
+}  // namespace lora::file_descriptor_test

@@ -12,7 +12,7 @@
 #include "io/gguf_bytes.hpp"
 #include "lora/io/gguf_names.hpp"
 
-namespace lora::testing {
+namespace lora::testing::gguf_adapter_reader_test {
 namespace {
 
 /// A factor in a file: name, extents, and as many ones, or the numbers 0, 1, ..., as these have.
@@ -193,4 +193,4 @@ TEST(ReadGgufAdapterRefuses, OptionsThatDoNotFit) {
 }
 
 }  // namespace
-}  // namespace lora::testing
+}  // namespace lora::testing::gguf_adapter_reader_test

@@ -7,7 +7,7 @@
 
 #include "support/random_matrix.hpp"
 
-namespace lora::testing {
+namespace lora::testing::gguf_adapter_test {
 namespace {
 
 Matrix<float> permuted(Matrix<float> b, Index heads, bool to_llama_cpp) {
@@ -57,4 +57,4 @@ TEST(RopeHeads, BelongToQueriesAndKeys) {
 }
 
 }  // namespace
-}  // namespace lora::testing
+}  // namespace lora::testing::gguf_adapter_test

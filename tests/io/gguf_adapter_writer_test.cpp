@@ -15,7 +15,7 @@
 #include "io/gguf_bytes.hpp"
 #include "lora/io/gguf_names.hpp"
 
-namespace lora::testing {
+namespace lora::testing::gguf_adapter_writer_test {
 namespace {
 
 /// The adapter of small_adapter().
@@ -285,4 +285,4 @@ TEST(WriteGgufAdapterRefuses, ElementsThatAreNotFiniteAsTheyAreStored) {
 }
 
 }  // namespace
-}  // namespace lora::testing
+}  // namespace lora::testing::gguf_adapter_writer_test

@@ -8,7 +8,7 @@
 
 #include "io/gguf_bytes.hpp"
 
-namespace lora::testing {
+namespace lora::testing::gguf_encoder_test {
 namespace {
 
 TEST(GgufEncoder, LaysAFileOutAsTheFormatSays) {
@@ -53,4 +53,4 @@ TEST(GgufEncoder, WhatItWritesIsParsed) {
 }
 
 }  // namespace
-}  // namespace lora::testing
+}  // namespace lora::testing::gguf_encoder_test

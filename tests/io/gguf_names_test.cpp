@@ -3,7 +3,7 @@
 
 #include <gtest/gtest.h>
 
-namespace lora {
+namespace lora::gguf_names_test {
 namespace {
 
 // gguf-py/gguf/tensor_mapping.py of ggml-org/llama.cpp.
@@ -47,4 +47,4 @@ TEST(GgufNames, OthersAreRefusedByName) {
 }
 
 }  // namespace
-}  // namespace lora
+}  // namespace lora::gguf_names_test

@@ -12,7 +12,7 @@
 
 #include "io/gguf_bytes.hpp"
 
-namespace lora::testing {
+namespace lora::testing::gguf_parser_test {
 namespace {
 
 constexpr std::uint64_t huge = std::numeric_limits<std::uint64_t>::max();
@@ -202,4 +202,4 @@ TEST(ParseGgufRefuses, NamesTheFileTheByteAndTheItem) {
 }
 
 }  // namespace
-}  // namespace lora::testing
+}  // namespace lora::testing::gguf_parser_test

@@ -16,7 +16,7 @@
 #include "io/gguf_bytes.hpp"
 #include "support/random_matrix.hpp"
 
-namespace lora::testing {
+namespace lora::testing::gguf_test {
 namespace {
 
 // rapidcheck would seed itself from the clock. RC_PARAMS in the environment still chooses another seed.
@@ -114,4 +114,4 @@ TEST(Gguf, NoSingleChangedByteDoesWorseThanThrow) {
 }
 
 }  // namespace
-}  // namespace lora::testing
+}  // namespace lora::testing::gguf_test

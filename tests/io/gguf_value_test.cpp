@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-namespace lora {
+namespace lora::gguf_value_test {
 namespace {
 
 template <class T>
@@ -46,4 +46,4 @@ TEST(GgufValue, PaddingReachesTheNextMultiple) {
 }
 
 }  // namespace
-}  // namespace lora
+}  // namespace lora::gguf_value_test

@@ -6,7 +6,7 @@
 #include <gtest/gtest.h>
 #include <limits>
 
-namespace lora {
+namespace lora::half_test {
 namespace {
 
 // The two formats, so that each law is written once. `from` narrows, `to` widens.
@@ -102,4 +102,4 @@ TEST(F16Conversion, RoundsADoubleOnce) { EXPECT_EQ(f16_from(1.0 + 0x1p-11 + 0x1p
 TEST(Bf16Conversion, RoundsADoubleOnce) { EXPECT_EQ(bf16_from(1.0 + 0x1p-8 + 0x1p-40), 0x3F81); }
 
 }  // namespace
-}  // namespace lora
+}  // namespace lora::half_test

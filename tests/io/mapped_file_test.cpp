@@ -9,7 +9,7 @@
 
 #include "io/files.hpp"
 
-namespace lora {
+namespace lora::mapped_file_test {
 namespace {
 
 using testing::bytes_of;
@@ -77,4 +77,4 @@ TEST(MappedFile, RefusesWhatIsNoRegularFile) {
 }
 
 }  // namespace
-}  // namespace lora
+}  // namespace lora::mapped_file_test

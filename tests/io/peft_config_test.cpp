@@ -10,7 +10,7 @@
 #include "io/files.hpp"
 #include "io/peft_files.hpp"
 
-namespace lora {
+namespace lora::peft_config_test {
 namespace {
 
 using nlohmann::json;
@@ -266,4 +266,4 @@ TEST(PeftConfigError, AMissingFileIsAnIoError) {
 }
 
 }  // namespace
-}  // namespace lora
+}  // namespace lora::peft_config_test

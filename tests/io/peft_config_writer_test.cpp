@@ -11,7 +11,7 @@
 #include "io/peft_files.hpp"
 #include "lora/io/peft_config.hpp"
 
-namespace lora {
+namespace lora::peft_config_writer_test {
 namespace {
 
 using nlohmann::json;
@@ -147,4 +147,4 @@ TEST(PeftConfigWriter, WritesAFile) {
 }
 
 }  // namespace
-}  // namespace lora
+}  // namespace lora::peft_config_writer_test

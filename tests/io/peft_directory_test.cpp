@@ -16,7 +16,7 @@
 #include "io/peft_files.hpp"
 #include "lora/io/peft_config_writer.hpp"
 
-namespace lora {
+namespace lora::peft_directory_test {
 namespace {
 
 using nlohmann::json;
@@ -315,4 +315,4 @@ TEST(PeftDirectory, DamagedConfigurationsDoNoWorseThanThrow) {
 }
 
 }  // namespace
-}  // namespace lora
+}  // namespace lora::peft_directory_test

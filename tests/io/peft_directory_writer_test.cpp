@@ -13,7 +13,7 @@
 #include "io/peft_files.hpp"
 #include "support/bits.hpp"
 
-namespace lora {
+namespace lora::peft_directory_writer_test {
 namespace {
 
 using testing::same_bits;
@@ -251,4 +251,4 @@ TEST(PeftDirectoryWriter, OtherDtypesAreRefused) {
 }
 
 }  // namespace
-}  // namespace lora
+}  // namespace lora::peft_directory_writer_test

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-namespace lora {
+namespace lora::peft_tensors_test {
 namespace {
 
 using Names = std::vector<std::string>;
@@ -242,4 +242,4 @@ TEST(PeftShapes, AreThoseOfEachKind) {
 }
 
 }  // namespace
-}  // namespace lora
+}  // namespace lora::peft_tensors_test

@@ -5,7 +5,7 @@
 #include <string>
 #include <type_traits>
 
-namespace lora {
+namespace lora::safetensors_error_test {
 namespace {
 
 static_assert(std::is_base_of_v<FormatError, SafetensorsError>);
@@ -30,4 +30,4 @@ TEST(SafetensorsError, SaysKindArgumentExpectedAndGot) {
 }
 
 }  // namespace
-}  // namespace lora
+}  // namespace lora::safetensors_error_test

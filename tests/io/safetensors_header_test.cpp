@@ -12,7 +12,7 @@
 
 #include "io/files.hpp"
 
-namespace lora {
+namespace lora::safetensors_header_test {
 namespace {
 
 using namespace std::string_view_literals;
@@ -236,4 +236,4 @@ TEST(SafetensorsHeader, AHugeTokenDoesNotMakeAHugeMessage) {
 }
 
 }  // namespace
-}  // namespace lora
+}  // namespace lora::safetensors_header_test

@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 #include <string>
 
-namespace lora {
+namespace lora::safetensors_json_test {
 namespace {
 
 TEST(SafetensorsJson, KeepsEntriesInTheOrderOfTheText) {
@@ -48,4 +48,4 @@ TEST(SafetensorsJson, SaysWhereAndWhatWasExpected) {
 }
 
 }  // namespace
-}  // namespace lora
+}  // namespace lora::safetensors_json_test

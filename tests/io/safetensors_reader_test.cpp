@@ -14,7 +14,7 @@
 #include "io/files.hpp"
 #include "lora/io/safetensors_writer.hpp"
 
-namespace lora {
+namespace lora::safetensors_reader_test {
 namespace {
 
 using testing::safetensors_bytes;
@@ -244,4 +244,4 @@ TEST(SafetensorsFile, ReadsTheSameAfterAPartWasReleased) {
 }
 
 }  // namespace
-}  // namespace lora
+}  // namespace lora::safetensors_reader_test

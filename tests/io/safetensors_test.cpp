@@ -15,7 +15,7 @@
 
 #include "io/files.hpp"
 
-namespace lora {
+namespace lora::safetensors_test {
 namespace {
 
 // rapidcheck would seed itself from the clock. RC_PARAMS in the environment still chooses another seed.
@@ -189,4 +189,4 @@ TEST(Safetensors, PublishedAdaptersAreRead) {
 }
 
 }  // namespace
-}  // namespace lora
+}  // namespace lora::safetensors_test

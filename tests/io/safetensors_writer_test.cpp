@@ -16,7 +16,7 @@
 #include "io/files.hpp"
 #include "lora/io/safetensors_reader.hpp"
 
-namespace lora {
+namespace lora::safetensors_writer_test {
 namespace {
 
 using testing::bytes_of;
@@ -297,4 +297,4 @@ TEST(SafetensorsWriterStream, LeavesTheTargetAloneWhenTheProducerFails) {
 }
 
 }  // namespace
-}  // namespace lora
+}  // namespace lora::safetensors_writer_test

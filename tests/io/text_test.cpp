@@ -5,7 +5,7 @@
 #include <string_view>
 #include <vector>
 
-namespace lora {
+namespace lora::text_test {
 namespace {
 
 using namespace std::string_view_literals;
@@ -80,4 +80,4 @@ TEST(NearestNames, TakesAnyLengths) {
 }
 
 }  // namespace
-}  // namespace lora
+}  // namespace lora::text_test

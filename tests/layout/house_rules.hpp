@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
-#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -24,7 +23,6 @@ using Violations = std::vector<std::string>;
 /// The folders of include/lora from the lowest to the highest. A header includes only its own folder and those before.
 inline constexpr std::array<std::string_view, 9> folder_order = {"core",  "kernels", "weight", "adapter", "layers",
                                                                  "model", "optim",   "io",     "mpi"};
-inline constexpr std::size_t max_header_lines = 500;
 
 /// A header of the library, or a piece of one that is included several times (.inc): its path below include/,
 /// "lora/core/view.hpp", and its text.
@@ -142,16 +140,6 @@ inline Violations foreign_includes(const std::vector<Header>& headers) {
   return found;
 }
 
-/// No header is longer than max_header_lines.
-inline Violations long_headers(const std::vector<Header>& headers) {
-  Violations found;
-  for (const auto& header : headers) {
-    const auto lines = static_cast<std::size_t>(std::count(header.text.begin(), header.text.end(), '\n'));
-    if (lines > max_header_lines) found.push_back(header.path + ": " + std::to_string(lines) + " lines");
-  }
-  return found;
-}
-
 /// No conditional depends on NDEBUG, on a BLAS behind Eigen or on the instruction set of the command line: two
 /// translation units compiled with different flags would disagree about one inline function. SSE2 is part of x86-64.
 inline Violations flag_dependence(const std::vector<Header>& headers) {
@@ -163,18 +151,6 @@ inline Violations flag_dependence(const std::vector<Header>& headers) {
     for (std::sregex_iterator match(header.text.begin(), header.text.end(), conditional), end; match != end; ++match) {
       found.push_back(header.path + ": a conditional on " + (*match)[2].str());
     }
-  }
-  return found;
-}
-
-/// Every include/lora/<folder>/<name>.hpp has its tests/<folder>/<name>_test.cpp.
-inline Violations headers_without_test(const fs::path& root, const std::vector<Header>& headers) {
-  Violations found;
-  for (const auto& header : headers) {
-    if (header.folder().empty() || fs::path(header.path).extension() != ".hpp") continue;
-    const std::string below = header.path.substr(std::string_view("lora/").size());
-    const std::string test = "tests/" + below.substr(0, below.size() - std::string_view(".hpp").size()) + "_test.cpp";
-    if (!fs::exists(root / test)) found.push_back(header.path + ": no " + test);
   }
   return found;
 }
@@ -191,42 +167,66 @@ inline Violations strangers_among_headers(const std::vector<Header>& headers) {
   return found;
 }
 
-/// Names at the top of the tree: those that git tracks, or all there are where git knows none.
-inline std::set<std::string> names_at_top(const fs::path& root) {
-  std::set<std::string> names;
-  const std::string command = "git -C '" + root.string() + "' ls-files 2>/dev/null";
-  if (std::FILE* listing = popen(command.c_str(), "r"); listing != nullptr) {
-    std::string text;
-    std::array<char, 4096> piece{};
-    for (std::size_t n; (n = std::fread(piece.data(), 1, piece.size(), listing)) > 0;) text.append(piece.data(), n);
-    pclose(listing);
-    std::istringstream lines(text);
-    for (std::string line; std::getline(lines, line);) names.insert(line.substr(0, line.find('/')));
-  }
-  if (names.empty()) {
-    for (const auto& entry : fs::directory_iterator(root)) names.insert(entry.path().filename().string());
-  }
-  return names;
-}
-
-/// Names that have no place at the top of the tree. build/ is a product; what begins with a dot may stand.
-inline Violations strangers_at_top(const std::set<std::string>& names) {
-  static const std::set<std::string> known = {
-      "include", "tests",        "bench",          "examples",          "cmake",    "build",
-      "LICENSE", "CHANGELOG.md", "CMakeLists.txt", "CMakePresets.json", "README.md"};
-  Violations found;
-  for (const auto& name : names) {
-    if (name.front() != '.' && !known.contains(name)) found.push_back(name + ": no place at the top of the tree");
+/// Declarations of explicit instantiations in a text, `extern template` or `template`, each as "class X<float>": what
+/// stands between that keyword and the semicolon, with single blanks.
+inline std::set<std::string> instantiations_in(const std::string& text, bool external) {
+  static const std::regex statement(R"((?:^|\n)(extern )?template ([^<;][^;{]*);)");
+  static const std::regex blanks(R"(\s+)");
+  std::set<std::string> found;
+  for (std::sregex_iterator match(text.begin(), text.end(), statement), end; match != end; ++match) {
+    if ((*match)[1].matched == external) found.insert(std::regex_replace((*match)[2].str(), blanks, " "));
   }
   return found;
 }
 
-/// What must stand at the top of the tree and does not.
-inline Violations missing_at_top(const fs::path& root) {
+/// All files with one of the extensions below a folder; none when there is no such folder.
+inline std::vector<fs::path> files_below(const fs::path& folder, const std::set<std::string>& extensions) {
+  std::vector<fs::path> files;
+  if (!fs::exists(folder)) return files;
+  for (const auto& entry : fs::recursive_directory_iterator(folder)) {
+    if (entry.is_regular_file() && extensions.contains(entry.path().extension().string()))
+      files.push_back(entry.path());
+  }
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+/// What a header declares `extern template` is instantiated in exactly one source of src/, and nothing else is.
+inline Violations uncompiled_templates(const fs::path& root, const std::vector<Header>& headers) {
+  std::map<std::string, int> sources;
+  for (const auto& path : files_below(root / "src", {".cpp"})) {
+    for (const auto& name : instantiations_in(read_text(path), false)) ++sources[name];
+  }
   Violations found;
-  for (const char* name : {"include", "tests", "bench", "examples", "cmake", "CMakeLists.txt", "CMakePresets.json",
-                           "README.md", "LICENSE", "CHANGELOG.md", ".gitignore", ".clang-format", ".clang-tidy"}) {
-    if (!fs::exists(root / name)) found.push_back(std::string(name) + ": missing");
+  for (const auto& header : headers) {
+    for (const auto& name : instantiations_in(header.text, true)) {
+      if (sources[name] == 0) found.push_back(header.path + ": nothing in src/ instantiates " + name);
+      if (sources[name] > 1) found.push_back(header.path + ": several sources instantiate " + name);
+      sources[name] = -1;
+    }
+  }
+  for (const auto& [name, count] : sources) {
+    if (count > 0 && name.find("compiled_for_this_eigen") == std::string::npos) {
+      found.push_back("src/: no header declares " + name + " with extern template");
+    }
+  }
+  return found;
+}
+
+/// No file of the project names a folder of the machine that it was written on.
+inline Violations paths_of_a_machine(const fs::path& root) {
+  static const std::regex path(R"((^|[\s"'=(`])/(home|root|work|Users|mnt)/\w[^\s"'`)]*)");
+  static const std::set<std::string> extensions = {".hpp", ".inc", ".cpp",  ".cmake", ".in",  ".txt",
+                                                   ".sh",  ".md",  ".json", ".yml",   ".toml"};
+  Violations found;
+  for (const char* folder : {"include", "src", "cmake", "bench", "examples", "docs", "tests"}) {
+    for (const auto& file : files_below(root / folder, extensions)) {
+      const std::string name = fs::relative(file, root).generic_string();
+      if (name.starts_with("tests/golden/") || name.starts_with("tests/layout/")) continue;
+      const std::string text = read_text(file);
+      std::smatch match;
+      if (std::regex_search(text, match, path)) found.push_back(name + ": names " + match.str());
+    }
   }
   return found;
 }

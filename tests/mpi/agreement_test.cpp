@@ -7,7 +7,7 @@
 
 #include "mpi/ranks.hpp"
 
-namespace lora::testing {
+namespace lora::testing::agreement_test {
 namespace {
 
 using mpi::require_agreement;
@@ -90,4 +90,4 @@ TEST(Agreement, LeavesNoMessageBehind) {
 }
 
 }  // namespace
-}  // namespace lora::testing
+}  // namespace lora::testing::agreement_test

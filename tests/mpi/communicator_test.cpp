@@ -8,7 +8,7 @@
 
 #include "mpi/ranks.hpp"
 
-namespace lora::testing {
+namespace lora::testing::communicator_test {
 namespace {
 
 using mpi::Communicator;
@@ -67,4 +67,4 @@ TEST(Communicator, CountsBeyondAnIntAreRefused) {
 }
 
 }  // namespace
-}  // namespace lora::testing
+}  // namespace lora::testing::communicator_test

@@ -9,6 +9,7 @@
 #include "sentence_encoder/job.hpp"
 #include "sentence_encoder/toy_classifier.hpp"
 
+namespace fine_tuning_on_ranks_test {
 namespace {
 
 using examples::sentence_encoder::FineTuning;
@@ -52,13 +53,13 @@ TEST(FineTuningOnRanks, EndsOnAllWithTheSameBits) {
   on_every_rank([](const Job& job) {
     ToyRun run(job.share_of_run());
     while (!run.training.finished()) run.training.step();
-    EXPECT_GT(run.training.moments().best_score, 0.9);  // a third is chance
+    EXPECT_GT(run.training.state().best_score, 0.9);  // a third is chance
     for (const auto& parameter : run.classifier.parameters()) {
       EXPECT_TRUE(same_on_all_ranks(lora::Matrix<float>(parameter.value()))) << parameter.name();
     }
-    const lora::Matrix<double> state{{static_cast<double>(run.training.moments().step),
-                                      run.training.moments().best_score,
-                                      static_cast<double>(run.training.moments().best_step)}};
+    const lora::Matrix<double> state{{static_cast<double>(run.training.state().step),
+                                      run.training.state().best_score,
+                                      static_cast<double>(run.training.state().best_step)}};
     EXPECT_TRUE(same_on_all_ranks(state));
   });
 }
@@ -88,3 +89,4 @@ TEST(FineTuningOnRanks, MeasuresItsReductions) {
 }
 
 }  // namespace
+}  // namespace fine_tuning_on_ranks_test

@@ -11,7 +11,7 @@
 #include "support/bits.hpp"
 #include "support/random_matrix.hpp"
 
-namespace lora::testing {
+namespace lora::testing::gradient_bucket_test {
 namespace {
 
 template <class Scalar>
@@ -103,4 +103,4 @@ TYPED_TEST(GradientBucket, LargeGradientsDoNotOverflowOnTheWay) {
 }
 
 }  // namespace
-}  // namespace lora::testing
+}  // namespace lora::testing::gradient_bucket_test

@@ -13,7 +13,7 @@
 #include "support/bits.hpp"
 #include "support/random_matrix.hpp"
 
-namespace lora::testing {
+namespace lora::testing::gradient_reducer_test {
 namespace {
 
 using mpi::Shard;
@@ -275,4 +275,4 @@ TEST(GradientTolerance, GrowsWithTheLengthOfTheSums) {
 }
 
 }  // namespace
-}  // namespace lora::testing
+}  // namespace lora::testing::gradient_reducer_test

@@ -6,7 +6,7 @@
 
 #include "mpi/ranks.hpp"
 
-namespace lora::testing {
+namespace lora::testing::link_measurement_test {
 namespace {
 
 using namespace examples::sentence_encoder;
@@ -33,4 +33,4 @@ TEST(MeasureReductions, RefusesWhatCannotBeMeasured) {
 }
 
 }  // namespace
-}  // namespace lora::testing
+}  // namespace lora::testing::link_measurement_test

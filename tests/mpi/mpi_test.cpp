@@ -16,7 +16,7 @@
 #include "support/bits.hpp"
 #include "support/random_matrix.hpp"
 
-namespace lora::testing {
+namespace lora::testing::mpi_test {
 namespace {
 
 TEST(AllRanksJob, AFailedTestFailsTheJob) {
@@ -211,4 +211,4 @@ TEST(Training, OfAModelOnOneRankIsPlainTraining) {
 }
 
 }  // namespace
-}  // namespace lora::testing
+}  // namespace lora::testing::mpi_test

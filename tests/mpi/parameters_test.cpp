@@ -10,7 +10,7 @@
 #include "support/bits.hpp"
 #include "support/random_matrix.hpp"
 
-namespace lora::testing {
+namespace lora::testing::parameters_test {
 namespace {
 
 template <class Scalar>
@@ -68,4 +68,4 @@ TEST(LayoutText, NamesShapesAndScalars) {
 }
 
 }  // namespace
-}  // namespace lora::testing
+}  // namespace lora::testing::parameters_test

@@ -6,7 +6,7 @@
 
 #include "mpi/job.hpp"
 
-namespace lora::testing {
+namespace lora::testing::session_test {
 namespace {
 
 /// A job that failed within the limit. A rank that fails gives the others one second.
@@ -107,4 +107,4 @@ TEST(SessionJob, StartsInAnotherOrderEndTheJob) {
 }
 
 }  // namespace
-}  // namespace lora::testing
+}  // namespace lora::testing::session_test

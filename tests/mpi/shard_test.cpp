@@ -3,7 +3,7 @@
 
 #include <gtest/gtest.h>
 
-namespace lora::testing {
+namespace lora::testing::shard_test {
 namespace {
 
 using mpi::Shard;
@@ -54,4 +54,4 @@ TEST(Shard, RefusesWhatIsNoRank) {
 }
 
 }  // namespace
-}  // namespace lora::testing
+}  // namespace lora::testing::shard_test

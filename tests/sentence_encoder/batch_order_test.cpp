@@ -5,6 +5,7 @@
 #include <numeric>
 #include <vector>
 
+namespace batch_order_test {
 namespace {
 
 using namespace examples::sentence_encoder;  // NOLINT: the namespace under test
@@ -57,3 +58,4 @@ TEST(BatchOrder, RefusesNothing) {
 }
 
 }  // namespace
+}  // namespace batch_order_test

@@ -6,6 +6,7 @@
 
 #include "sentence_encoder/made_results.hpp"
 
+namespace comparison_test {
 namespace {
 
 using namespace examples::sentence_encoder;  // NOLINT: the namespace under test
@@ -71,3 +72,4 @@ TEST(CheckInputs, NamesTheScriptThatFetchesWhatIsMissing) {
 }
 
 }  // namespace
+}  // namespace comparison_test

@@ -9,7 +9,7 @@
 #include "sentence_encoder/encoder.hpp"
 #include "support/thread_executor.hpp"
 
-namespace examples::sentence_encoder {
+namespace examples::sentence_encoder::encoder_gradient_test {
 namespace {
 
 using Matrix = lora::Matrix<double>;
@@ -135,4 +135,4 @@ TEST(EncoderGradient, OfAnAdapterInTheFirstLayerAlone) {
 }
 
 }  // namespace
-}  // namespace examples::sentence_encoder
+}  // namespace examples::sentence_encoder::encoder_gradient_test

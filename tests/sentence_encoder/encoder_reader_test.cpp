@@ -8,7 +8,7 @@
 #include "examples/temporary_folder.hpp"
 #include "sentence_encoder/small_model.hpp"
 
-namespace examples::sentence_encoder {
+namespace examples::sentence_encoder::encoder_reader_test {
 namespace {
 
 using examples::sentence_encoder::testing::SmallModel;
@@ -100,4 +100,4 @@ TEST(EncoderReader, RefusesATruncatedShard) {
 }
 
 }  // namespace
-}  // namespace examples::sentence_encoder
+}  // namespace examples::sentence_encoder::encoder_reader_test

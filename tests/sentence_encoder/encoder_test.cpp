@@ -12,7 +12,7 @@
 #include "sentence_encoder/embed_command.hpp"
 #include "sentence_encoder/tokenizer.hpp"
 
-namespace examples::sentence_encoder {
+namespace examples::sentence_encoder::encoder_test {
 namespace {
 
 using Layers = AdaptedLayers<float>;
@@ -244,4 +244,4 @@ TEST_F(EmbedCommand, SaysSoWhenTheAnswerCannotBeWritten) {
 }
 
 }  // namespace
-}  // namespace examples::sentence_encoder
+}  // namespace examples::sentence_encoder::encoder_test

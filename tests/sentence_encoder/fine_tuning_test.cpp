@@ -13,6 +13,7 @@
 #include "sentence_encoder/toy_classifier.hpp"
 #include "support/bits.hpp"
 
+namespace fine_tuning_test {
 namespace {
 
 using namespace examples::sentence_encoder;  // NOLINT: the namespace under test
@@ -260,3 +261,4 @@ TEST(FineTuning, TheJobsAverageReplacesGradientsBeforeTheStep) {
 }
 
 }  // namespace
+}  // namespace fine_tuning_test

@@ -6,6 +6,7 @@
 #include "common/softmax_loss.hpp"
 #include "lora/core/random.hpp"
 
+namespace head_test {
 namespace {
 
 using namespace examples::sentence_encoder;  // NOLINT: the namespace under test
@@ -71,3 +72,4 @@ TEST(Head, GradientsAreThoseOfFiniteDifferences) {
 }
 
 }  // namespace
+}  // namespace head_test

@@ -5,6 +5,7 @@
 #include <set>
 #include <string>
 
+namespace labelled_texts_test {
 namespace {
 
 using namespace examples::sentence_encoder;  // NOLINT: the namespace under test
@@ -165,3 +166,4 @@ TEST(Sample, OfZeroOrMoreThanThereAreIsAll) {
 }
 
 }  // namespace
+}  // namespace labelled_texts_test

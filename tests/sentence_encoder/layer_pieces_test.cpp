@@ -10,7 +10,7 @@
 #include "sentence_encoder/layer_norm.hpp"
 #include "support/thread_executor.hpp"
 
-namespace examples::sentence_encoder {
+namespace examples::sentence_encoder::layer_pieces_test {
 namespace {
 
 using Matrix = lora::Matrix<double>;
@@ -159,4 +159,4 @@ TEST(PackedTexts, CutsALongText) {
 }
 
 }  // namespace
-}  // namespace examples::sentence_encoder
+}  // namespace examples::sentence_encoder::layer_pieces_test

@@ -15,6 +15,7 @@
 #include "sentence_encoder/method_run_impl.hpp"
 #include "support/bits.hpp"
 
+namespace method_run_test {
 namespace {
 
 using namespace examples::sentence_encoder;  // NOLINT: the namespace under test
@@ -196,3 +197,4 @@ TEST(ClassifierOnTask, AnEmptyPartHasNoLossAndZeroGradients) {
 }
 
 }  // namespace
+}  // namespace method_run_test

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <vector>
 
+namespace metrics_test {
 namespace {
 
 using namespace examples::sentence_encoder;  // NOLINT: the namespace under test
@@ -87,3 +88,4 @@ TEST(MeanAndSpread, OfAHandComputedSample) {
 }
 
 }  // namespace
+}  // namespace metrics_test

@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 #include <string>
 
-namespace examples::sentence_encoder {
+namespace examples::sentence_encoder::normalization_test {
 namespace {
 
 using namespace std::string_literals;
@@ -53,4 +53,4 @@ TEST(Normalization, DecodesWellFormedTextAlone) {
 }
 
 }  // namespace
-}  // namespace examples::sentence_encoder
+}  // namespace examples::sentence_encoder::normalization_test

@@ -6,6 +6,7 @@
 
 #include "sentence_encoder/made_results.hpp"
 
+namespace page_test {
 namespace {
 
 using namespace examples::sentence_encoder;  // NOLINT: the namespace under test
@@ -75,3 +76,4 @@ TEST(Figures, AreDrawnWithoutDoraAndRslora) {
 }
 
 }  // namespace
+}  // namespace page_test

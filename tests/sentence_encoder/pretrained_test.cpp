@@ -10,7 +10,7 @@
 #include "sentence_encoder/tokenizer.hpp"
 #include "support/thread_executor.hpp"
 
-namespace examples::sentence_encoder {
+namespace examples::sentence_encoder::pretrained_test {
 namespace {
 
 using testing::Reference;
@@ -101,4 +101,4 @@ TEST_F(Pretrained, MergedAdaptersAnswerAsUnmergedOnes) {
 }
 
 }  // namespace
-}  // namespace examples::sentence_encoder
+}  // namespace examples::sentence_encoder::pretrained_test

@@ -26,6 +26,7 @@
 #include "support/mpirun.hpp"
 #endif
 
+namespace program_test {
 namespace {
 
 using examples::sentence_encoder::testing::SmallModel;
@@ -219,3 +220,4 @@ TEST_F(SentenceEncoderProgram, RanksOfDifferentOptionsEndTheJobAndSayWhy) {
 #endif
 
 }  // namespace
+}  // namespace program_test

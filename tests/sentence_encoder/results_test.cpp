@@ -9,6 +9,7 @@
 #include "sentence_encoder/made_results.hpp"
 #include "sentence_encoder/results_json.hpp"
 
+namespace results_test {
 namespace {
 
 using namespace examples::sentence_encoder;  // NOLINT: the namespace under test
@@ -100,3 +101,4 @@ TEST(ResultsJson, HoldsEveryRunAndEveryCheck) {
 }
 
 }  // namespace
+}  // namespace results_test

@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <vector>
 
+namespace step_cost_test {
 namespace {
 
 using namespace examples::sentence_encoder;  // NOLINT: the namespace under test
@@ -36,3 +37,4 @@ TEST(CostInChild, AChildThatFailsIsAnError) {
 }
 
 }  // namespace
+}  // namespace step_cost_test

@@ -9,7 +9,7 @@
 
 #include "examples/temporary_folder.hpp"
 
-namespace examples::sentence_encoder {
+namespace examples::sentence_encoder::tensor_manifest_test {
 namespace {
 
 using examples::testing::TemporaryFolder;
@@ -141,4 +141,4 @@ TEST(TensorManifest, RefusesBrokenEntries) {
 }
 
 }  // namespace
-}  // namespace examples::sentence_encoder
+}  // namespace examples::sentence_encoder::tensor_manifest_test

@@ -10,7 +10,7 @@
 
 #include "examples/temporary_folder.hpp"
 
-namespace examples::sentence_encoder {
+namespace examples::sentence_encoder::tokenizer_test {
 namespace {
 
 using examples::testing::TemporaryFolder;
@@ -131,4 +131,4 @@ TEST(Vocabulary, NamesTheEntryThatIsWrong) {
 }
 
 }  // namespace
-}  // namespace examples::sentence_encoder
+}  // namespace examples::sentence_encoder::tokenizer_test

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <vector>
 
+namespace traffic_test {
 namespace {
 
 using namespace examples::sentence_encoder;  // NOLINT: the namespace under test
@@ -65,3 +66,4 @@ TEST(FitLink, RefusesWhatTellsNothing) {
 }
 
 }  // namespace
+}  // namespace traffic_test

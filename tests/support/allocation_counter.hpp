@@ -5,20 +5,9 @@
 #include <atomic>
 #include <cstddef>
 
+#include "support/allocation_count.hpp"
+
 namespace lora::testing {
-
-inline std::atomic<long>& allocation_counter() noexcept {
-  static constinit std::atomic<long> count{0};
-  return count;
-}
-
-/// Allocations that calling `body` makes, in all threads.
-template <class Body>
-long allocations_of(const Body& body) {
-  const long before = allocation_counter().load();
-  body();
-  return allocation_counter().load() - before;
-}
 
 /// Allocations that still succeed before one fails; negative: none fails.
 inline std::atomic<long>& allocations_left() noexcept {

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <new>
 #include <utility>
 
@@ -22,32 +23,42 @@ class LargePageBytes {
 
   LargePageBytes() = default;
   /// Of 0 bytes: none, and nothing is allocated. @throws std::bad_alloc
-  explicit LargePageBytes(std::size_t size)
-      : data_(size > 0 ? static_cast<std::int8_t*>(::operator new(size, alignment(size))) : nullptr), size_(size) {
+  explicit LargePageBytes(std::size_t size) : size_(size) {
+    if (size == 0) return;
+    // Aligned by hand. glibc's memalign asks for more than it keeps, so a block that was freed does not fit the next
+    // one of its size: the heap grows with every block, and each touches new pages.
+    const std::size_t alignment = size >= large_page ? large_page : smallest_alignment;
+    if (size > std::numeric_limits<std::size_t>::max() - alignment) throw std::bad_alloc();
+    block_ = ::operator new(size + alignment - 1);
+    const std::size_t past = reinterpret_cast<std::uintptr_t>(block_) % alignment;
+    data_ = static_cast<std::int8_t*>(block_) + (past == 0 ? 0 : alignment - past);
 #if defined(MADV_HUGEPAGE)
     // Advice: a refusal changes nothing.
     if (size >= large_page) (void)::madvise(data_, size / large_page * large_page, MADV_HUGEPAGE);
 #endif
   }
-  LargePageBytes(LargePageBytes&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  LargePageBytes(const LargePageBytes&) = delete;
+  LargePageBytes& operator=(const LargePageBytes&) = delete;
+  LargePageBytes(LargePageBytes&& other) noexcept { swap(other); }
   // Not by value: in templates clang 14 does not destroy the parameter of `block = {}`.
   LargePageBytes& operator=(LargePageBytes&& other) noexcept {
     LargePageBytes taken(std::move(other));
-    std::swap(data_, taken.data_);
-    std::swap(size_, taken.size_);
+    swap(taken);
     return *this;
   }
-  ~LargePageBytes() { ::operator delete(data_, alignment(size_)); }
+  ~LargePageBytes() { ::operator delete(block_); }
 
   [[nodiscard]] std::int8_t* data() const noexcept { return data_; }
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
 
  private:
-  [[nodiscard]] static std::align_val_t alignment(std::size_t size) noexcept {
-    return std::align_val_t{size >= large_page ? large_page : smallest_alignment};
+  void swap(LargePageBytes& other) noexcept {
+    std::swap(block_, other.block_);
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
   }
 
+  void* block_ = nullptr;
   std::int8_t* data_ = nullptr;
   std::size_t size_ = 0;
 };

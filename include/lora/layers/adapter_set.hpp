@@ -24,8 +24,10 @@ class AdapterSet {
   using Adapter = LoraAdapter<Scalar>;
 
   AdapterSet() = default;
-  AdapterSet(const AdapterSet& other) : active_(other.active_), enabled_(other.enabled_), next_id_(other.next_id_) {
+  AdapterSet(const AdapterSet& other) : enabled_(other.enabled_), next_id_(other.next_id_) {
     adapters_.reserve(other.adapters_.size());
+    active_.reserve(other.adapters_.size());
+    active_.assign(other.active_.begin(), other.active_.end());
     for (const auto& adapter : other.adapters_) adapters_.push_back(std::make_unique<Adapter>(*adapter));
   }
   AdapterSet(AdapterSet&&) noexcept = default;
@@ -75,17 +77,25 @@ class AdapterSet {
     if (find(name) < 0) return;
     throw ConfigError(operation, "name", "one that no adapter of the layer has", detail::quoted(name));
   }
-  /// Adds an adapter of a new name; the first one becomes active. Gives it its id. @throws std::bad_alloc
-  void add(Adapter adapter) {
-    auto held = std::make_unique<Adapter>(std::move(adapter));
+  /// Room for one adapter more, and for all of them to be active. @throws std::bad_alloc
+  void reserve_one() {
     adapters_.reserve(adapters_.size() + 1);
-    active_.reserve(adapters_.size() + 1);  // room for all, so that no later change of what is active can fail
-    held->set_id(next_id_++);
-    adapters_.push_back(std::move(held));
+    active_.reserve(adapters_.size() + 1);
+  }
+  /// Adds an adapter of a new name, after reserve_one(); the first one becomes active. Gives it its id.
+  void adopt(std::unique_ptr<Adapter> adapter) noexcept {
+    adapter->set_id(next_id_++);
+    adapters_.push_back(std::move(adapter));
     if (adapters_.size() == 1) active_.push_back(0);
   }
-  /// Removes an adapter. If it was the only active one, the first of the others in alphabetical order becomes active, as
-  /// in PEFT.
+  /// Both. @throws std::bad_alloc
+  void add(Adapter adapter) {
+    auto held = std::make_unique<Adapter>(std::move(adapter));
+    reserve_one();
+    adopt(std::move(held));
+  }
+  /// Removes an adapter. If it was the only active one, the first of the others in alphabetical order becomes active,
+  /// as in PEFT.
   void erase(Index gone) noexcept {
     const bool was_active = is_active(gone);
     active_.erase(std::remove(active_.begin(), active_.end(), gone), active_.end());
@@ -106,7 +116,7 @@ class AdapterSet {
     own.set_name(std::move(name));
     own.set_id(next_id_++);
   }
-  /// Replaces the adapter at a position. noexcept but for nothing: moves.
+  /// Replaces the adapter at a position.
   void replace(Index i, Adapter adapter) noexcept {
     adapter.set_id(next_id_++);
     (*this)[i] = std::move(adapter);

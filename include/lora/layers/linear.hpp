@@ -83,4 +83,9 @@ class LoraLinear : public AdaptedLayer<LoraLinear<Scalar, Weight>, LinearKind<Sc
   }
 };
 
+#if defined(LORA_COMPILED)
+extern template class LayerCore<LinearKind<float>>;
+extern template class LayerCore<LinearKind<double>>;
+#endif
+
 }  // namespace lora

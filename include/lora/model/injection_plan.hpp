@@ -40,9 +40,9 @@ using NamedLayers = std::vector<std::pair<std::string, std::unique_ptr<ModelLaye
   return parameter.substr(0, parameter.rfind('.'));
 }
 
-/// The configuration of a layer that keeps its own options and has no adapter.
-[[nodiscard]] inline LoraConfig without_adapter(const LoraConfig& config) {
-  return {.rank = 0, .fan_in_fan_out = config.fan_in_fan_out, .merge_weights = config.merge_weights};
+/// Whether an adapter of this configuration is one at all for a layer with or without bias.
+[[nodiscard]] inline bool is_adapter(const LoraConfig& config, Index bias_size) noexcept {
+  return config.rank > 0 || (config.trains_bias() && bias_size > 0);
 }
 
 /// What an adapter means for each layer and parameter of a model.
@@ -69,14 +69,19 @@ class InjectionPlan {
 
   /// The configuration of each layer; rank 0 where it gets no adapter.
   [[nodiscard]] const std::vector<LoraConfig>& configs() const noexcept { return configs_; }
-  /// Whether a parameter is one of a module to save, and whether it trains.
+  /// Whether a parameter is one of a module to save.
   [[nodiscard]] bool saves(std::size_t parameter) const { return saved_[parameter]; }
+  /// Whether it trains: those of modules to save, and biases where all of them do.
   [[nodiscard]] bool trains(std::size_t parameter) const { return trainable_[parameter]; }
   [[nodiscard]] InjectionReport& report() noexcept { return report_; }
 
-  /// Reads the configuration as that of a file; see ModelLayer::config_of_file.
-  void take_file_configs() {
-    for (std::size_t i = 0; i < layers_.size(); ++i) configs_[i] = layers_[i].second->config_of_file(configs_[i]);
+  /// Reads the configuration as that of a file that holds `weights`; see ModelLayer::config_of_file.
+  void take_file_configs(const AdapterWeights<Scalar>& weights) {
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      const auto found = weights.modules.find(layers_[i].first);
+      if (found == weights.modules.end()) continue;
+      configs_[i] = layers_[i].second->config_of_file(configs_[i], found->second.rank());
+    }
   }
 
   /// @throws ConfigError listing what is missing, unknown or misshapen in `weights`
@@ -101,7 +106,7 @@ class InjectionPlan {
                         "the layer " + quoted_name(name) + ", whose weight is frozen");
     }
     LoraConfig config = matcher.config_for(name);
-    const bool stored_transposed = layer.config().fan_in_fan_out;
+    const bool stored_transposed = layer.stored_transposed();
     const bool targeted = matcher.targets(name, layer.kind() == ModuleKind::linear);
     if (targeted && layer.kind() == ModuleKind::linear && config.fan_in_fan_out != stored_transposed) {
       std::string warning = name;
@@ -112,15 +117,18 @@ class InjectionPlan {
     }
     config.fan_in_fan_out = stored_transposed;
     if (targeted) return config;
-    LoraConfig none = without_adapter(layer.config());
+    LoraConfig none{.rank = 0, .fan_in_fan_out = stored_transposed, .merge_weights = config.merge_weights};
     if (config.bias == BiasMode::all) none.bias = BiasMode::all;
     return none;
   }
 
   void warn_of_unsaved(const LoraModelConfig& config) {
     for (const std::string& module : config.modules_to_save) {
+      LoraModelConfig alone;
+      alone.modules_to_save = {module};
+      const ModuleMatcher matcher(alone, operation_);
       const auto means = [&](const ModelParameter<Scalar>& parameter) {
-        return module_of(parameter.name()).ends_with(module);
+        return matcher.saves(module_of(parameter.name()));
       };
       if (std::none_of(parameters_.begin(), parameters_.end(), means)) {
         report_.warnings.push_back("modules_to_save " + quoted_name(module) + " matches no parameter");
@@ -157,7 +165,7 @@ class InjectionPlan {
       const auto found = weights.saved.find(name);
       if (found == weights.saved.end()) {
         add(trouble, "missing", name);
-      } else if (found->second.shape != shape) {
+      } else if (found->second.shape != shape || found->second.values.size() != elements(shape)) {
         add(trouble, "misshapen", name);
       }
     }
@@ -166,11 +174,17 @@ class InjectionPlan {
     }
   }
 
+  static std::size_t elements(const std::vector<Index>& shape) noexcept {
+    std::size_t count = 1;
+    for (const Index extent : shape) count *= static_cast<std::size_t>(extent);
+    return count;
+  }
+
   // Of every tensor that an adapter of this plan replaces whole.
   [[nodiscard]] std::map<std::string, std::vector<Index>, std::less<>> saved_shapes() const {
     std::map<std::string, std::vector<Index>, std::less<>> shapes;
     for (std::size_t i = 0; i < layers_.size(); ++i) {
-      const Index size = layers_[i].second->bias().size();
+      const Index size = layers_[i].second->bias_size();
       if (size > 0 && configs_[i].trains_bias()) shapes.emplace(layers_[i].first + ".bias", std::vector<Index>{size});
     }
     for (std::size_t i = 0; i < parameters_.size(); ++i) {

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <string>
@@ -12,7 +14,6 @@
 
 #include "lora/core/error.hpp"
 #include "lora/core/parameter.hpp"
-#include "lora/core/shape.hpp"
 #include "lora/model/adapter_weights.hpp"
 #include "lora/model/injection_plan.hpp"
 #include "lora/model/model_config.hpp"
@@ -23,27 +24,46 @@
 namespace lora {
 
 /// A registry of layers and parameters by dotted name. It owns none of them: each stays a member of the user's class,
-/// which must outlive the model and not move. A layer starts as a plain frozen one (rank 0); `inject` gives adapters to
+/// which must outlive the model and not move. Layers start as plain frozen ones (rank 0); `inject` gives adapters to
 /// those whose names a configuration matches, as PEFT's get_peft_model does.
 ///
-/// Several adapters may be added; one is active, the others are kept aside and take no part. One thread at a time.
+/// Adapters have names. The layers hold them all; those that are active answer and train, and the values of modules to
+/// save and of biases belong to the adapter that trains them. Weights are never changed but by merging, which is
+/// exactly undone, so that taking every adapter away leaves the model that was there. Where a function may throw,
+/// nothing has changed then, unless it says otherwise. One thread at a time.
 template <RealScalar ScalarType>
 class LoraModel {
  public:
   using Scalar = ScalarType;
 
-  /// Registers a layer: LoraLinear, MergedLinear, LoraEmbedding, LoraConv or a class with ModelLayerTraits.
-  /// @throws ConfigError for a name that is taken or not a dotted name, StateError after an injection
+  LoraModel() = default;
+  LoraModel(const LoraModel&) = delete;
+  LoraModel& operator=(const LoraModel&) = delete;
+  LoraModel(LoraModel&&) noexcept = default;
+  LoraModel& operator=(LoraModel&&) noexcept = default;
+  ~LoraModel() = default;
+
+  /// Registers a layer: LoraLinear, MergedLinear, LoraEmbedding, LoraConv or another AdaptableLayer.
+  /// @throws ConfigError for a name that is taken or not a dotted name, or a layer that has a name already; StateError
+  /// after an injection, or for a layer that another model has
   template <AdaptableLayer Layer>
   void add(std::string name, Layer& layer) {
+    using Kind = typename Layer::Kind;
     check_name(name);
-    layers_.emplace_back(std::move(name), std::make_unique<HeldLayer<Layer>>(layer));
+    auto held = std::make_unique<HeldLayer<Kind>>(static_cast<LayerCore<Kind>&>(layer));
+    require_unregistered(held->address(), name);
+    layers_.reserve(layers_.size() + 1);
+    if (!held->claim(token_)) {
+      throw StateError("LoraModel::add", name, "a layer of one model", "one that another model has");
+    }
+    layers_.emplace_back(std::move(name), std::move(held));
   }
   /// Registers a parameter that is trained whole or not at all, by its full name ("head.weight", "norm.bias").
   /// `shape` is that of files; [rows, cols], or [cols] for one row, when it is empty.
   /// @throws as above; ShapeError when the shape has another size
   void add(std::string name, Trainable<Scalar>& parameter, std::vector<Index> shape = {}) {
     check_name(name);
+    require_unregistered(&parameter, name);
     parameters_.emplace_back(std::move(name), parameter, std::move(shape));
   }
 
@@ -56,46 +76,45 @@ class LoraModel {
 
   /// Gives a new adapter to every layer that `config` targets, makes it the active one, and marks only it, the modules
   /// to save and the biases of `config.lora.bias` as trainable. Each layer's seed follows from `seed` and its name.
-  /// @throws ConfigError naming what matches nothing or is out of range, StateError while merged; then nothing has
-  /// changed. On std::bad_alloc no adapter is active.
+  /// @throws ConfigError naming what matches nothing, is out of range or is refused by a layer, StateError while
+  /// merged; std::bad_alloc
   InjectionReport inject(const LoraModelConfig& config, std::uint64_t seed, const std::string& adapter = "default") {
     constexpr std::string_view operation = "LoraModel::inject";
     require_new(operation, adapter);
     Plan plan(operation, config, layers_, parameters_);
-    park_active();
-    activate(adapter, Adapter{config, seed, {}}, plan);
-    return std::move(plan.report());
+    return add_adapter(operation, adapter, config, seed, plan, nullptr);
   }
 
   /// Adds the adapter that `weights` holds, as `inject` and then setting every value. Strict: the modules of `weights`
   /// are those that `config` targets here, and all shapes fit.
-  /// @throws ConfigError or ShapeError listing what is missing, extra or misshapen; StateError while merged; then
-  /// nothing has changed. On std::bad_alloc no adapter is active.
+  /// @throws ConfigError or ShapeError listing what is missing, extra or misshapen; StateError while merged
   InjectionReport load(const LoraModelConfig& config, const AdapterWeights<Scalar>& weights, std::uint64_t seed = 0,
                        const std::string& adapter = "default") {
     constexpr std::string_view operation = "LoraModel::load";
     require_new(operation, adapter);
     Plan plan(operation, config, layers_, parameters_);
-    plan.take_file_configs();
+    plan.take_file_configs(weights);
     plan.check_weights(weights);
-    park_active();
-    activate(adapter, Adapter{config, seed, weights}, plan);
-    return std::move(plan.report());
+    return add_adapter(operation, adapter, config, seed, plan, &weights);
   }
 
-  /// What the active adapter has learned. A copy. @throws StateError without one
-  [[nodiscard]] AdapterWeights<Scalar> weights() const {
-    require_active("LoraModel::weights");
+  /// What the one active adapter has learned. A copy. @throws StateError unless one is active
+  [[nodiscard]] AdapterWeights<Scalar> weights() const { return weights(sole_active("LoraModel::weights")); }
+  /// What an adapter has learned, active or not. A copy. @throws ConfigError
+  [[nodiscard]] AdapterWeights<Scalar> weights(const std::string& adapter) const {
+    const Adapter& entry = find_adapter("LoraModel::weights", adapter)->second;
     AdapterWeights<Scalar> weights;
     for (const auto& [name, layer] : layers_) {
-      if (layer->config().rank > 0) weights.modules.emplace(name, layer->weights());
-      const RowVector<Scalar> bias = layer->bias();
-      if (bias.size() > 0 && layer->config().trains_bias()) {
-        weights.saved.emplace(name + ".bias", SavedTensor<Scalar>{{bias.size()}, {bias.begin(), bias.end()}});
-      }
+      const LoraAdapter<Scalar>* const own = layer->find_adapter(adapter);
+      if (own == nullptr) continue;
+      if (own->rank() > 0) weights.modules.emplace(name, layer->weights(*own));
+      if (own->bias.size() == 0) continue;
+      weights.saved.emplace(name + ".bias",
+                            SavedTensor<Scalar>{{own->bias.size()}, {own->bias.begin(), own->bias.end()}});
     }
-    for (const auto& parameter : parameters_) {
-      if (parameter.trainable()) weights.saved.emplace(parameter.name(), parameter.saved());
+    for (const auto& saved : entry.saved) {
+      const ModelParameter<Scalar>& parameter = parameters_[saved.parameter];
+      weights.saved.emplace(parameter.name(), parameter.saved(entry.active ? parameter.current() : saved.other));
     }
     return weights;
   }
@@ -105,38 +124,83 @@ class LoraModel {
     for (const auto& [name, adapter] : adapters_) names.push_back(name);
     return names;
   }
-  /// Empty without an active adapter.
-  [[nodiscard]] const std::string& active_adapter() const noexcept { return active_; }
+  /// Names of the active adapters, in their order.
+  [[nodiscard]] const std::vector<std::string>& active_adapters() const noexcept { return active_; }
+  /// The first of them; empty without.
+  [[nodiscard]] std::string active_adapter() const { return active_.empty() ? std::string() : active_.front(); }
   /// The configuration of an adapter. @throws ConfigError for a name that is not there
   [[nodiscard]] const LoraModelConfig& config(const std::string& adapter) const {
     return find_adapter("LoraModel::config", adapter)->second.config;
   }
-  [[nodiscard]] const LoraModelConfig& config() const { return config(active_); }
+  /// Of the one active adapter. @throws StateError unless one is active
+  [[nodiscard]] const LoraModelConfig& config() const { return config(sole_active("LoraModel::config")); }
 
-  /// Makes another adapter the active one. What optimisers remember of the former is lost.
-  /// @throws ConfigError for an unknown name, StateError while merged; then nothing has changed
-  void set_adapter(const std::string& adapter) {
-    constexpr std::string_view operation = "LoraModel::set_adapter";
-    const auto found = find_adapter(operation, adapter);
-    if (adapter == active_) return;
+  /// Makes one adapter the active one; see set_adapters().
+  void set_adapter(const std::string& adapter) { set_adapters({adapter}); }
+  /// Makes these the active adapters, in this order; none at all is allowed. Each keeps its factors, modules to save,
+  /// biases, gradients and moments. @throws ConfigError for a name that is unknown or given twice, or when two of them
+  /// train the same module to save or bias; StateError while merged
+  void set_adapters(const std::vector<std::string>& adapters) {
+    constexpr std::string_view operation = "LoraModel::set_adapters";
+    require_distinct(operation, adapters);
+    if (adapters == active_) return;
     require_unmerged(operation);
-    Plan plan(operation, found->second.config, layers_, parameters_);
-    if (!found->second.weights.modules.empty()) plan.take_file_configs();
-    park_active();
-    activate(adapter, found->second, plan);
+    activate(prepare_active(operation, adapters));
   }
 
-  /// Removes an adapter; if it was the active one, none is active afterwards and the layers are plain.
-  /// @throws ConfigError for an unknown name, StateError while merged
+  /// Removes an adapter; if it was the only active one, none is active afterwards. Rows choose no adapters any more.
+  /// @throws ConfigError for an unknown name, StateError while the model is merged; std::bad_alloc
   void delete_adapter(const std::string& adapter) {
     constexpr std::string_view operation = "LoraModel::delete_adapter";
     const auto found = find_adapter(operation, adapter);
-    if (adapter == active_) {
-      require_unmerged(operation);
-      require_restorable(operation);
-      make_plain();
+    require_unmerged(operation);
+    std::vector<std::string> rest = active_;
+    rest.erase(std::remove(rest.begin(), rest.end(), adapter), rest.end());
+    // Positions move where an adapter goes: what is active is set again, within room that is there.
+    const std::vector<std::vector<Index>> positions = positions_without(adapter, rest);
+    activate(prepare_active(operation, rest));  // from here on nothing throws, and `adapter` may be a name of active_
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      layers_[i].second->erase_adapter(found->first);
+      layers_[i].second->set_active(positions[i]);
     }
+    clear_row_adapters();
     adapters_.erase(found);
+  }
+
+  /// The scale of an adapter in every layer: s = factor * alpha / rank (or / sqrt(rank)). @throws ConfigError;
+  /// StateError while it is merged
+  void set_scale(const std::string& adapter, double factor) {
+    constexpr std::string_view operation = "LoraModel::set_scale";
+    static_cast<void>(find_adapter(operation, adapter));
+    for (const auto& [name, layer] : layers_) layer->check_scale(operation, adapter, factor);
+    for (const auto& [name, layer] : layers_) layer->set_scale(operation, adapter, factor);
+  }
+  /// Unmerges everything and answers as the frozen model until enable_adapters(). Modules to save stay those of the
+  /// active adapters.
+  void disable_adapters() noexcept {
+    for (const auto& [name, layer] : layers_) layer->enable_adapters(false);
+  }
+  void enable_adapters() noexcept {
+    for (const auto& [name, layer] : layers_) layer->enable_adapters(true);
+  }
+
+  /// Lets each sample of the batches to come choose its adapter in every layer, as PEFT's `adapter_names`: `names`
+  /// holds for every sample the name of an adapter, or "__base__". A layer that does not have an adapter answers its
+  /// samples as the frozen layer. Holds in evaluation until clear_row_adapters(). @throws ConfigError for an unknown
+  /// name; std::bad_alloc
+  void set_row_adapters(const std::vector<std::string>& names) {
+    for (const std::string& name : names) {
+      if (name != base_adapter_name) static_cast<void>(find_adapter("LoraModel::set_row_adapters", name));
+    }
+    std::vector<std::vector<Index>> choices;
+    for (const auto& [name, layer] : layers_) choices.push_back(layer->row_choices(names));
+    for (std::size_t i = 0; i < layers_.size(); ++i) layers_[i].second->set_row_choices(choices[i]);
+  }
+  void clear_row_adapters() noexcept {
+    for (const auto& [name, layer] : layers_) {
+      std::vector<Index> none;
+      layer->set_row_choices(none);
+    }
   }
 
   /// Freezes every registered parameter but the biases that `bias` names; adapters always train. As loralib's function
@@ -148,17 +212,15 @@ class LoraModel {
     }
   }
 
-  /// Handles on everything that trains, named "<module>.lora_A.weight" and so on. Valid until the next call that adds
-  /// or removes an adapter.
+  /// Handles on everything that trains, named "<module>.lora_A.weight" and so on. Valid until the next call that adds,
+  /// removes or activates an adapter. Allocates the list.
   [[nodiscard]] std::vector<Parameter<Scalar>> trainable_parameters() {
     std::vector<Parameter<Scalar>> result;
     for (auto& [name, layer] : layers_) {
-      for (Parameter<Scalar>& parameter : layer->parameters()) {
+      for (const Parameter<Scalar>& parameter : layer->parameters()) {
+        result.push_back(parameter);
         std::string full = name;
-        full += '.';
-        full += parameter.name();
-        parameter.rename(std::move(full));
-        result.push_back(std::move(parameter));
+        result.back().rename(full.append(".").append(parameter.name()));
       }
     }
     for (auto& parameter : parameters_) {
@@ -167,67 +229,113 @@ class LoraModel {
     return result;
   }
 
-  /// As PEFT counts: a module to save counts twice in `all`, as what was there and as what trains.
+  /// As PEFT counts: `all` has every adapter, active or not, and a module to save once more for each that trains it.
   [[nodiscard]] ParameterCount parameter_count() const {
     ParameterCount count;
     for (const auto& [name, layer] : layers_) {
       count.all += layer->base_size() + layer->adapter_size();
-      for (const auto& parameter : layer->parameters()) count.trainable += parameter.size();
+      count.trainable += layer->trainable_size();
     }
     for (const auto& parameter : parameters_) {
-      count.all += parameter.replaced() ? 2 * parameter.size() : parameter.size();
+      count.all += parameter.size();
       if (parameter.trainable()) count.trainable += parameter.size();
+    }
+    for (const auto& [name, adapter] : adapters_) {
+      for (const Saved& saved : adapter.saved) {
+        if (saved.module_to_save) count.all += parameters_[saved.parameter].size();
+      }
     }
     return count;
   }
 
+  /// Of everything, whether or not it trains now.
   void zero_grad() noexcept {
     for (auto& [name, layer] : layers_) layer->zero_grad();
     for (auto& parameter : parameters_) parameter.zero_grad();
+    for (auto& [name, adapter] : adapters_) {
+      for (Saved& saved : adapter.saved) ModelParameter<Scalar>::zero_grad(saved.other);
+    }
   }
 
   /// Training mode in every layer. @throws as merge()
   void train(bool mode = true) {
     all_or_none([mode](ModelLayer<Scalar>& layer) { mode ? layer.train() : layer.eval(); });
   }
-  /// Evaluation mode in every layer; merges those whose configuration says so. @throws as merge()
+  /// Evaluation mode in every layer; merges those whose configuration says so and whose weight can be merged into.
+  /// @throws as merge()
   void eval() { train(false); }
-  /// Merges every adapter. @throws StateError, std::bad_alloc; then every layer is as it was
+  /// Merges the active adapters in every layer. @throws StateError, also while adapters are disabled; std::bad_alloc
   void merge() {
-    all_or_none([](ModelLayer<Scalar>& layer) { layer.merge(); });
+    require_enabled("LoraModel::merge");
+    merge(active_);
   }
+  /// Merges these adapters, active or not, beside what is merged already. @throws also ConfigError
+  void merge(const std::vector<std::string>& adapters) {
+    require_distinct("LoraModel::merge", adapters);
+    all_or_none([&](ModelLayer<Scalar>& layer) { layer.merge(layer.positions(adapters)); });
+  }
+  /// Restores every weight bit for bit.
   void unmerge() noexcept {
     for (auto& [name, layer] : layers_) layer->unmerge();
+  }
+  /// Takes these adapters out of every weight. @throws ConfigError; as the layers' unmerge(names)
+  void unmerge(const std::vector<std::string>& adapters) {
+    require_distinct("LoraModel::unmerge", adapters);
+    all_or_none([&](ModelLayer<Scalar>& layer) { layer.unmerge(layer.positions(adapters)); });
   }
   [[nodiscard]] bool merged() const noexcept {
     return std::any_of(layers_.begin(), layers_.end(), [](const auto& entry) { return entry.second->merged(); });
   }
 
-  /// Makes the active adapter part of the weights for good; the layers are plain afterwards, and every adapter is gone.
-  /// Modules to save keep their trained values. @throws as merge()
+  /// Makes the active adapters, and what is merged beside them, part of the weights and biases for good; every adapter
+  /// is gone afterwards. Modules to save keep their trained values. @throws as merge(); StateError without an active
+  /// adapter
   void merge_and_unload() {
-    require_active("LoraModel::merge_and_unload");
+    constexpr std::string_view operation = "LoraModel::merge_and_unload";
+    if (active_.empty()) throw StateError(operation, "model", "an active adapter", "none");
+    require_enabled(operation);
+    std::vector<RowVector<Scalar>> biases;
+    for (const auto& [name, layer] : layers_) biases.push_back(layer->answer_bias());
     merge();
-    for (auto& [name, layer] : layers_) layer->merge_and_unload();
-    for (auto& parameter : parameters_) parameter.keep();
-    forget_adapters();
+    for (std::size_t i = 0; i < layers_.size(); ++i) layers_[i].second->keep_merged(biases[i]);
+    for (auto& [name, adapter] : adapters_) {
+      if (!adapter.active) continue;
+      for (auto& saved : adapter.saved) parameters_[saved.parameter].set_trainable(true);
+    }
+    forget();
   }
-  /// Takes every adapter away and gives modules to save their former values; the layers are plain afterwards.
-  /// @throws StateError for an adapter that took its start from the weights (pissa, olora): they do not come back.
-  void unload() {
-    require_restorable("LoraModel::unload");
+  /// Takes the model's adapters away: layers and modules to save are what they were before the first injection, bit for
+  /// bit. The registered parameters stay frozen.
+  void unload() noexcept {
+    if (adapters_.empty()) return;
     unmerge();
-    make_plain();
-    adapters_.clear();
+    for (auto& [name, adapter] : adapters_) {
+      if (adapter.active) exchange(adapter);
+      for (auto& [layer_name, layer] : layers_) layer->erase_adapter(name);
+    }
+    for (auto& [name, layer] : layers_) layer->reset();
+    forget();
   }
 
  private:
   using Plan = detail::InjectionPlan<Scalar>;
 
+  // A parameter that an adapter trains whole: the adapter's values while it is not active, the user's while it is.
+  struct Saved {
+    std::size_t parameter = 0;
+    bool module_to_save = false;
+    Trainable<Scalar> other;
+  };
   struct Adapter {
     LoraModelConfig config;
     std::uint64_t seed = 0;
-    AdapterWeights<Scalar> weights;  // empty while the adapter is active, and before it first is
+    std::vector<Saved> saved;
+    bool active = false;
+  };
+  // What makes some adapters the active ones, ready to be done without an allocation.
+  struct Activation {
+    std::vector<std::string> names;
+    std::vector<std::vector<Index>> positions;  // of each layer
   };
 
   void check_name(std::string_view name) const {
@@ -245,39 +353,51 @@ class LoraModel {
       throw StateError(operation, "model", "one without adapters", std::to_string(adapters_.size()) + " adapters");
     }
   }
+  void require_unregistered(const void* address, std::string_view name) const {
+    std::string former;
+    for (const auto& [other, layer] : layers_) {
+      if (layer->address() == address) former = other;
+    }
+    for (const auto& parameter : parameters_) {
+      if (parameter.address() == address) former = parameter.name();
+    }
+    if (former.empty()) return;
+    throw ConfigError("LoraModel::add", name, "what has no name yet", "what is registered as " + former);
+  }
 
   void require_unmerged(std::string_view operation) const {
     if (merged())
       throw StateError(operation, "model", "unmerged layers (call train() or unmerge() first)", "merged ones");
   }
-  void require_active(std::string_view operation) const {
-    if (active_.empty()) throw StateError(operation, "model", "an active adapter", "none");
+  void require_enabled(std::string_view operation) const {
+    const auto enabled = [](const auto& entry) { return entry.second->adapters_enabled(); };
+    if (std::all_of(layers_.begin(), layers_.end(), enabled)) return;
+    throw StateError(operation, "model", "enabled adapters", "disabled ones");
+  }
+  void require_distinct(std::string_view operation, const std::vector<std::string>& adapters) const {
+    for (std::size_t i = 0; i < adapters.size(); ++i) {
+      static_cast<void>(find_adapter(operation, adapters[i]));
+      if (std::find(adapters.begin(), adapters.begin() + static_cast<std::ptrdiff_t>(i), adapters[i]) !=
+          adapters.begin() + static_cast<std::ptrdiff_t>(i)) {
+        throw ConfigError(operation, "adapters", "every adapter once", adapters[i] + " again");
+      }
+    }
   }
   void require_new(std::string_view operation, const std::string& adapter) const {
-    if (adapter.empty() || adapter.find('.') != std::string::npos) {
-      throw ConfigError(operation, "adapter", "a name without dots", adapter);
-    }
+    static_cast<void>(detail::checked_adapter_name(operation, adapter));
     if (adapters_.contains(adapter)) throw ConfigError(operation, "adapter", "a name that is not taken", adapter);
     require_unmerged(operation);
     for (const auto& [name, layer] : layers_) {
-      if (adapters_.empty() && layer->config().rank > 0) {
+      if (adapters_.empty() && layer->adapter_count() > 0) {
         throw StateError(operation, name, "a layer of rank 0", "one that has an adapter of its own");
       }
-    }
-    const auto residual = std::find_if(adapters_.begin(), adapters_.end(), [](const auto& entry) {
-      return takes_from_weight(entry.second.config.lora.init_lora_weights);
-    });
-    if (residual != adapters_.end()) {
-      throw StateError(operation, residual->first, "adapters that leave the weights as they are",
-                       "one that keeps a residual in them");
+      if (layer->find_adapter(adapter) == nullptr) continue;
+      throw ConfigError(operation, "adapter", "a name that no adapter of " + name + " has", adapter);
     }
   }
-
-  void require_restorable(std::string_view operation) const {
-    if (!active_.empty() && takes_from_weight(config().lora.init_lora_weights)) {
-      throw StateError(operation, active_, "an adapter that leaves the weights as they are",
-                       "one that keeps a residual in them (merge_and_unload() is possible)");
-    }
+  [[nodiscard]] const std::string& sole_active(std::string_view operation) const {
+    if (active_.size() == 1) return active_.front();
+    throw StateError(operation, "model", "one active adapter", std::to_string(active_.size()));
   }
 
   [[nodiscard]] auto find_adapter(std::string_view operation, const std::string& adapter) const {
@@ -291,17 +411,6 @@ class LoraModel {
     return found;
   }
 
-  void park_active() {
-    if (!active_.empty()) adapters_.at(active_).weights = weights();
-    make_plain();
-  }
-
-  // Rank 0 everywhere, former values in the modules to save.
-  void make_plain() {
-    for (auto& [name, layer] : layers_) layer->reset_adapter(detail::without_adapter(layer->config()), 0);
-    for (auto& parameter : parameters_) parameter.restore();
-    active_.clear();
-  }
   // Each layer's seed follows from its name (FNV-1a) alone, not from the order of registration.
   static std::uint64_t seed_of(std::uint64_t seed, std::string_view name) noexcept {
     std::uint64_t hash = 0xcbf29ce484222325U;
@@ -309,74 +418,157 @@ class LoraModel {
     return hash ^ seed;
   }
 
-  void activate(const std::string& name, Adapter adapter, const Plan& plan) {
-    try {
-      for (std::size_t i = 0; i < layers_.size(); ++i) {
-        layers_[i].second->reset_adapter(plan.configs()[i], seed_of(adapter.seed, layers_[i].first));
-      }
-      for (std::size_t i = 0; i < parameters_.size(); ++i) {
-        if (plan.saves(i)) parameters_[i].replace();
-        parameters_[i].set_trainable(plan.trains(i));
-      }
-      if (!adapter.weights.modules.empty()) set_values(adapter.weights);
-      adapter.weights = {};
-      adapters_[name] = std::move(adapter);
-    } catch (...) {
-      make_plain();
-      throw;
+  // Checks every layer, builds every adapter aside, makes all room, and only then changes anything.
+  InjectionReport add_adapter(std::string_view operation, const std::string& name, const LoraModelConfig& config,
+                              std::uint64_t seed, Plan& plan, const AdapterWeights<Scalar>* weights) {
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      if (wants(plan, i)) layers_[i].second->check_adapter(naming(operation, i), plan.configs()[i]);
     }
-    active_ = name;
+    std::vector<std::unique_ptr<LoraAdapter<Scalar>>> made(layers_.size());
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      if (!wants(plan, i)) continue;
+      auto& [layer_name, layer] = layers_[i];
+      made[i] = layer->make_adapter(naming(operation, i), name, plan.configs()[i], seed_of(seed, layer_name));
+      if (weights != nullptr) fill(naming(operation, i), i, *made[i], *weights);
+      layer->reserve_adapter();
+    }
+    Adapter adapter{config, seed, {}, false};
+    for (std::size_t i = 0; i < parameters_.size(); ++i) {
+      if (!plan.trains(i)) continue;
+      adapter.saved.push_back({i, plan.saves(i), parameters_[i].copy()});
+      restore_user_values(i, adapter.saved.back().other);
+      if (weights != nullptr) set_values(*weights, parameters_[i].name(), adapter.saved.back().other);
+    }
+    Activation activation{{name}, {}};
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      activation.positions.emplace_back();
+      if (made[i] != nullptr) activation.positions.back().push_back(layers_[i].second->adapter_count());
+    }
+    InjectionReport report = std::move(plan.report());
+    const auto added = adapters_.emplace(name, std::move(adapter)).first;
+    static_cast<void>(added);
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      if (made[i] != nullptr) layers_[i].second->adopt(std::move(made[i]));
+    }
+    activate(std::move(activation));
+    return report;
+  }
+  [[nodiscard]] bool wants(const Plan& plan, std::size_t i) const {
+    return detail::is_adapter(plan.configs()[i], layers_[i].second->bias_size());
+  }
+  [[nodiscard]] std::string naming(std::string_view operation, std::size_t layer) const {
+    std::string text(operation);
+    return text.append(" of ").append(layers_[layer].first);
+  }
+  void fill(std::string_view operation, std::size_t layer, LoraAdapter<Scalar>& adapter,
+            const AdapterWeights<Scalar>& weights) const {
+    const auto& [name, held] = layers_[layer];
+    if (adapter.rank() > 0) held->fill(operation, adapter, weights.modules.at(name));
+    const auto bias = weights.saved.find(name + ".bias");
+    if (adapter.bias.size() == 0 || bias == weights.saved.end()) return;
+    std::copy(bias->second.values.begin(), bias->second.values.end(), adapter.bias.data());
+  }
+  static void set_values(const AdapterWeights<Scalar>& weights, const std::string& name, Trainable<Scalar>& target) {
+    const auto saved = weights.saved.find(name);
+    if (saved == weights.saved.end()) return;
+    std::copy(saved->second.values.begin(), saved->second.values.end(), target.value.data());
+  }
+  // A new adapter starts from the user's own values, which an active adapter may have put aside.
+  void restore_user_values(std::size_t parameter, Trainable<Scalar>& target) const {
+    for (const auto& [name, adapter] : adapters_) {
+      if (!adapter.active) continue;
+      for (const Saved& saved : adapter.saved) {
+        if (saved.parameter == parameter) target.value = saved.other.value;
+      }
+    }
   }
 
-  void set_values(const AdapterWeights<Scalar>& weights) {
-    for (auto& [name, layer] : layers_) {
-      if (layer->config().rank > 0) layer->load(weights.modules.at(name));
-      for (const auto& parameter : layer->parameters()) {
-        if (parameter.role() != ParameterRole::bias) continue;
-        const auto saved = weights.saved.find(name + ".bias");
-        if (saved == weights.saved.end()) continue;
-        std::copy(saved->second.values.begin(), saved->second.values.end(), parameter.value().data());
+  [[nodiscard]] Activation prepare_active(std::string_view operation, const std::vector<std::string>& names) const {
+    std::vector<std::string> owners(parameters_.size());
+    for (const std::string& name : names) {
+      for (const Saved& saved : adapters_.at(name).saved) {
+        std::string& owner = owners[saved.parameter];
+        if (!owner.empty()) {
+          throw ConfigError(operation, "adapters", "one that trains " + parameters_[saved.parameter].name(),
+                            owner + " and " + name);
+        }
+        owner = name;
       }
     }
-    for (auto& parameter : parameters_) {
-      const auto saved = weights.saved.find(parameter.name());
-      if (saved != weights.saved.end()) parameter.set(saved->second.values);
+    Activation activation{names, {}};
+    for (const auto& [name, layer] : layers_) {
+      activation.positions.push_back(layer->positions(names));
+      require_one_bias(operation, name, *layer, names);
+    }
+    return activation;
+  }
+  static void require_one_bias(std::string_view operation, const std::string& module, const ModelLayer<Scalar>& layer,
+                               const std::vector<std::string>& names) {
+    std::string owner;
+    for (const std::string& name : names) {
+      const LoraAdapter<Scalar>* const adapter = layer.find_adapter(name);
+      if (adapter == nullptr || adapter->bias.size() == 0) continue;
+      if (!owner.empty()) {
+        throw ConfigError(operation, "adapters", "one that trains the bias of " + module, owner + " and " + name);
+      }
+      owner = name;
+    }
+  }
+  // Positions of the active adapters once `gone` has left its layer.
+  [[nodiscard]] std::vector<std::vector<Index>> positions_without(const std::string& gone,
+                                                                  const std::vector<std::string>& active) const {
+    const std::vector<std::string> only{gone};
+    std::vector<std::vector<Index>> positions;
+    for (const auto& [name, layer] : layers_) {
+      const std::vector<Index> leaving = layer->positions(only);
+      positions.push_back(layer->positions(active));
+      for (Index& i : positions.back()) i -= !leaving.empty() && i > leaving.front() ? 1 : 0;
+    }
+    return positions;
+  }
+
+  void activate(Activation activation) noexcept {
+    for (auto& [name, adapter] : adapters_) {
+      if (adapter.active) exchange(adapter);
+    }
+    for (auto& parameter : parameters_) parameter.set_trainable(false);
+    for (const std::string& name : activation.names) exchange(adapters_.find(name)->second);
+    for (std::size_t i = 0; i < layers_.size(); ++i) layers_[i].second->set_active(activation.positions[i]);
+    active_.swap(activation.names);
+  }
+  // Brings an adapter's own values into the user's parameters, or takes them out again.
+  void exchange(Adapter& adapter) noexcept {
+    adapter.active = !adapter.active;
+    for (Saved& saved : adapter.saved) {
+      parameters_[saved.parameter].swap(saved.other);
+      parameters_[saved.parameter].set_trainable(adapter.active);
     }
   }
 
-  // Every layer, or none: those that were brought to a new weights go back when a later one fails.
+  // Every layer, or none: those that were brought to a new state go back when a later one fails.
   template <class Change>
   void all_or_none(const Change& change) {
-    struct Before {
-      bool training;
-      bool merged;
-    };
-    std::vector<Before> before;
-    before.reserve(layers_.size());
+    std::vector<LayerMode> before;
+    for (const auto& [name, layer] : layers_) before.push_back(layer->mode());
+    std::size_t touched = 0;
     try {
-      for (auto& [name, layer] : layers_) {
-        before.push_back({layer->training(), layer->merged()});
-        change(*layer);
-      }
+      for (; touched < layers_.size(); ++touched) change(*layers_[touched].second);
     } catch (...) {
-      for (std::size_t i = 0; i < before.size(); ++i) {
-        ModelLayer<Scalar>& layer = *layers_[i].second;
-        if (layer.training() != before[i].training) before[i].training ? layer.train() : layer.eval();
-        if (!before[i].merged) layer.unmerge();
-      }
+      for (std::size_t i = 0; i <= touched; ++i) layers_[i].second->restore(before[i]);
       throw;
     }
   }
 
-  void forget_adapters() {
+  void forget() noexcept {
     adapters_.clear();
     active_.clear();
   }
 
+  std::shared_ptr<const void> token_ = std::make_shared<char>();  // alive as long as this model
   detail::NamedLayers<Scalar> layers_;
   std::vector<ModelParameter<Scalar>> parameters_;
   std::map<std::string, Adapter> adapters_;
-  std::string active_;
+  std::vector<std::string> active_;
 };
 
 }  // namespace lora

@@ -1,22 +1,43 @@
-// A layer of any kind as a model sees it: something that takes an adapter, trains it, merges it and gives it away.
+// A layer of any kind as a model sees it: something that takes adapters, trains them, merges them and gives them away.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <concepts>
+#include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
 
-#include "lora/adapter/config.hpp"
+#include "lora/adapter/adapter.hpp"
 #include "lora/core/parameter.hpp"
 #include "lora/core/shape.hpp"
+#include "lora/layers/conv_kind.hpp"
+#include "lora/layers/embedding_kind.hpp"
+#include "lora/layers/layer_core.hpp"
+#include "lora/layers/linear_kind.hpp"
 #include "lora/model/adapter_weights.hpp"
 
 namespace lora {
 
-/// What LoraModel asks of a layer, whatever its class. The layer itself stays with its owner.
+/// What merging and the modes of a layer are at a time: whether it trains, and which adapters are merged, by their ids
+/// in the order of merging.
+struct LayerMode {
+  bool training = true;
+  std::vector<std::uint64_t> merged;
+};
+
+/// What LoraModel asks of a layer. The layer itself stays with its owner.
 template <RealScalar Scalar>
 class ModelLayer {
  public:
+  using Adapter = LoraAdapter<Scalar>;
+
   ModelLayer() = default;
   ModelLayer(const ModelLayer&) = delete;
   ModelLayer& operator=(const ModelLayer&) = delete;
@@ -25,167 +46,330 @@ class ModelLayer {
   virtual ~ModelLayer() = default;
 
   [[nodiscard]] virtual ModuleKind kind() const noexcept = 0;
-  [[nodiscard]] virtual const LoraConfig& config() const noexcept = 0;
+  [[nodiscard]] virtual const void* address() const noexcept = 0;
+  /// Claims the layer for the life of `owner`; false where another model has it.
+  [[nodiscard]] virtual bool claim(const std::shared_ptr<const void>& owner) noexcept = 0;
+  [[nodiscard]] virtual Index adapter_count() const noexcept = 0;
+  [[nodiscard]] virtual bool stored_transposed() const noexcept = 0;
   /// Scalars of the frozen weight and its bias.
   [[nodiscard]] virtual Index base_size() const noexcept = 0;
-  /// Scalars of the adapter.
+  [[nodiscard]] virtual Index bias_size() const noexcept = 0;
+  /// Scalars of all adapters, without the bias of the layer that one of them may train.
   [[nodiscard]] virtual Index adapter_size() const noexcept = 0;
+  /// Scalars that train now.
+  [[nodiscard]] virtual Index trainable_size() const noexcept = 0;
 
-  /// The configuration this layer needs for an adapter that a file describes with `config`.
-  [[nodiscard]] virtual LoraConfig config_of_file(const LoraConfig& config) const = 0;
-  /// Replaces the adapter by a fresh one; one of rank 0 is none. @throws ConfigError, StateError, std::bad_alloc; then
-  /// nothing has changed.
-  virtual void reset_adapter(const LoraConfig& config, std::uint64_t seed) = 0;
+  /// The configuration this layer needs for an adapter that has `file_rank` in a file, and that `config` describes as
+  /// the file does or as the layer does.
+  [[nodiscard]] virtual LoraConfig config_of_file(const LoraConfig& config, Index file_rank) const = 0;
+  /// @throws ConfigError, StateError where the layer would refuse an adapter of this configuration.
+  virtual void check_adapter(std::string_view operation, const LoraConfig& config) const = 0;
+  /// A fresh adapter, which the layer does not have yet. @throws as check_adapter; std::bad_alloc
+  [[nodiscard]] virtual std::unique_ptr<Adapter> make_adapter(std::string_view operation, std::string_view name,
+                                                              const LoraConfig& config, std::uint64_t seed) = 0;
+  /// Room for adopt(). @throws std::bad_alloc
+  virtual void reserve_adapter() = 0;
+  virtual void adopt(std::unique_ptr<Adapter> adapter) noexcept = 0;
+  virtual void erase_adapter(std::string_view name) noexcept = 0;
+  [[nodiscard]] virtual const Adapter* find_adapter(std::string_view name) const noexcept = 0;
+  /// Positions of those of the named adapters that the layer has. @throws std::bad_alloc
+  [[nodiscard]] virtual std::vector<Index> positions(std::span<const std::string> names) const = 0;
+  /// Makes these the active adapters while nothing is merged.
+  virtual void set_active(const std::vector<Index>& positions) noexcept = 0;
+  virtual void enable_adapters(bool enabled) noexcept = 0;
+  [[nodiscard]] virtual bool adapters_enabled() const noexcept = 0;
+  /// @throws ConfigError; StateError while merged
+  virtual void check_scale(std::string_view operation, std::string_view name, double factor) const = 0;
+  virtual void set_scale(std::string_view operation, std::string_view name, double factor) = 0;
+  [[nodiscard]] virtual std::vector<Index> row_choices(std::span<const std::string> names) const = 0;
+  virtual void set_row_choices(std::vector<Index>& choices) noexcept = 0;
 
-  /// The frozen layer's bias; empty without one.
-  [[nodiscard]] virtual RowVector<Scalar> bias() const = 0;
-  /// What the adapter has learned. A copy.
-  [[nodiscard]] virtual ModuleWeights<Scalar> weights() const = 0;
+  /// What an adapter of this layer has learned, as files hold it. A copy.
+  [[nodiscard]] virtual ModuleWeights<Scalar> weights(const Adapter& adapter) const = 0;
   /// What keeps `weights` from being an adapter of `config` in this layer; empty when nothing does.
   [[nodiscard]] virtual std::string misfit(const LoraConfig& config, const ModuleWeights<Scalar>& weights) const = 0;
-  /// Takes over values that fit the current configuration. @throws StateError while merged
-  virtual void load(const ModuleWeights<Scalar>& weights) = 0;
+  /// Gives an adapter of this layer's shapes values that fit it. @throws ConfigError
+  virtual void fill(std::string_view operation, Adapter& adapter, const ModuleWeights<Scalar>& weights) const = 0;
 
-  [[nodiscard]] virtual ParameterList<Scalar> parameters() = 0;
+  [[nodiscard]] virtual std::span<Parameter<Scalar>> parameters() = 0;
   virtual void zero_grad() noexcept = 0;
+  [[nodiscard]] virtual bool merged() const noexcept = 0;
+  /// A copy. @throws std::bad_alloc
+  [[nodiscard]] virtual LayerMode mode() const = 0;
+  /// Back to an earlier mode, with the adapters and factors of then. Allocates only where an adapter was taken out
+  /// since; without memory for it that one stays unmerged.
+  virtual void restore(const LayerMode& former) noexcept = 0;
   virtual void train() = 0;
   virtual void eval() = 0;
-  virtual void merge() = 0;
+  virtual void merge(const std::vector<Index>& positions) = 0;
+  virtual void unmerge(const std::vector<Index>& positions) = 0;
   virtual void unmerge() noexcept = 0;
-  /// Makes the adapter part of the weight for good; the layer is plain afterwards.
-  virtual void merge_and_unload() = 0;
-  [[nodiscard]] virtual bool training() const noexcept = 0;
-  [[nodiscard]] virtual bool merged() const noexcept = 0;
+  [[nodiscard]] virtual RowVector<Scalar> answer_bias() const = 0;
+  /// What is merged stays for good, with this bias; the layer has no adapters afterwards.
+  virtual void keep_merged(RowVector<Scalar>& bias) noexcept = 0;
+  /// The frozen layer again, unless it has adapters.
+  virtual void reset() noexcept = 0;
 };
 
-/// Columns of A and rows of B, whatever the rank.
-struct FactorShape {
-  Index a_cols = 0;
-  Index b_rows = 0;
+/// What a kind of layer is in files. Specialise it for a kind of your own.
+template <class Kind>
+struct ModuleKindOf;
+template <class Scalar>
+struct ModuleKindOf<LinearKind<Scalar>> {
+  static constexpr ModuleKind value = ModuleKind::linear;
+};
+template <class Scalar>
+struct ModuleKindOf<EmbeddingKind<Scalar>> {
+  static constexpr ModuleKind value = ModuleKind::embedding;
+};
+template <class Scalar, int Dim>
+struct ModuleKindOf<ConvKind<Scalar, Dim>> {
+  static constexpr ModuleKind value = Dim == 1   ? ModuleKind::conv1d
+                                      : Dim == 2 ? ModuleKind::conv2d
+                                                 : ModuleKind::conv3d;
 };
 
-/// What a layer's class says of itself to a model; see StandardLayerTraits. Specialised for each class.
+/// A layer that can be added to a LoraModel: one that derives from LayerCore of a kind that files know.
 template <class Layer>
-struct ModelLayerTraits;
-
-/// A layer that can be added to a LoraModel.
-template <class Layer>
-concept AdaptableLayer = requires(Layer& layer, const Layer& same, const LoraConfig& config) {
-  { ModelLayerTraits<Layer>::factor_shape(same) } -> std::same_as<FactorShape>;
-  { ModelLayerTraits<Layer>::weights(same) } -> std::same_as<ModuleWeights<typename Layer::Scalar>>;
-  layer.reset_adapter(config, std::uint64_t{});
-  { layer.parameters() } -> std::same_as<ParameterList<typename Layer::Scalar>>;
-  layer.merge_and_unload();
+concept AdaptableLayer = std::derived_from<Layer, LayerCore<typename Layer::Kind>> && requires {
+  { ModuleKindOf<typename Layer::Kind>::value } -> std::convertible_to<ModuleKind>;
 };
 
-/// Traits of a layer whose delta weight is scaling * B * A with the A and B it holds, and which has LoraLinear's names.
-template <class Layer, ModuleKind kind_of_layer>
-struct StandardLayerTraits {
-  using Scalar = typename Layer::Scalar;
-  static constexpr ModuleKind kind = kind_of_layer;
+/// A reference to a layer of a kind. The layer outlives it and does not move.
+///
+/// To files a layer whose adapters adapt E blocks of its outputs is a linear layer of rank r E, whose B is zero outside
+/// the blocks, with alpha E times the layer's (sqrt(E) times with use_rslora), so that the scaling is the layer's.
+template <class Kind>
+class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
+ public:
+  using Scalar = typename Kind::Scalar;
+  using Adapter = LoraAdapter<Scalar>;
+  using Core = LayerCore<Kind>;
 
-  [[nodiscard]] static FactorShape factor_shape(const Layer& layer) {
-    return {layer.lora_A().cols(), layer.lora_B().rows()};
+  explicit HeldLayer(Core& layer) noexcept : layer_(layer) {}
+
+  [[nodiscard]] ModuleKind kind() const noexcept override { return ModuleKindOf<Kind>::value; }
+  [[nodiscard]] const void* address() const noexcept override { return &layer_; }
+  [[nodiscard]] bool claim(const std::shared_ptr<const void>& owner) noexcept override { return layer_.claim(owner); }
+  [[nodiscard]] Index adapter_count() const noexcept override { return layer_.adapters_.size(); }
+  [[nodiscard]] bool stored_transposed() const noexcept override { return layer_.plain_.fan_in_fan_out; }
+  [[nodiscard]] Index base_size() const noexcept override {
+    return layer_.in_features() * layer_.out_features() + bias_size();
   }
-  [[nodiscard]] static Index base_size(const Layer& layer) {
-    return layer.lora_A().cols() * layer.lora_B().rows() + bias_size(layer);
-  }
-  [[nodiscard]] static Index adapter_size(const Layer& layer) {
-    Index size = layer.lora_A().size() + layer.lora_B().size();
-    if constexpr (requires { layer.lora_bias(); }) size += layer.lora_bias().size();
-    if constexpr (requires { layer.magnitude(); }) size += layer.magnitude().size();
+  [[nodiscard]] Index bias_size() const noexcept override { return layer_.bias_.size(); }
+  [[nodiscard]] Index adapter_size() const noexcept override {
+    Index size = 0;
+    for (Index i = 0; i < layer_.adapters_.size(); ++i) {
+      size += layer_.adapters_[i].parameter_count() - layer_.adapters_[i].bias.size();
+    }
     return size;
   }
-  /// The configuration the layer needs for an adapter that a file describes with `config`.
-  [[nodiscard]] static LoraConfig config_of_file(const Layer& /*layer*/, const LoraConfig& config) { return config; }
+  [[nodiscard]] Index trainable_size() const noexcept override { return layer_.trainable_parameter_count(); }
 
-  [[nodiscard]] static ModuleWeights<Scalar> weights(const Layer& layer) {
+  [[nodiscard]] LoraConfig config_of_file(const LoraConfig& config, Index file_rank) const override {
+    LoraConfig own = config;
+    const Index count = blocks().count();
+    if (blocks().whole() || count == 0 || own.rank % count != 0 || own.rank != file_rank) return own;
+    own.rank /= count;
+    own.alpha /= own.use_rslora ? std::sqrt(static_cast<double>(count)) : static_cast<double>(count);
+    return own;
+  }
+  void check_adapter(std::string_view operation, const LoraConfig& config) const override {
+    layer_.check_adapter(operation, config);
+  }
+  [[nodiscard]] std::unique_ptr<Adapter> make_adapter(std::string_view operation, std::string_view name,
+                                                      const LoraConfig& config, std::uint64_t seed) override {
+    return std::make_unique<Adapter>(layer_.make_adapter(operation, name, config, seed));
+  }
+  void reserve_adapter() override { layer_.adapters_.reserve_one(); }
+  void adopt(std::unique_ptr<Adapter> adapter) noexcept override {
+    layer_.adapters_.adopt(std::move(adapter));
+    layer_.changed();
+  }
+  void erase_adapter(std::string_view name) noexcept override {
+    const Index found = layer_.adapters_.find(name);
+    if (found < 0) return;
+    layer_.adapters_.erase(found);
+    layer_.changed();
+  }
+  [[nodiscard]] const Adapter* find_adapter(std::string_view name) const noexcept override {
+    const Index found = layer_.adapters_.find(name);
+    return found < 0 ? nullptr : &layer_.adapters_[found];
+  }
+  [[nodiscard]] std::vector<Index> positions(std::span<const std::string> names) const override {
+    std::vector<Index> found;
+    for (const std::string& name : names) {
+      if (const Index i = layer_.adapters_.find(name); i >= 0) found.push_back(i);
+    }
+    return found;
+  }
+  void set_active(const std::vector<Index>& positions) noexcept override { layer_.set_active(positions); }
+  void enable_adapters(bool enabled) noexcept override { layer_.enable(enabled); }
+  [[nodiscard]] bool adapters_enabled() const noexcept override { return layer_.adapters_enabled(); }
+  void check_scale(std::string_view operation, std::string_view name, double factor) const override {
+    const Adapter* const adapter = find_adapter(name);
+    if (adapter == nullptr) return;
+    adapter->require_unmerged(operation);
+    adapter->check_scale(operation, factor);
+  }
+  void set_scale(std::string_view operation, std::string_view name, double factor) override {
+    const Index found = layer_.adapters_.find(name);
+    if (found >= 0) layer_.adapters_[found].set_scale(operation, factor);
+  }
+  [[nodiscard]] std::vector<Index> row_choices(std::span<const std::string> names) const override {
+    std::vector<Index> choices;
+    for (const std::string& name : names) choices.push_back(layer_.row_choice(name, /*unknown_is_base=*/true));
+    return choices;
+  }
+  void set_row_choices(std::vector<Index>& choices) noexcept override { layer_.row_choices_.swap(choices); }
+
+  [[nodiscard]] ModuleWeights<Scalar> weights(const Adapter& adapter) const override {
     ModuleWeights<Scalar> weights;
-    weights.kind = kind;
-    weights.A = layer.lora_A();
-    weights.B = layer.lora_B();
-    if constexpr (requires { layer.lora_bias(); }) weights.lora_bias = layer.lora_bias();
-    if constexpr (requires { layer.magnitude(); }) weights.magnitude = layer.magnitude();
-    weights.scaling = layer.config().scaling();
+    weights.kind = kind();
+    weights.A = adapter.A;
+    weights.B = adapter.B;
+    weights.lora_bias = adapter.lora_bias;
+    weights.magnitude = adapter.magnitude;
+    weights.scaling = adapter.config().scaling();
+    if constexpr (requires { layer_.kind_.geometry().kernel; }) {
+      const auto& kernel = layer_.kind_.geometry().kernel;
+      weights.kernel_size.assign(kernel.begin(), kernel.end());
+    }
+    if (!blocks().whole()) spread(adapter, weights);
     return weights;
   }
-  static void load(Layer& layer, const ModuleWeights<Scalar>& weights) {
-    layer.set_factors(weights.A, weights.B);
-    if constexpr (requires { layer.set_lora_bias(weights.lora_bias); }) {
-      if (weights.lora_bias.size() > 0) layer.set_lora_bias(weights.lora_bias);
-    }
-    if constexpr (requires { layer.set_magnitude(weights.magnitude); }) {
-      if (weights.magnitude.size() > 0) layer.set_magnitude(weights.magnitude);
-    }
-  }
-
- protected:
-  static Index bias_size(const Layer& layer) {
-    if constexpr (requires { layer.bias(); }) return layer.bias().size();
-    return 0;
-  }
-};
-
-/// A reference to a layer of a known class. The layer outlives it and does not move.
-template <AdaptableLayer Layer>
-class HeldLayer final : public ModelLayer<typename Layer::Scalar> {
- public:
-  using Scalar = typename Layer::Scalar;
-  using Traits = ModelLayerTraits<Layer>;
-
-  explicit HeldLayer(Layer& layer) noexcept : layer_(&layer) {}
-
-  [[nodiscard]] ModuleKind kind() const noexcept override { return Traits::kind; }
-  [[nodiscard]] const LoraConfig& config() const noexcept override { return layer_->config(); }
-  [[nodiscard]] Index base_size() const noexcept override { return Traits::base_size(*layer_); }
-  [[nodiscard]] Index adapter_size() const noexcept override { return Traits::adapter_size(*layer_); }
-  [[nodiscard]] LoraConfig config_of_file(const LoraConfig& config) const override {
-    return Traits::config_of_file(*layer_, config);
-  }
-  void reset_adapter(const LoraConfig& config, std::uint64_t seed) override { layer_->reset_adapter(config, seed); }
-  [[nodiscard]] RowVector<Scalar> bias() const override {
-    if constexpr (requires { layer_->bias(); }) {
-      return layer_->bias();
-    } else {
-      return {};
-    }
-  }
-  [[nodiscard]] ModuleWeights<Scalar> weights() const override { return Traits::weights(*layer_); }
   [[nodiscard]] std::string misfit(const LoraConfig& config, const ModuleWeights<Scalar>& weights) const override {
-    const FactorShape shape = Traits::factor_shape(*layer_);
-    if (weights.kind != Traits::kind) return "it is a module of another kind";
-    Index rank = config.rank;
-    if constexpr (requires { Traits::rank_in_file(*layer_, config); }) rank = Traits::rank_in_file(*layer_, config);
-    std::string text = differs("A", weights.A.rows(), weights.A.cols(), rank, shape.a_cols);
-    text += differs("B", weights.B.rows(), weights.B.cols(), shape.b_rows, rank);
-    text += differs("lora_bias", 1, weights.lora_bias.size(), 1, config.lora_bias ? shape.b_rows : 0);
-    text += differs("magnitude", 1, weights.magnitude.size(), 1, config.use_dora ? shape.b_rows : 0);
+    if (weights.kind != kind()) return "it is a module of another kind";
+    const Index count = blocks().whole() ? 1 : blocks().count();
+    const FactorShape shape = layer_.kind_.factor_shape(config.rank);
+    const Index outputs = blocks().outputs;
+    if constexpr (requires { layer_.kind_.geometry().kernel; }) {
+      const auto& kernel = layer_.kind_.geometry().kernel;
+      const auto& given = weights.kernel_size;
+      if (!given.empty() && !std::equal(given.begin(), given.end(), kernel.begin(), kernel.end())) {
+        return "its kernel has other extents";
+      }
+    }
+    std::string text = differs("A", weights.A.rows(), weights.A.cols(), shape.a_rows, shape.a_cols);
+    text += differs("B", weights.B.rows(), weights.B.cols(), outputs, shape.b_cols * count);
+    text += differs("lora_bias", 1, weights.lora_bias.size(), 1, config.lora_bias ? outputs : 0);
+    text += differs("magnitude", 1, weights.magnitude.size(), 1, config.use_dora ? outputs : 0);
     return text;
   }
-  void load(const ModuleWeights<Scalar>& weights) override { Traits::load(*layer_, weights); }
-  [[nodiscard]] ParameterList<Scalar> parameters() override { return layer_->parameters(); }
-  void zero_grad() noexcept override { layer_->zero_grad(); }
-  void train() override { layer_->train(); }
-  void eval() override { layer_->eval(); }
-  void merge() override { layer_->merge(); }
-  void unmerge() noexcept override { layer_->unmerge(); }
-  void merge_and_unload() override { layer_->merge_and_unload(); }
-  [[nodiscard]] bool training() const noexcept override { return layer_->training(); }
-  [[nodiscard]] bool merged() const noexcept override { return layer_->merged(); }
+  void fill(std::string_view operation, Adapter& adapter, const ModuleWeights<Scalar>& weights) const override {
+    if (!blocks().whole()) return gather(operation, adapter, weights);
+    adapter.A = weights.A;
+    adapter.B = weights.B;
+    adapter.lora_bias = weights.lora_bias;
+    adapter.magnitude = weights.magnitude;
+  }
+
+  [[nodiscard]] std::span<Parameter<Scalar>> parameters() override { return layer_.parameters(); }
+  void zero_grad() noexcept override { layer_.zero_grad(); }
+  [[nodiscard]] bool merged() const noexcept override { return layer_.merged(); }
+  [[nodiscard]] LayerMode mode() const override {
+    LayerMode mode{layer_.training(), {}};
+    for (std::size_t m = 0; m < layer_.stack_.size(); ++m) mode.merged.push_back(layer_.stack_.key(m));
+    return mode;
+  }
+  void restore(const LayerMode& former) noexcept override {
+    layer_.training_ = former.training;
+    std::size_t common = 0;
+    while (common < std::min(former.merged.size(), layer_.stack_.size()) &&
+           layer_.stack_.key(common) == former.merged[common]) {
+      ++common;
+    }
+    layer_.stack_.truncate(layer_.weight_ref(), common);
+    layer_.mark_merged();
+    if (common == former.merged.size()) return;
+    try {
+      std::vector<Index> positions;
+      for (const std::uint64_t id : former.merged) positions.push_back(layer_.adapters_.position_of(id));
+      layer_.merge_positions(positions);
+    } catch (...) {
+      // No memory: the weight is exactly W0 and what is still merged.
+    }
+  }
+  void train() override { layer_.train_mode(); }
+  void eval() override { layer_.eval_mode(); }
+  void merge(const std::vector<Index>& positions) override { layer_.merge_positions(positions); }
+  void unmerge(const std::vector<Index>& positions) override { layer_.unmerge_positions(positions); }
+  void unmerge() noexcept override { layer_.unmerge_all(); }
+  [[nodiscard]] RowVector<Scalar> answer_bias() const override { return layer_.answer_bias(); }
+  void keep_merged(RowVector<Scalar>& bias) noexcept override { layer_.keep_merged(bias); }
+  void reset() noexcept override {
+    layer_.row_choices_.clear();
+    if (layer_.adapters_.size() == 0) layer_.forget_adapters();
+  }
 
  private:
+  [[nodiscard]] const OutputBlocks& blocks() const noexcept { return layer_.kind_.blocks(); }
+
   static std::string differs(const char* what, Index rows, Index cols, Index wanted_rows, Index wanted_cols) {
     if (rows == wanted_rows && cols == wanted_cols) return {};
     std::string text = " ";
-    text += what;
-    text += " is ";
-    text += shape_text(rows, cols);
-    text += " for ";
-    text += shape_text(wanted_rows, wanted_cols);
-    return text;
+    text.append(what).append(" is ").append(shape_text(rows, cols));
+    return text.append(" for ").append(shape_text(wanted_rows, wanted_cols));
   }
 
-  Layer* layer_;
+  // Rows of all outputs out of those of the adapted blocks.
+  void spread(const Adapter& adapter, ModuleWeights<Scalar>& weights) const {
+    const Index rank = adapter.B.cols();
+    weights.B.setZero(blocks().outputs, rank * blocks().count());
+    for (Index e = 0; e < blocks().count(); ++e) {
+      for (Index j = 0; j < blocks().features; ++j)
+        for (Index p = 0; p < rank; ++p)
+          weights.B(blocks().begin(e) + j, e * rank + p) = adapter.B(e * blocks().features + j, p);
+    }
+    if (adapter.lora_bias.size() > 0) {
+      weights.lora_bias.setZero(blocks().outputs);
+      blocks().for_each([&](Index adapted, Index output) { weights.lora_bias[output] = adapter.lora_bias[adapted]; });
+    }
+    if (adapter.magnitude.size() == 0) return;
+    weights.magnitude.resize(blocks().outputs);
+    for (Index j = 0; j < blocks().outputs; ++j) weights.magnitude[j] = base_norm(j);
+    blocks().for_each([&](Index adapted, Index output) { weights.magnitude[output] = adapter.magnitude[adapted]; });
+  }
+  // The reverse. What stands outside the blocks must be what an adapter that leaves them alone has there.
+  void gather(std::string_view operation, Adapter& adapter, const ModuleWeights<Scalar>& weights) const {
+    const Index rank = adapter.B.cols();
+    Matrix<Scalar> rest = weights.B;
+    for (Index e = 0; e < blocks().count(); ++e) {
+      for (Index j = 0; j < blocks().features; ++j) {
+        for (Index p = 0; p < rank; ++p) {
+          Scalar& value = rest(blocks().begin(e) + j, e * rank + p);
+          adapter.B(e * blocks().features + j, p) = std::exchange(value, Scalar(0));
+        }
+      }
+    }
+    const auto is_zero = [](Scalar value) { return value == Scalar(0); };
+    if (!std::all_of(rest.data(), rest.data() + rest.size(), is_zero)) {
+      throw ConfigError(operation, "B", "zeros outside the enabled projections", "other numbers");
+    }
+    adapter.A = weights.A;
+    std::vector<bool> adapted_outputs(static_cast<std::size_t>(blocks().outputs));
+    blocks().for_each([&](Index adapted, Index output) {
+      adapted_outputs[static_cast<std::size_t>(output)] = true;
+      if (weights.lora_bias.size() > 0) adapter.lora_bias[adapted] = weights.lora_bias[output];
+      if (weights.magnitude.size() > 0) adapter.magnitude[adapted] = weights.magnitude[output];
+    });
+    for (Index j = 0; j < blocks().outputs; ++j) {
+      if (adapted_outputs[static_cast<std::size_t>(j)]) continue;
+      if (weights.lora_bias.size() > 0 && !is_zero(weights.lora_bias[j])) {
+        throw ConfigError(operation, "lora_bias", "zeros outside the enabled projections", "other numbers");
+      }
+      constexpr double tolerance = 0.01;  // files of 16-bit numbers round the norms
+      if (weights.magnitude.size() > 0 && !(std::abs(static_cast<double>(weights.magnitude[j] - base_norm(j))) <=
+                                            tolerance * static_cast<double>(base_norm(j)))) {
+        throw ConfigError(operation, "magnitude", "the norms of W0 outside the enabled projections", "other numbers");
+      }
+    }
+  }
+  [[nodiscard]] Scalar base_norm(Index output) const {
+    return static_cast<Scalar>(std::sqrt(layer_.squared_norms_[static_cast<std::size_t>(output)]));
+  }
+
+  Core& layer_;
 };
 
 }  // namespace lora

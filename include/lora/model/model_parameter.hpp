@@ -8,13 +8,13 @@
 
 #include "lora/core/error.hpp"
 #include "lora/core/parameter.hpp"
-#include "lora/core/shape.hpp"
 #include "lora/model/adapter_weights.hpp"
 
 namespace lora {
 
 /// A reference to a Trainable with its name, the shape it has in files, and whether it trains. The Trainable outlives
-/// it and does not move. While an adapter replaces the parameter, its former values are kept.
+/// it and does not move. An adapter that trains it has values, gradient and moments of its own, which stand in the
+/// Trainable while the adapter is active.
 template <RealScalar Scalar>
 class ModelParameter {
  public:
@@ -36,45 +36,29 @@ class ModelParameter {
   [[nodiscard]] const std::string& name() const noexcept { return name_; }
   [[nodiscard]] const std::vector<Index>& shape() const noexcept { return shape_; }
   [[nodiscard]] Index size() const noexcept { return parameter_->value.size(); }
+  [[nodiscard]] const void* address() const noexcept { return parameter_; }
   [[nodiscard]] bool trainable() const noexcept { return trainable_; }
   void set_trainable(bool trainable) noexcept { trainable_ = trainable; }
-  void zero_grad() noexcept { parameter_->gradient.setZero(); }
+  void zero_grad() noexcept { zero_grad(*parameter_); }
+  static void zero_grad(Trainable<Scalar>& trainable) noexcept {
+    std::fill_n(trainable.gradient.data(), trainable.gradient.size(), Scalar(0));
+  }
   [[nodiscard]] Parameter<Scalar> handle() { return parameter_->parameter(name_, ParameterRole::weight); }
 
-  /// Whether an adapter has replaced the values.
-  [[nodiscard]] bool replaced() const noexcept { return replaced_; }
-  /// Keeps the values, which an adapter is about to change.
-  void replace() {
-    original_ = parameter_->value;
-    replaced_ = true;
+  /// What an adapter starts with: the values of now, without gradient and moments. @throws std::bad_alloc
+  [[nodiscard]] Trainable<Scalar> copy() const { return {parameter_->value, {}, {}}; }
+  /// Exchanges what stands in the user's Trainable with `other`, of the same shape.
+  void swap(Trainable<Scalar>& other) noexcept { std::swap(*parameter_, other); }
+  /// The tensor that a Trainable of this parameter is in files. A copy.
+  [[nodiscard]] SavedTensor<Scalar> saved(const Trainable<Scalar>& values) const {
+    return {shape_, {values.value.data(), values.value.data() + values.value.size()}};
   }
-  /// Gives the values back that replace() kept, if it did.
-  void restore() noexcept {
-    if (replaced_) parameter_->value.swap(original_);
-    keep();
-  }
-  /// Forgets the values that replace() kept: those of now stay.
-  void keep() noexcept {
-    original_.resize(0, 0);
-    replaced_ = false;
-  }
-
-  /// The values of now. A copy.
-  [[nodiscard]] SavedTensor<Scalar> saved() const {
-    const Scalar* first = parameter_->value.data();
-    return {shape_, {first, first + size()}};
-  }
-  /// `values` has size() elements.
-  void set(const std::vector<Scalar>& values) noexcept {
-    std::copy(values.begin(), values.end(), parameter_->value.data());
-  }
+  [[nodiscard]] const Trainable<Scalar>& current() const noexcept { return *parameter_; }
 
  private:
   std::string name_;
   Trainable<Scalar>* parameter_;
   std::vector<Index> shape_;
-  Matrix<Scalar> original_;
-  bool replaced_ = false;
   bool trainable_ = true;
 };
 

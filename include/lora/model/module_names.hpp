@@ -1,7 +1,6 @@
 // Which modules of a model are meant: lists of names, regular expressions and layer indices, as PEFT matches them.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
@@ -125,7 +124,8 @@ class BasicLayerFilter {
   }
 
   // The pattern begins as early as it can; a number as late as it can ends it, as Python's greedy operators would.
-  [[nodiscard]] static std::optional<NumberedSegment> find_behind(const BasicNamePattern<Char>& pattern, std::string_view name,
+  [[nodiscard]] static std::optional<NumberedSegment> find_behind(const BasicNamePattern<Char>& pattern,
+                                                                  std::string_view name,
                                                                   const std::vector<NumberedSegment>& numbers) {
     for (std::size_t dot = name.find('.'); dot != std::string_view::npos; dot = name.find('.', dot + 1)) {
       const std::size_t begin = dot + 1;
@@ -154,13 +154,11 @@ class BasicSelectorMatcher {
  public:
   BasicSelectorMatcher(std::string_view operation, std::string_view option, const ModuleSelector& selector)
       : kind_(selector.empty() ? ModuleSelector::Kind::none : selector.kind()), names_(selector.names()) {
-    std::sort(names_.begin(), names_.end());
     if (kind_ == ModuleSelector::Kind::pattern) {
       pattern_.emplace(operation, option, selector.pattern(), PatternPlace::whole_name);
     }
   }
 
-  /// Time for a list grows with the segments of the name and the logarithm of the list's length.
   [[nodiscard]] bool matches(std::string_view name, bool is_linear) const {
     switch (kind_) {
       case ModuleSelector::Kind::none:
@@ -177,8 +175,10 @@ class BasicSelectorMatcher {
 
   /// Whether the name stands in the list as it is.
   [[nodiscard]] bool has(std::string_view name) const {
-    const auto place = std::lower_bound(names_.begin(), names_.end(), name);
-    return place != names_.end() && *place == name;
+    for (const std::string& listed : names_) {
+      if (listed == name) return true;
+    }
+    return false;
   }
 
  private:
@@ -192,7 +192,7 @@ class BasicSelectorMatcher {
   }
 
   ModuleSelector::Kind kind_;
-  std::vector<std::string> names_;  // in order
+  std::vector<std::string> names_;
   std::optional<BasicNamePattern<Char>> pattern_;
 };
 
