@@ -2,6 +2,7 @@
 #include "lora/layers/images.hpp"
 
 #include <gtest/gtest.h>
+#include <unsupported/Eigen/CXX11/Tensor>
 #include <type_traits>
 
 #include "lora/layers/tensor.hpp"

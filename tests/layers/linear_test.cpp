@@ -3,6 +3,7 @@
 
 #include <array>
 #include <gtest/gtest.h>
+#include <unsupported/Eigen/CXX11/Tensor>
 #include <string>
 #include <thread>
 #include <vector>

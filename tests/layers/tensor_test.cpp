@@ -1,6 +1,7 @@
 #include "lora/layers/tensor.hpp"
 
 #include <gtest/gtest.h>
+#include <unsupported/Eigen/CXX11/Tensor>
 #include <numeric>
 #include <type_traits>
 

@@ -177,7 +177,6 @@ class LayerCase {
   bool has_dx = true;
   bool mergeable = true;
   bool starts_from_weight = false;  ///< takes pissa, olora and orthogonal
-  bool sums_in_one_product = true;  ///< several adapters with dropout share the product with W
 
   virtual ~LayerCase() = default;
 
