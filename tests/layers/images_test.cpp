@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <unsupported/Eigen/CXX11/Tensor>
 #include <type_traits>
+#include <unsupported/Eigen/CXX11/Tensor>
 
 #include "lora/layers/tensor.hpp"
 

@@ -4,6 +4,7 @@
 #include <unsupported/Eigen/CXX11/Tensor>
 #include <numeric>
 #include <type_traits>
+#include <unsupported/Eigen/CXX11/Tensor>
 
 namespace {
 
