@@ -117,9 +117,10 @@ TYPED_TEST(Adapter, ParametersComeInAFixedOrderWithTheirGradients) {
   auto mutable_copy = copy;
   EXPECT_EQ(mutable_copy.gradients().A(0, 0), 5);
   std::int64_t steps = 0;
-  mutable_copy.for_each_parameter([&](ParameterRole, TypeParam*, TypeParam*, Index, Index, Moments<TypeParam>& moments) {
-    EXPECT_EQ(moments.steps, ++steps);  // moments follow the adapter
-  });
+  mutable_copy.for_each_parameter(
+      [&](ParameterRole, TypeParam*, TypeParam*, Index, Index, Moments<TypeParam>& moments) {
+        EXPECT_EQ(moments.steps, ++steps);  // moments follow the adapter
+      });
 }
 
 }  // namespace

@@ -26,8 +26,8 @@ TEST(SquaredRowNorms, AreThoseOfEveryKindOfWeightInDouble) {
   const PackedWeight<float> packed(view_of(w));
   const DenseWeight<float> dense(view_of(w)), by_columns(view_of(stored).transpose());
   const MatrixWeight<float> matrix(w);
-  for (const WeightRef<float>& weight : {WeightRef<float>(packed), WeightRef<float>(dense),
-                                         WeightRef<float>(by_columns), WeightRef<float>(matrix)}) {
+  for (const WeightRef<float>& weight :
+       {WeightRef<float>(packed), WeightRef<float>(dense), WeightRef<float>(by_columns), WeightRef<float>(matrix)}) {
     const auto squares = squared_row_norms(weight);
     ASSERT_EQ(squares.size(), 70U);
     for (Index j = 0; j < 70; ++j) {

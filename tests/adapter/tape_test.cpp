@@ -97,7 +97,7 @@ TEST(LoraTape, GrowsOnly) {
   EXPECT_EQ(allocations_of([&] {
               fill(tape, 1, 8, 100);
               fill(tape, 0, 8, 10);
-              fill(tape, 64, 4, 50);
+              fill(tape, 64, 4, 40);
               fill(tape, 32, 8, 104);
             }),
             0);

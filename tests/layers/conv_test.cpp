@@ -2,7 +2,6 @@
 #include "lora/layers/conv.hpp"
 
 #include <gtest/gtest.h>
-#include <unsupported/Eigen/CXX11/Tensor>
 #include <string>
 #include <thread>
 #include <unsupported/Eigen/CXX11/Tensor>

@@ -2,7 +2,6 @@
 #include "lora/layers/images.hpp"
 
 #include <gtest/gtest.h>
-#include <unsupported/Eigen/CXX11/Tensor>
 #include <type_traits>
 #include <unsupported/Eigen/CXX11/Tensor>
 

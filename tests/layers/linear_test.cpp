@@ -3,7 +3,6 @@
 
 #include <array>
 #include <gtest/gtest.h>
-#include <unsupported/Eigen/CXX11/Tensor>
 #include <string>
 #include <thread>
 #include <unsupported/Eigen/CXX11/Tensor>

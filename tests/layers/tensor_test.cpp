@@ -1,7 +1,6 @@
 #include "lora/layers/tensor.hpp"
 
 #include <gtest/gtest.h>
-#include <unsupported/Eigen/CXX11/Tensor>
 #include <numeric>
 #include <type_traits>
 #include <unsupported/Eigen/CXX11/Tensor>
