@@ -47,8 +47,11 @@ if(LORA_SANITIZE)
   target_link_options(lora_development INTERFACE -fsanitize=${LORA_SANITIZE})
 endif()
 
-# With the warnings and sanitizers of the programs that link it.
+# With the warnings and sanitizers of the programs that link it. Their kernels would crawl without optimisation.
 target_link_libraries(lora_compiled PRIVATE $<BUILD_INTERFACE:lora_development>)
+if(LORA_SANITIZE)
+  target_compile_options(lora_compiled PRIVATE -O1)
+endif()
 
 # find_package for what only the project's own programs need, with an error that says what to install.
 macro(lora_require package target debian_package)
