@@ -305,8 +305,10 @@ class LoraModel {
   /// Takes the model's adapters away: layers and modules to save are what they were before the first injection, bit for
   /// bit. The registered parameters stay frozen.
   void unload() noexcept {
-    if (adapters_.empty()) return;
-    unmerge();
+    if (!adapters_.empty()) {
+      unmerge();
+      clear_row_adapters();
+    }
     for (auto& [name, adapter] : adapters_) {
       if (adapter.active) exchange(adapter);
       for (auto& [layer_name, layer] : layers_) layer->erase_adapter(name);

@@ -298,7 +298,6 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
   [[nodiscard]] RowVector<Scalar> answer_bias() const override { return layer_.answer_bias(); }
   void keep_merged(RowVector<Scalar>& bias) noexcept override { layer_.keep_merged(bias); }
   void reset() noexcept override {
-    layer_.row_choices_.clear();
     if (layer_.adapters_.size() == 0) layer_.forget_adapters();
   }
 
