@@ -28,9 +28,9 @@ namespace lora {
 /// those whose names a configuration matches, as PEFT's get_peft_model does.
 ///
 /// Adapters have names. The layers hold them all; those that are active answer and train, and the values of modules to
-/// save and of biases belong to the adapter that trains them. Weights are never changed but by merging, which is exactly
-/// undone, so that taking every adapter away leaves the model that was there. Where a function may throw, nothing has
-/// changed then, unless it says otherwise. One thread at a time.
+/// save and of biases belong to the adapter that trains them. Weights are never changed but by merging, which is
+/// exactly undone, so that taking every adapter away leaves the model that was there. Where a function may throw,
+/// nothing has changed then, unless it says otherwise. One thread at a time.
 template <RealScalar ScalarType>
 class LoraModel {
  public:
@@ -76,8 +76,8 @@ class LoraModel {
 
   /// Gives a new adapter to every layer that `config` targets, makes it the active one, and marks only it, the modules
   /// to save and the biases of `config.lora.bias` as trainable. Each layer's seed follows from `seed` and its name.
-  /// @throws ConfigError naming what matches nothing, is out of range or is refused by a layer, StateError while merged;
-  /// std::bad_alloc
+  /// @throws ConfigError naming what matches nothing, is out of range or is refused by a layer, StateError while
+  /// merged; std::bad_alloc
   InjectionReport inject(const LoraModelConfig& config, std::uint64_t seed, const std::string& adapter = "default") {
     constexpr std::string_view operation = "LoraModel::inject";
     require_new(operation, adapter);
@@ -109,7 +109,8 @@ class LoraModel {
       if (own == nullptr) continue;
       if (own->rank() > 0) weights.modules.emplace(name, layer->weights(*own));
       if (own->bias.size() == 0) continue;
-      weights.saved.emplace(name + ".bias", SavedTensor<Scalar>{{own->bias.size()}, {own->bias.begin(), own->bias.end()}});
+      weights.saved.emplace(name + ".bias",
+                            SavedTensor<Scalar>{{own->bias.size()}, {own->bias.begin(), own->bias.end()}});
     }
     for (const auto& saved : entry.saved) {
       const ModelParameter<Scalar>& parameter = parameters_[saved.parameter];
@@ -166,8 +167,8 @@ class LoraModel {
     adapters_.erase(found);
   }
 
-  /// The scale of an adapter in every layer: s = factor * alpha / rank (or / sqrt(rank)). @throws ConfigError; StateError
-  /// while it is merged
+  /// The scale of an adapter in every layer: s = factor * alpha / rank (or / sqrt(rank)). @throws ConfigError;
+  /// StateError while it is merged
   void set_scale(const std::string& adapter, double factor) {
     constexpr std::string_view operation = "LoraModel::set_scale";
     static_cast<void>(find_adapter(operation, adapter));
@@ -183,10 +184,10 @@ class LoraModel {
     for (const auto& [name, layer] : layers_) layer->enable_adapters(true);
   }
 
-  /// Lets each sample of the batches to come choose its adapter in every layer, as PEFT's `adapter_names`: `names` holds
-  /// for every sample the name of an adapter, or "__base__". A layer that does not have an adapter answers its samples as
-  /// the frozen layer. Holds in evaluation until clear_row_adapters(). @throws ConfigError for an unknown name;
-  /// std::bad_alloc
+  /// Lets each sample of the batches to come choose its adapter in every layer, as PEFT's `adapter_names`: `names`
+  /// holds for every sample the name of an adapter, or "__base__". A layer that does not have an adapter answers its
+  /// samples as the frozen layer. Holds in evaluation until clear_row_adapters(). @throws ConfigError for an unknown
+  /// name; std::bad_alloc
   void set_row_adapters(const std::vector<std::string>& names) {
     for (const std::string& name : names) {
       if (name != base_adapter_name) static_cast<void>(find_adapter("LoraModel::set_row_adapters", name));
@@ -286,8 +287,9 @@ class LoraModel {
     return std::any_of(layers_.begin(), layers_.end(), [](const auto& entry) { return entry.second->merged(); });
   }
 
-  /// Makes the active adapters, and what is merged beside them, part of the weights and biases for good; every adapter is
-  /// gone afterwards. Modules to save keep their trained values. @throws as merge(); StateError without an active adapter
+  /// Makes the active adapters, and what is merged beside them, part of the weights and biases for good; every adapter
+  /// is gone afterwards. Modules to save keep their trained values. @throws as merge(); StateError without an active
+  /// adapter
   void merge_and_unload() {
     constexpr std::string_view operation = "LoraModel::merge_and_unload";
     if (active_.empty()) throw StateError(operation, "model", "an active adapter", "none");

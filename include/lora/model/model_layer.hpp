@@ -25,8 +25,8 @@
 
 namespace lora {
 
-/// What merging and the modes of a layer are at a time: whether it trains, and which adapters are merged, by their ids in
-/// the order of merging.
+/// What merging and the modes of a layer are at a time: whether it trains, and which adapters are merged, by their ids
+/// in the order of merging.
 struct LayerMode {
   bool training = true;
   std::vector<std::uint64_t> merged;
@@ -59,8 +59,8 @@ class ModelLayer {
   /// Scalars that train now.
   [[nodiscard]] virtual Index trainable_size() const noexcept = 0;
 
-  /// The configuration this layer needs for an adapter that has `file_rank` in a file, and that `config` describes as the
-  /// file does or as the layer does.
+  /// The configuration this layer needs for an adapter that has `file_rank` in a file, and that `config` describes as
+  /// the file does or as the layer does.
   [[nodiscard]] virtual LoraConfig config_of_file(const LoraConfig& config, Index file_rank) const = 0;
   /// @throws ConfigError, StateError where the layer would refuse an adapter of this configuration.
   virtual void check_adapter(std::string_view operation, const LoraConfig& config) const = 0;
@@ -96,8 +96,8 @@ class ModelLayer {
   [[nodiscard]] virtual bool merged() const noexcept = 0;
   /// A copy. @throws std::bad_alloc
   [[nodiscard]] virtual LayerMode mode() const = 0;
-  /// Back to an earlier mode, with the adapters and factors of then. Allocates only where an adapter was taken out since;
-  /// without memory for it that one stays unmerged.
+  /// Back to an earlier mode, with the adapters and factors of then. Allocates only where an adapter was taken out
+  /// since; without memory for it that one stays unmerged.
   virtual void restore(const LayerMode& former) noexcept = 0;
   virtual void train() = 0;
   virtual void eval() = 0;
@@ -358,9 +358,8 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
         throw ConfigError(operation, "lora_bias", "zeros outside the enabled projections", "other numbers");
       }
       constexpr double tolerance = 0.01;  // files of 16-bit numbers round the norms
-      if (weights.magnitude.size() > 0 &&
-          !(std::abs(static_cast<double>(weights.magnitude[j] - base_norm(j))) <=
-            tolerance * static_cast<double>(base_norm(j)))) {
+      if (weights.magnitude.size() > 0 && !(std::abs(static_cast<double>(weights.magnitude[j] - base_norm(j))) <=
+                                            tolerance * static_cast<double>(base_norm(j)))) {
         throw ConfigError(operation, "magnitude", "the norms of W0 outside the enabled projections", "other numbers");
       }
     }

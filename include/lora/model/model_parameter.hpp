@@ -12,8 +12,8 @@
 
 namespace lora {
 
-/// A reference to a Trainable with its name, the shape it has in files, and whether it trains. The Trainable outlives it
-/// and does not move. An adapter that trains it has values, gradient and moments of its own, which stand in the
+/// A reference to a Trainable with its name, the shape it has in files, and whether it trains. The Trainable outlives
+/// it and does not move. An adapter that trains it has values, gradient and moments of its own, which stand in the
 /// Trainable while the adapter is active.
 template <RealScalar Scalar>
 class ModelParameter {
