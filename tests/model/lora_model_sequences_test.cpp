@@ -302,18 +302,19 @@ class Sequence {
              activate(rest);
              adapters_.erase(name);
              for (auto& [layer_name, layer] : layers_) layer.adapters.erase(name);
-             rows_.reset();
+             if (rows_) std::replace(rows_->begin(), rows_->end(), name, std::string("__base__"));
            });
     return "delete " + name;
   }
 
   // What is merged in a layer once `names` are, too; nothing where it cannot be.
-  [[nodiscard]] static std::optional<Names> merging(const Layer& layer, const Names& names) {
+  [[nodiscard]] std::optional<Names> merging(const Layer& layer, const Names& names) const {
     Names result = layer.merged;
     for (const std::string& name : names) {
       if (layer.adapters.contains(name) && !contains(result, name)) result.push_back(name);
     }
     if (result.size() == layer.merged.size()) return result;
+    if (!enabled_) return std::nullopt;
     const auto dora = [&](const std::string& name) { return layer.adapters.at(name).config.use_dora; };
     if (std::count_if(result.begin(), result.end(), dora) > 1) return std::nullopt;
     std::stable_partition(result.begin(), result.end(), dora);
@@ -335,7 +336,7 @@ class Sequence {
   }
   std::string merge_active() {
     const auto after = all_merging(active_);
-    expect(enabled_ && after ? "none" : "state", [&] { model_.merge(); }, [&] { layers_ = *after; });
+    expect(after ? "none" : "state", [&] { model_.merge(); }, [&] { layers_ = *after; });
     return "merge the active";
   }
   std::string unmerge(const Names& names) {
@@ -481,7 +482,7 @@ class Sequence {
   }
   std::string merge_and_unload() {
     const auto after = all_merging(active_);
-    const bool works = enabled_ && !active_.empty() && after;
+    const bool works = !active_.empty() && after;
     std::map<std::string, Matrix<double>> weights;
     std::map<std::string, RowVector<double>> biases;
     for (auto& [name, layer] : layers_) {
