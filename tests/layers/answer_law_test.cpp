@@ -144,7 +144,8 @@ TEST_P(Answers, BothFormsOfAPassGiveTheSameBits) {
 }
 
 // Central differences of <dY, Y>, which is linear in every single parameter and input: only rounding differs, of a
-// difference of sums of the size |<dY, Y>|, over the step. Norms of DoRA count as constants, so that A and B are left out.
+// difference of sums of the size |<dY, Y>|, over the step. Norms of DoRA count as constants, so that A and B are left
+// out.
 TEST_P(Answers, GradientsAreFiniteDifferences) {
   const LayerCase& c = layer_case();
   if (c.epsilon > 1e-10) GTEST_SKIP() << "in double";

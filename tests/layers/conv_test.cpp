@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <string>
 #include <thread>
+#include <unsupported/Eigen/CXX11/Tensor>
 #include <vector>
 
 #include "lora/layers/tensor.hpp"
@@ -138,10 +139,15 @@ namespace lora::testing {
 
 std::vector<CasePointer> conv_cases() {
   using conv_test::Case;
-  const ConvGeometry<1> line{.in_channels = 3, .out_channels = 5, .kernel = {3}, .stride = {2}, .padding = {2},
-                             .dilation = {2}};
-  const ConvGeometry<2> grouped{.in_channels = 4, .out_channels = 6, .kernel = {3, 2}, .stride = {1, 2},
-                                .padding = {1, 0}, .dilation = {1, 2}, .groups = 2};
+  const ConvGeometry<1> line{
+      .in_channels = 3, .out_channels = 5, .kernel = {3}, .stride = {2}, .padding = {2}, .dilation = {2}};
+  const ConvGeometry<2> grouped{.in_channels = 4,
+                                .out_channels = 6,
+                                .kernel = {3, 2},
+                                .stride = {1, 2},
+                                .padding = {1, 0},
+                                .dilation = {1, 2},
+                                .groups = 2};
   const ConvGeometry<2> plain{.in_channels = 3, .out_channels = 18, .kernel = {2, 3}, .padding = {0, 1}};
   return {std::make_shared<Case<MatrixWeight<float>, 1>>("Conv1dMatrixFloat", line, ImageExtents<1>{11}),
           std::make_shared<Case<DenseWeight<double>, 1>>("Conv1dDenseNoBiasDouble", line, ImageExtents<1>{11}, false),
@@ -192,7 +198,8 @@ TEST(Conv, MatricesAndTensorsOfImagesGiveTheSameBits) {
   EXPECT_TRUE(same_bits(rows_of(answer), y));
   EXPECT_TRUE(same_bits(layer.infer(testing::ColumnMajor<float>(x), {4, 5}), y));
   EXPECT_TRUE(same_bits(layer.infer(x.middleRows(1, 1), {4, 5}), y.row(1)));
-  EXPECT_TRUE(same_bits(rows_of(layer.infer(images, testing::Names{"default", "__base__", "default"})).row(0), y.row(0)));
+  EXPECT_TRUE(
+      same_bits(rows_of(layer.infer(images, testing::Names{"default", "__base__", "default"})).row(0), y.row(0)));
 
   const Matrix<float> trained = layer.forward(x, {4, 5});
   const auto dy = random_matrix<float>(3, 36, 8);
@@ -214,15 +221,20 @@ TEST(Conv, AKernelOfOneIsALinearLayerAtEveryPosition) {
   const Eigen::Map<const Matrix<float>> pixels(x.data(), 3, 6);
   const Matrix<double> expected = whole * pixels.cast<double>();
   const Eigen::Map<const Matrix<float>> got(y.data(), 4, 6);
-  EXPECT_LE((got.cast<double>() - expected).norm(), 8 * std::numeric_limits<float>::epsilon() * whole.norm() * x.norm());
+  EXPECT_LE((got.cast<double>() - expected).norm(),
+            8 * std::numeric_limits<float>::epsilon() * whole.norm() * x.norm());
 }
 
 TEST(Conv, ErrorsNameCallArgumentAndShapes) {
   auto layer = small_layer();
   const auto shape_error = [](const auto& body) { return message_of<ShapeError>(body); };
-  EXPECT_EQ(shape_error([&] { static_cast<void>(layer.infer(Matrix<float>(3, 39), {4, 5})); }),
+  EXPECT_EQ(shape_error([&] {
+              static_cast<void>(layer.infer(Matrix<float>(3, 39), {4, 5}));
+            }),
             "LoraConv::infer: x: expected N x 40, got 3 x 39");
-  EXPECT_EQ(shape_error([&] { static_cast<void>(layer.infer(Matrix<float>(3, 8), {4, 1})); }),
+  EXPECT_EQ(shape_error([&] {
+              static_cast<void>(layer.infer(Matrix<float>(3, 8), {4, 1}));
+            }),
             "LoraConv::infer: extents: expected at least 3 x 3, which the kernel spans, got 4 x 1, padded to 6 x 1");
   Tensor wrong(3, 1, 4, 5);
   EXPECT_EQ(shape_error([&] { static_cast<void>(layer.infer(wrong)); }),
@@ -233,7 +245,8 @@ TEST(Conv, ErrorsNameCallArgumentAndShapes) {
   EXPECT_EQ(shape_error([&] { layer.infer(x, y, workspace); }),
             "LoraConv::infer: y: expected 3 x 3 x 4 x 3, got 3 x 3 x 4 x 4");
   layer.forward(x);
-  EXPECT_EQ(shape_error([&] { layer.backward(y); }), "LoraConv::backward: dy: expected 3 x 3 x 4 x 3, got 3 x 3 x 4 x 4");
+  EXPECT_EQ(shape_error([&] { layer.backward(y); }),
+            "LoraConv::backward: dy: expected 3 x 3 x 4 x 3, got 3 x 3 x 4 x 4");
   EXPECT_EQ(shape_error([&] { Layer(Matrix<float>(3, 17), geometry, LoraConfig{}, 1); }),
             "LoraConv: weight: expected 3 x 18, got 3 x 17");
   EXPECT_EQ(shape_error([&] { Layer(Matrix<float>(3, 18), RowVector<float>(4), geometry, LoraConfig{}, 1); }),

@@ -54,7 +54,8 @@ class Case final : public LayerCase {
   [[nodiscard]] Rows inputs(Index samples, std::uint64_t seed) const override {
     if (projects) return random(samples, dimensions, seed);
     Rows x(samples, 1);  // some ids twice, the padding among them
-    for (Index i = 0; i < samples; ++i) x(i, 0) = static_cast<double>((i * i + 3 * i + 1 + static_cast<Index>(seed)) % ids);
+    for (Index i = 0; i < samples; ++i)
+      x(i, 0) = static_cast<double>((i * i + 3 * i + 1 + static_cast<Index>(seed)) % ids);
     if (padding_idx_.has_value() && samples > 0) x(samples - 1, 0) = static_cast<double>(*padding_idx_);
     return x;
   }
@@ -183,7 +184,9 @@ TEST(Embedding, ErrorsNameCallArgumentAndShapes) {
   auto gradients = layer.make_gradients();
   Matrix<float> y(2, 5), logits(2, 9), x(2, 5);
   const auto shape_error = [](const auto& body) { return message_of<ShapeError>(body); };
-  EXPECT_EQ(shape_error([&] { static_cast<void>(layer.infer(std::vector<int>{1, 9})); }),
+  EXPECT_EQ(shape_error([&] {
+              static_cast<void>(layer.infer(std::vector<int>{1, 9}));
+            }),
             "LoraEmbedding::infer: ids[1]: expected an id from 0 to 8, got 9");
   EXPECT_EQ(shape_error([&] { layer.infer(std::vector<int>{1}, y, workspace); }),
             "LoraEmbedding::infer: y: expected 1 x 5, got 2 x 5");

@@ -101,9 +101,16 @@ struct Snapshot {
   Rows weight, base_weight, bias, answer;
 
   Snapshot(const AnyLayer& layer, const Rows& x)
-      : names(layer.names()), active(layer.active()), merged(layer.merged_adapters()), training(layer.training()),
-        enabled(layer.enabled()), dropout_step(layer.dropout_step()), weight(layer.weight()),
-        base_weight(layer.base_weight()), bias(layer.bias()), answer(layer.infer(x)) {
+      : names(layer.names()),
+        active(layer.active()),
+        merged(layer.merged_adapters()),
+        training(layer.training()),
+        enabled(layer.enabled()),
+        dropout_step(layer.dropout_step()),
+        weight(layer.weight()),
+        base_weight(layer.base_weight()),
+        bias(layer.bias()),
+        answer(layer.infer(x)) {
     for (const std::string& name : names) adapters.push_back(layer.values(name));
   }
   void expect_same(const Snapshot& now, long n) const {
@@ -184,9 +191,8 @@ TEST_P(OutOfMemory, ChangesNothing) {
     EXPECT_TRUE(layer->names().empty());
   }
   layer = layer_with(c, adapters);
-  changes("reset", [&] {
-    layer->reset({.rank = c.rank, .fan_in_fan_out = c.name.find("Transposed") != std::string::npos}, 1);
-  });
+  changes("reset",
+          [&] { layer->reset({.rank = c.rank, .fan_in_fan_out = c.name.find("Transposed") != std::string::npos}, 1); });
 }
 
 // Where an adapter that stays was merged above one that goes, memory may run out half-way: then what is merged is what
@@ -241,11 +247,12 @@ TEST_P(OutOfMemory, InAPassAddsNothingAndLeavesATapeThatIsRefused) {
   for (const bool remembered : {false, true}) {
     const auto pass = layer->pass(x);
     pass->set_dy(c.output_gradient(samples, 4));
-    fail_each_allocation("forward", [&] { remembered ? pass->remembered_forward() : pass->forward(); },
-                         [&](long n) {
-                           before.expect_same(Snapshot(*layer, x), n);
-                           EXPECT_THROW(remembered ? pass->remembered_backward() : pass->backward(), StateError) << n;
-                         });
+    fail_each_allocation(
+        "forward", [&] { remembered ? pass->remembered_forward() : pass->forward(); },
+        [&](long n) {
+          before.expect_same(Snapshot(*layer, x), n);
+          EXPECT_THROW(remembered ? pass->remembered_backward() : pass->backward(), StateError) << n;
+        });
     const auto untouched = [&](long n) {
       for (std::size_t i = 0; i < 5; ++i) {
         const GradientValues g = remembered ? layer->gradients(layer->active()[i]) : pass->gradients()[i];
@@ -261,13 +268,14 @@ TEST_P(OutOfMemory, InAPassAddsNothingAndLeavesATapeThatIsRefused) {
     twin->backward();
     layer->zero_grad();
     // A backward pass that fails may have added a part; the tape stays good.
-    fail_each_allocation("backward",
-                         [&] {
-                           pass->renew_gradients();
-                           layer->zero_grad();
-                           remembered ? pass->remembered_backward() : pass->backward();
-                         },
-                         [](long) {});
+    fail_each_allocation(
+        "backward",
+        [&] {
+          pass->renew_gradients();
+          layer->zero_grad();
+          remembered ? pass->remembered_backward() : pass->backward();
+        },
+        [](long) {});
     const GradientValues g = remembered ? layer->gradients("first") : pass->gradients()[0];
     EXPECT_TRUE(same_bits(g.A, twin->gradients()[0].A));
     EXPECT_TRUE(same_bits(pass->dx(), twin->dx()));

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <string>
 #include <thread>
+#include <unsupported/Eigen/CXX11/Tensor>
 #include <vector>
 
 #include "lora/layers/merged_linear.hpp"
@@ -95,8 +96,9 @@ class Case final : public LinearLayerCase {
     const bool bare = bias.size() == 0;
     if constexpr (stacked) {
       const std::vector<bool> enabled = {true, false, true};
-      return wrap(bare ? Layer(std::move(weight), enabled, own, seed) : Layer(std::move(weight), bias, enabled, own, seed),
-                  memory);
+      return wrap(
+          bare ? Layer(std::move(weight), enabled, own, seed) : Layer(std::move(weight), bias, enabled, own, seed),
+          memory);
     } else {
       return wrap(bare ? Layer(std::move(weight), own, seed) : Layer(std::move(weight), bias, own, seed), memory);
     }
@@ -168,9 +170,7 @@ TEST(LinearLayer, ABiasIsAnyVectorOfNumbers) {
   EXPECT_TRUE(same_bits(LoraLinear<float>(w, fixed, config, 1).infer(x), expected));
   EXPECT_TRUE(same_bits(LoraLinear<float>(w, column.transpose(), config, 1).infer(x), expected));
   EXPECT_TRUE(same_bits(LoraLinear<float>(PackedWeight<float>(view_of(w)), bias, config, 1).infer(x), expected));
-  EXPECT_EQ(message_of<ShapeError>([&] {
-              LoraLinear<float>(w, std::vector<float>(5), config, 1);
-            }),
+  EXPECT_EQ(message_of<ShapeError>([&] { LoraLinear<float>(w, std::vector<float>(5), config, 1); }),
             "LoraLinear: bias: expected 6 elements, got 5");
 }
 
@@ -265,7 +265,9 @@ TEST(LinearLayer, ErrorsNameCallArgumentAndShapes) {
               layer.infer(x, low, workspace);
             }),
             "LoraLinear::infer: y: expected 3 x 6, got 2 x 6");
-  EXPECT_EQ(shape_error([&] { layer.infer(x, std::vector<int>{0, 0}, y, workspace); }),
+  EXPECT_EQ(shape_error([&] {
+              layer.infer(x, std::vector<int>{0, 0}, y, workspace);
+            }),
             "LoraLinear::infer: choices: expected 3 elements, one a row, got 2");
   layer.forward(x, tape, y, workspace);
   EXPECT_EQ(shape_error([&] { layer.backward(x, tape, Matrix<float>(3, 5), gradients, workspace); }),
@@ -290,9 +292,12 @@ TEST(LinearLayer, ErrorsNameCallArgumentAndShapes) {
             "LoraLinear::set_adapters: adapter: expected one of \"default\", got \"other\"");
   EXPECT_EQ(message_of<ConfigError>([&] { LoraLinear<float>(random_matrix<float>(6, 4, 1), {.rank = -2}, 1); }),
             "LoraLinear: rank: expected 0 or more, got -2");
-  EXPECT_EQ(message_of<ConfigError>([&] { layer.add_adapter("a.b", {}, 1); }),
-            "LoraLinear::add_adapter: name: expected a name without dots other than \"\" and \"__base__\", got \"a.b\"");
-  EXPECT_EQ(message_of<ConfigError>([&] { layer.infer(x, std::vector<int>{0, 1, 0}, y, workspace); }),
+  EXPECT_EQ(
+      message_of<ConfigError>([&] { layer.add_adapter("a.b", {}, 1); }),
+      "LoraLinear::add_adapter: name: expected a name without dots other than \"\" and \"__base__\", got \"a.b\"");
+  EXPECT_EQ(message_of<ConfigError>([&] {
+              layer.infer(x, std::vector<int>{0, 1, 0}, y, workspace);
+            }),
             "LoraLinear::infer: choices: expected positions from -1 to 0, got 1");
 }
 
@@ -309,11 +314,15 @@ TEST(LinearLayer, NamesOfParametersAreThoseOfPeft) {
 
 TEST(StackedLinear, WantsProjectionsThatDivideTheOutputs) {
   const auto w = random_matrix<float>(6, 4, 1);
-  EXPECT_EQ(message_of<ConfigError>([&] { MergedLinear<float>(w, {true, false, true, true}, LoraConfig{}, 1); }),
+  EXPECT_EQ(message_of<ConfigError>([&] {
+              MergedLinear<float>(w, {true, false, true, true}, LoraConfig{}, 1);
+            }),
             "MergedLinear: enable_lora: expected a number of projections that divides out_features, 6, got 4");
   EXPECT_EQ(message_of<ConfigError>([&] { MergedLinear<float>(w, {}, LoraConfig{}, 1); }),
             "MergedLinear: enable_lora: expected one entry for each projection, got none");
-  EXPECT_EQ(message_of<ConfigError>([&] { MergedLinear<float>(w, {false, false}, LoraConfig{}, 1); }),
+  EXPECT_EQ(message_of<ConfigError>([&] {
+              MergedLinear<float>(w, {false, false}, LoraConfig{}, 1);
+            }),
             "MergedLinear::add_adapter: enable_lora: expected at least one enabled projection with rank 1 or more, got "
             "none");
   EXPECT_THROW(MergedLinear<float>(w, {true, false}, {.init_lora_weights = InitLoraWeights::pissa}, 1), ConfigError);

@@ -141,7 +141,8 @@ TEST_P(Merging, ASumThatIsNotFiniteChangesNothing) {
       layer->merge({"first", "third"});
       ADD_FAILURE() << "merged " << bad;
     } catch (const StateError& error) {
-      EXPECT_NE(std::string(error.what()).find(c.layer_name + "::merge of \"third\""), std::string::npos) << error.what();
+      EXPECT_NE(std::string(error.what()).find(c.layer_name + "::merge of \"third\""), std::string::npos)
+          << error.what();
     }
     EXPECT_TRUE(same_bits(layer->weight(), before)) << bad;
     EXPECT_EQ(layer->merged_adapters(), (Names{"second"}));

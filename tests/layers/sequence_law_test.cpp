@@ -44,7 +44,9 @@ struct Model {
     merged = all;
     return true;
   }
-  void unmerge(const Names& gone) { std::erase_if(merged, [&](const auto& n) { return holds(gone, n); }); }
+  void unmerge(const Names& gone) {
+    std::erase_if(merged, [&](const auto& n) { return holds(gone, n); });
+  }
   bool eval() {
     Names merging;
     for (const std::string& name : working()) {
@@ -151,58 +153,69 @@ class Walk {
     const auto text = [](const Names& names) { return ::testing::PrintToString(names); };
     switch (below(14)) {
       case 0:
-        return both("train", [&] { layer_->train(); }, [](Model& m) { return m.train(), true; });
+        return both(
+            "train", [&] { layer_->train(); }, [](Model& m) { return m.train(), true; });
       case 1:
-        return both("eval", [&] { layer_->eval(); }, [](Model& m) { return m.eval(); });
+        return both(
+            "eval", [&] { layer_->eval(); }, [](Model& m) { return m.eval(); });
       case 2:
-        return both("merge", [&] { layer_->merge(); }, [](Model& m) { return m.merge(m.active); });
+        return both(
+            "merge", [&] { layer_->merge(); }, [](Model& m) { return m.merge(m.active); });
       case 3: {
         const Names names = some();
-        return both("merge " + text(names), [&] { layer_->merge(names); }, [&](Model& m) { return m.merge(names); });
+        return both(
+            "merge " + text(names), [&] { layer_->merge(names); }, [&](Model& m) { return m.merge(names); });
       }
       case 4:
-        return both("unmerge", [&] { layer_->unmerge(); }, [](Model& m) { return m.merged.clear(), true; });
+        return both(
+            "unmerge", [&] { layer_->unmerge(); }, [](Model& m) { return m.merged.clear(), true; });
       case 5: {
         const Names names = some();
-        return both("unmerge " + text(names), [&] { layer_->unmerge(names); },
-                    [&](Model& m) { return m.unmerge(names), true; });
+        return both(
+            "unmerge " + text(names), [&] { layer_->unmerge(names); },
+            [&](Model& m) { return m.unmerge(names), true; });
       }
       case 6:
       case 7: {
         Names names = some();
         if (below(6) == 0) names.push_back("nobody");
-        return both("set_adapters " + text(names), [&] { layer_->set_adapters(names); },
-                    [&](Model& m) { return m.set_adapters(names); });
+        return both(
+            "set_adapters " + text(names), [&] { layer_->set_adapters(names); },
+            [&](Model& m) { return m.set_adapters(names); });
       }
       case 8:
-        return both("disable", [&] { layer_->disable(); },
-                    [](Model& m) { return m.enabled = false, m.merged.clear(), true; });
+        return both(
+            "disable", [&] { layer_->disable(); }, [](Model& m) { return m.enabled = false, m.merged.clear(), true; });
       case 9:
-        return both("enable", [&] { layer_->enable(); }, [](Model& m) { return m.enabled = true; });
+        return both(
+            "enable", [&] { layer_->enable(); }, [](Model& m) { return m.enabled = true; });
       case 10:
       case 11: {
         const auto& [name, config] = any();
-        return both("add " + name,
-                    [&] {
-                      layer_->add(name, config, 3 + random_() % 5);
-                      disturb(case_, *layer_, name, random_() % 9);
-                    },
-                    [&](Model& m) { return m.add(name, config); });
+        return both(
+            "add " + name,
+            [&] {
+              layer_->add(name, config, 3 + random_() % 5);
+              disturb(case_, *layer_, name, random_() % 9);
+            },
+            [&](Model& m) { return m.add(name, config); });
       }
       case 12: {
         const std::string name = any().name;
-        return both("erase " + name, [&] { layer_->erase(name); }, [&](Model& m) { return m.erase(name); });
+        return both(
+            "erase " + name, [&] { layer_->erase(name); }, [&](Model& m) { return m.erase(name); });
       }
       default:
-        return both("forward and backward",
-                    [&] {
-                      pass_->remembered_forward();
-                      if (model_.training) pass_->remembered_backward();
-                    },
-                    [](Model& m) {
-                      Names unused;
-                      return m.training ? m.merged.empty() : m.answering(unused);
-                    });
+        return both(
+            "forward and backward",
+            [&] {
+              pass_->remembered_forward();
+              if (model_.training) pass_->remembered_backward();
+            },
+            [](Model& m) {
+              Names unused;
+              return m.training ? m.merged.empty() : m.answering(unused);
+            });
     }
   }
 

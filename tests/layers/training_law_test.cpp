@@ -42,7 +42,8 @@ TEST_P(Dropout, EveryPassOfTrainingDrawsTheNextMask) {
   for (std::uint64_t step = 0; step < 4; ++step) {
     layer->zero_grad();
     pass->remembered_forward();
-    const auto formula = expected(c, adapters, x, c.output_gradient(samples, 4), masks_of(c, adapters, samples, {step, 0}));
+    const auto formula =
+        expected(c, adapters, x, c.output_gradient(samples, 4), masks_of(c, adapters, samples, {step, 0}));
     formula.check_y(pass->y());
     pass->remembered_backward();
     if (c.has_dx) formula.check_dx(pass->dx());
