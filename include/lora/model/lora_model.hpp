@@ -148,7 +148,8 @@ class LoraModel {
     activate(prepare_active(operation, adapters));
   }
 
-  /// Removes an adapter; if it was the only active one, none is active afterwards. Rows choose no adapters any more.
+  /// Removes an adapter; if it was the only active one, none is active afterwards. Rows that chose it are answered by the
+  /// frozen model, others keep their choice.
   /// @throws ConfigError for an unknown name, StateError while the model is merged; std::bad_alloc
   void delete_adapter(const std::string& adapter) {
     constexpr std::string_view operation = "LoraModel::delete_adapter";
@@ -163,7 +164,6 @@ class LoraModel {
       layers_[i].second->erase_adapter(found->first);
       layers_[i].second->set_active(positions[i]);
     }
-    clear_row_adapters();
     adapters_.erase(found);
   }
 
@@ -265,10 +265,7 @@ class LoraModel {
   /// @throws as merge()
   void eval() { train(false); }
   /// Merges the active adapters in every layer. @throws StateError, also while adapters are disabled; std::bad_alloc
-  void merge() {
-    require_enabled("LoraModel::merge");
-    merge(active_);
-  }
+  void merge() { merge(active_); }
   /// Merges these adapters, active or not, beside what is merged already. @throws also ConfigError
   void merge(const std::vector<std::string>& adapters) {
     require_distinct("LoraModel::merge", adapters);
@@ -291,9 +288,7 @@ class LoraModel {
   /// is gone afterwards. Modules to save keep their trained values. @throws as merge(); StateError without an active
   /// adapter
   void merge_and_unload() {
-    constexpr std::string_view operation = "LoraModel::merge_and_unload";
-    if (active_.empty()) throw StateError(operation, "model", "an active adapter", "none");
-    require_enabled(operation);
+    if (active_.empty()) throw StateError("LoraModel::merge_and_unload", "model", "an active adapter", "none");
     std::vector<RowVector<Scalar>> biases;
     for (const auto& [name, layer] : layers_) biases.push_back(layer->answer_bias());
     merge();
@@ -307,8 +302,10 @@ class LoraModel {
   /// Takes the model's adapters away: layers and modules to save are what they were before the first injection, bit for
   /// bit. The registered parameters stay frozen.
   void unload() noexcept {
-    if (adapters_.empty()) return;
-    unmerge();
+    if (!adapters_.empty()) {
+      unmerge();
+      clear_row_adapters();
+    }
     for (auto& [name, adapter] : adapters_) {
       if (adapter.active) exchange(adapter);
       for (auto& [layer_name, layer] : layers_) layer->erase_adapter(name);
@@ -368,11 +365,6 @@ class LoraModel {
   void require_unmerged(std::string_view operation) const {
     if (merged())
       throw StateError(operation, "model", "unmerged layers (call train() or unmerge() first)", "merged ones");
-  }
-  void require_enabled(std::string_view operation) const {
-    const auto enabled = [](const auto& entry) { return entry.second->adapters_enabled(); };
-    if (std::all_of(layers_.begin(), layers_.end(), enabled)) return;
-    throw StateError(operation, "model", "enabled adapters", "disabled ones");
   }
   void require_distinct(std::string_view operation, const std::vector<std::string>& adapters) const {
     for (std::size_t i = 0; i < adapters.size(); ++i) {

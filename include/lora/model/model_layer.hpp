@@ -77,7 +77,6 @@ class ModelLayer {
   /// Makes these the active adapters while nothing is merged.
   virtual void set_active(const std::vector<Index>& positions) noexcept = 0;
   virtual void enable_adapters(bool enabled) noexcept = 0;
-  [[nodiscard]] virtual bool adapters_enabled() const noexcept = 0;
   /// @throws ConfigError; StateError while merged
   virtual void check_scale(std::string_view operation, std::string_view name, double factor) const = 0;
   virtual void set_scale(std::string_view operation, std::string_view name, double factor) = 0;
@@ -189,7 +188,7 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
   void erase_adapter(std::string_view name) noexcept override {
     const Index found = layer_.adapters_.find(name);
     if (found < 0) return;
-    layer_.adapters_.erase(found);
+    layer_.erase(found);
     layer_.changed();
   }
   [[nodiscard]] const Adapter* find_adapter(std::string_view name) const noexcept override {
@@ -205,7 +204,6 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
   }
   void set_active(const std::vector<Index>& positions) noexcept override { layer_.set_active(positions); }
   void enable_adapters(bool enabled) noexcept override { layer_.enable(enabled); }
-  [[nodiscard]] bool adapters_enabled() const noexcept override { return layer_.adapters_enabled(); }
   void check_scale(std::string_view operation, std::string_view name, double factor) const override {
     const Adapter* const adapter = find_adapter(name);
     if (adapter == nullptr) return;
@@ -298,7 +296,6 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
   [[nodiscard]] RowVector<Scalar> answer_bias() const override { return layer_.answer_bias(); }
   void keep_merged(RowVector<Scalar>& bias) noexcept override { layer_.keep_merged(bias); }
   void reset() noexcept override {
-    layer_.row_choices_.clear();
     if (layer_.adapters_.size() == 0) layer_.forget_adapters();
   }
 
