@@ -1,6 +1,7 @@
 // LoraLinear: a frozen linear layer with trainable low-rank adapters.
 #pragma once
 
+#include <concepts>
 #include <cstdint>
 #include <span>
 #include <type_traits>
@@ -67,7 +68,7 @@ class LoraLinear : public AdaptedLayer<LoraLinear<Scalar, Weight>, LinearKind<Sc
 
   /// What is missing in a call that forgets the seed.
   template <class W, class... Others>
-    requires(sizeof...(Others) == 1 || sizeof...(Others) == 2)
+    requires((sizeof...(Others) == 1 || sizeof...(Others) == 2) && !(std::convertible_to<Others, std::uint64_t> || ...))
   LoraLinear(const Eigen::DenseBase<W>& /*w0*/, const Others&... /*others*/) {
     static_assert(sizeof(W) == 0, "lora: LoraLinear wants (W0, config, seed) or (W0, bias, config, seed)");
   }
