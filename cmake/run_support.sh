@@ -8,7 +8,8 @@ die() {
   exit 1
 }
 
-jobs() { nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1; }
+# As many as there are cores, or as LORA_JOBS says.
+jobs() { echo "${LORA_JOBS:-}" | grep . || nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1; }
 
 # A tool counts as present wherever it comes from, a library when its package is installed.
 has_package() {

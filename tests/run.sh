@@ -5,13 +5,15 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 usage() {
   cat <<TXT
-usage: tests/run.sh [--strict] [FILTER]
+usage: tests/run.sh [--strict] [--jobs N] [FOLDER | FILTER]
        tests/run.sh --conformance DIR...
 
-Installs what is missing (Debian packages), builds in build/, and runs all tests, or those whose names match the
-regular expression FILTER.
+Installs what is missing (Debian packages), builds in build/, and runs all tests; those of one folder below tests/,
+which alone is built then (headers: every header alone); or those whose names match the regular expression FILTER.
 
   --strict              every compiler warning is an error
+  --jobs N              compilers and tests at a time; as many as there are cores without it
+  --filter FILTER       the same as FILTER, for one that is also the name of a folder, or together with FOLDER
   --conformance DIR...  run the conformance program on these folders instead
   --help                this text
 TXT
@@ -19,22 +21,42 @@ TXT
 
 warnings_as_errors=OFF
 filter=
-folders=()
+folder=
+conformance=()
 while [ $# -gt 0 ]; do
   case $1 in
     --help | -h) usage && exit ;;
     --strict) warnings_as_errors=ON ;;
+    --jobs | --filter)
+      [ $# -gt 1 ] || die "$1: expected a value"
+      if [ "$1" = --filter ]; then
+        filter=$2
+      else
+        [[ $2 =~ ^[1-9][0-9]*$ ]] || die "--jobs: expected a number of at least 1, got '$2'"
+        LORA_JOBS=$2
+      fi
+      shift
+      ;;
+    --jobs=* | --filter=*)
+      set -- "${1%%=*}" "${1#*=}" "${@:2}"
+      continue
+      ;;
     --conformance)
       shift
       [ $# -gt 0 ] || die "--conformance: expected at least one folder"
-      for folder; do
-        [ -d "$folder" ] || die "--conformance: no folder '$folder'"
-        folders+=("$folder")
+      for argument; do
+        [ -d "$argument" ] || die "--conformance: no folder '$argument'"
+        conformance+=("$argument")
       done
       break
       ;;
     -*) die "unknown option '$1' (see --help)" ;;
-    *) [ -z "$filter" ] && filter=$1 || die "more than one filter: '$1'" ;;
+    *)
+      [ -z "$folder$filter" ] || die "more than one folder or filter: '$1'"
+      name=${1#tests/}
+      name=${name%/}
+      if [ "$name" = headers ] || [[ $name =~ ^[A-Za-z0-9_]+$ && -d $root/tests/$name ]]; then folder=$name; else filter=$1; fi
+      ;;
   esac
   shift
 done
@@ -42,18 +64,26 @@ done
 install_packages "${packages_tests[@]}"
 configure_part TESTS -D LORA_WARNINGS_AS_ERRORS=$warnings_as_errors
 
-if [ ${#folders[@]} -gt 0 ]; then
+if [ ${#conformance[@]} -gt 0 ]; then
   compgen -G "$root/tests/conformance/*.cpp" >/dev/null || die "this tree has no conformance program"
   build_target conformance
-  exec "$root/build/bin/conformance" "${folders[@]}"
+  exec "$root/build/bin/conformance" "${conformance[@]}"
 fi
 
-build_target lora_tests
-"$root/examples/sentence_encoder/fetch_model.sh" >/dev/null ||
-  say "Going on without the sentence encoder's weights: the tests that need them are skipped"
+if [ -n "$folder" ]; then
+  cmake --build "$root/build" --target help | grep -qE "(^|[ .])lora_${folder}_tests(:|$| )" ||
+    die "tests/$folder has no tests of its own"
+fi
+say "Building"
+build_target "lora_${folder:+${folder}_}tests"
+if [ -z "$folder" ] || [ "$folder" = sentence_encoder ]; then
+  "$root/examples/sentence_encoder/fetch_model.sh" >/dev/null ||
+    say "Going on without the sentence encoder's weights: the tests that need them are skipped"
+fi
+say "Running"
 status=0
 ctest --test-dir "$root/build" --output-on-failure --no-tests=error --timeout 600 -j "$(jobs)" \
-  ${filter:+--tests-regex "$filter"} | tee "$root/build/tests.log" || status=$?
+  ${folder:+--label-regex "^$folder\$"} ${filter:+--tests-regex "$filter"} | tee "$root/build/tests.log" || status=$?
 # ctest lists skipped and failed tests after its summary; the summary comes once more as the last line.
 grep 'tests passed' "$root/build/tests.log" || true
 exit $status

@@ -50,9 +50,9 @@ void expect_product(Isa isa, Index rows, Index width, Index columns, Index depth
   product.rows = rows;
   product.width = width;
   product.columns = columns;
-  product.terms = {left.input().data, left.input().row_stride, left.input().col_stride, right.input().data, width, depth};
+  product.terms = {left.input().data, left.input().row_stride, left.input().col_stride, right.input().data, depth};
   product.extra = {more_left.input().data, more_left.input().row_stride, more_left.input().col_stride,
-                   more_right.input().data, width, extra};
+                   more_right.input().data, extra};
   product.initial = initial.input().data;
   product.accumulate = accumulate;
   product.out = out.view().data;
@@ -99,8 +99,8 @@ TYPED_TEST(TileTest, PanelsAtATimeGiveTheBitsOfOneAfterTheOther) {
           product.columns = width;
           product.panels = panels;
           product.terms = {left.input().data,  left.input().row_stride, left.input().col_stride,
-                           right.input().data, width,                   depth};
-          product.extra = {more_left.input().data, 3, 1, more_right.input().data, panels * width, 3};
+                           right.input().data, depth};
+          product.extra = {more_left.input().data, 3, 1, more_right.input().data, 3, panels * width};
           product.initial = start == 1 ? initial.input().data : nullptr;
           product.accumulate = start == 2;
           product.out = together.view().data;

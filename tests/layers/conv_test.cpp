@@ -1,323 +1,298 @@
-// LoraConv against the dense formula over dimensions, geometries and options; its laws.
+// Convolutions: their cases for the laws, and what is theirs alone.
 #include "lora/layers/conv.hpp"
 
-#include <algorithm>
-#include <cmath>
 #include <gtest/gtest.h>
 #include <string>
+#include <thread>
+#include <unsupported/Eigen/CXX11/Tensor>
 #include <vector>
 
+#include "lora/layers/tensor.hpp"
+#include "lora/weight/dense.hpp"
+#include "lora/weight/packed.hpp"
 #include "support/bits.hpp"
-#include "support/conv_oracle.hpp"
-#include "support/random_matrix.hpp"
-#include "support/thread_executor.hpp"
+#include "support/native_layer.hpp"
 
-namespace lora {
+namespace lora::conv_test {
 namespace {
 
-using testing::conv_answer;
-using testing::ConvAnswer;
-using testing::ConvCase;
+using testing::AnyLayer;
+using testing::LayerCase;
+using testing::Lies;
 using testing::random_matrix;
 using testing::random_vector;
+using testing::Rows;
 using testing::same_bits;
-using testing::within_rounding;
+using testing::Wide;
+using testing::WideRows;
 
-template <int Dim>
-struct Setting {
-  ConvGeometry<Dim> geometry;
-  ImageExtents<Dim> extents;
-  Index samples;
-  Index rank;
-};
-
-struct Options {
-  bool with_bias, rslora, lora_bias, dora;
-  double dropout;
-};
-
-const std::vector<Options> all_options = {{true, false, false, false, 0.0}, {false, false, true, false, 0.0},
-                                          {true, true, true, false, 0.3},   {true, false, false, true, 0.0},
-                                          {false, false, false, true, 0.4}, {false, false, false, false, 0.5}};
-
-// Tails of panels and tiles, strides, padding beyond the kernel, dilation, groups to the last, one tap and one pixel,
-// no samples, nothing but padding, more channels than one part of the input's gradient.
-template <int Dim>
-std::vector<Setting<Dim>> settings();
-
-template <>
-std::vector<Setting<1>> settings<1>() {
-  return {{{.in_channels = 3, .out_channels = 4, .kernel = {3}, .stride = {2}, .padding = {1}}, {11}, 2, 2},
-          {{.in_channels = 2, .out_channels = 3, .kernel = {4}, .padding = {5}, .dilation = {3}}, {20}, 3, 1},
-          {{.in_channels = 5, .out_channels = 7}, {1}, 9, 3},
-          {{.in_channels = 1, .out_channels = 1, .kernel = {2}, .padding = {1}}, {0}, 2, 1},
-          {{.in_channels = 6, .out_channels = 9, .kernel = {3}, .stride = {3}, .groups = 3}, {8}, 5, 6},
-          {{.in_channels = 100, .out_channels = 17, .kernel = {5}, .padding = {2}}, {70}, 2, 9},
-          {{.in_channels = 3, .out_channels = 4, .kernel = {3}}, {9}, 2, 0}};
-}
-
-template <>
-std::vector<Setting<2>> settings<2>() {
-  return {{{.in_channels = 3, .out_channels = 5, .kernel = {3, 3}, .padding = {1, 1}}, {8, 9}, 2, 2},
-          {{.in_channels = 4, .out_channels = 6, .kernel = {3, 2}, .stride = {2, 1}, .padding = {1, 0}}, {9, 7}, 2, 4},
-          {{.in_channels = 4, .out_channels = 7}, {5, 5}, 3, 2},
-          {{.in_channels = 4, .out_channels = 7, .stride = {2, 3}}, {5, 5}, 3, 2},
-          {{.in_channels = 6, .out_channels = 4, .kernel = {2, 3}, .dilation = {2, 3}, .groups = 2}, {7, 12}, 2, 4},
-          {{.in_channels = 6, .out_channels = 12, .kernel = {3, 3}, .padding = {1, 2}, .groups = 6}, {6, 5}, 1, 6},
-          {{.in_channels = 2, .out_channels = 3, .kernel = {2, 2}}, {4, 4}, 0, 2},
-          {{.in_channels = 2, .out_channels = 50, .kernel = {1, 3}, .padding = {0, 4}}, {13, 17}, 1, 5}};
-}
-
-template <>
-std::vector<Setting<3>> settings<3>() {
-  return {
-      {{.in_channels = 2,
-        .out_channels = 3,
-        .kernel = {2, 3, 2},
-        .stride = {1, 2, 1},
-        .padding = {1, 1, 0},
-        .dilation = {2, 1, 3}},
-       {4, 5, 6},
-       2,
-       2},
-      {{.in_channels = 4, .out_channels = 4, .kernel = {3, 1, 2}, .padding = {1, 0, 1}, .groups = 2}, {3, 2, 5}, 3, 2},
-      {{.in_channels = 3, .out_channels = 2}, {2, 3, 4}, 2, 1}};
-}
-
-template <class Scalar, int Dim>
-struct Made {
-  ConvCase<Scalar, Dim> c;
-  LoraConv<Scalar, Dim> layer;
-};
-
-template <int Dim>
-LoraConfig config_of(const Setting<Dim>& setting, const Options& options) {
-  const bool adapts = setting.rank > 0;
-  return {.rank = setting.rank,
-          .alpha = 3,
-          .dropout = options.dropout,
-          .use_rslora = options.rslora,
-          .use_dora = options.dora && adapts,
-          .lora_bias = options.lora_bias && adapts,
-          .bias = BiasMode::all};
-}
-
-template <class Scalar, int Dim>
-Made<Scalar, Dim> make(const Setting<Dim>& setting, const Options& options) {
-  const auto config = config_of(setting, options);
-  const auto& g = setting.geometry;
-  const Index out = detail::saturated_product(g.out_channels, output_extents("test", g, setting.extents));
-  ConvCase<Scalar, Dim> c;
-  c.geometry = g;
-  c.extents = setting.extents;
-  c.x = random_matrix<Scalar>(setting.samples, detail::saturated_product(g.in_channels, setting.extents), 1);
-  c.w = random_matrix<Scalar>(g.out_channels, g.fan_in(), 2);
-  c.a = random_matrix<Scalar>(setting.rank, g.fan_in(), 3);
-  c.b = random_matrix<Scalar>(g.out_channels, setting.rank / g.groups, 4);
-  c.dy = random_matrix<Scalar>(setting.samples, out, 5);
-  if (options.with_bias) c.bias = random_vector<Scalar>(g.out_channels, 6);
-  if (config.lora_bias) c.lora_bias = random_vector<Scalar>(g.out_channels, 7);
-  if (config.use_dora) c.magnitude = random_vector<Scalar>(g.out_channels, 8, 3.0);
-  c.scaling = config.scaling();
-  auto layer =
-      options.with_bias ? LoraConv<Scalar, Dim>(c.w, c.bias, g, config, 1) : LoraConv<Scalar, Dim>(c.w, g, config, 1);
-  layer.set_factors(c.a, c.b);
-  if (config.lora_bias) layer.set_lora_bias(c.lora_bias);
-  if (config.use_dora) layer.set_magnitude(c.magnitude);
-  return {std::move(c), std::move(layer)};
-}
-
-template <class Scalar>
-Matrix<Scalar> factors_of(const DropoutMask<Scalar>& mask, Index rows, Index cols) {
-  Matrix<Scalar> keep(rows, cols);
-  for (Index i = 0; i < rows; ++i)
-    for (Index j = 0; j < cols; ++j) keep(i, j) = mask.keeps(i, j) ? mask.scale : Scalar(0);
-  return keep;
-}
-
-// The longest chains of roundings. An element of the update rounds group_rank + 2 times relative to |W0| + |s*B*A|,
-// whose norm is so many times the norm n of the sum; so many times does the error of n, and of m / n, grow.
-template <class Scalar, int Dim>
-struct Chains {
-  Chains(const ConvCase<Scalar, Dim>& c, const ConvAnswer& exact, const ConvAnswer& magnitude) {
-    const Index positions = detail::saturated_product(c.x.rows(), output_extents("test", c.geometry, c.extents));
-    const Index k = c.geometry.fan_in();
-    const Index r = c.b.cols();
-    double growth = 0;
-    if (c.magnitude.size() > 0) {
-      for (Index o = 0; o < c.w.rows(); ++o) {
-        const auto sizes = c.w.row(o).cwiseAbs().template cast<testing::Wide>() + magnitude.delta.row(o);
-        growth = std::max(growth, static_cast<double>(sizes.norm() / exact.norms(0, o)));
-      }
-    }
-    const auto norms = static_cast<Index>(std::ceil(growth * static_cast<double>(r + 4)));
-    y = k + 2 * r + 8 + norms;
-    da = c.geometry.group_outputs() + positions + 10 + norms;
-    db = k + positions + 10 + norms;
-    dx = c.geometry.group_outputs() * c.geometry.taps() + 2 * r + 10 + norms;
-    dbias = positions + 8;
-    dmagnitude = k + 2 * r + positions + 10 + norms;
-  }
-  Index y, da, db, dx, dbias, dmagnitude;
-};
-
-template <class T>
-class ConvLaws : public ::testing::Test {};
-
-template <class ScalarType, int dimensions>
-struct Kind {
-  using Scalar = ScalarType;
-  static constexpr int Dim = dimensions;
-};
-
-using Kinds =
-    ::testing::Types<Kind<float, 1>, Kind<float, 2>, Kind<float, 3>, Kind<double, 1>, Kind<double, 2>, Kind<double, 3>>;
-
-struct KindNames {
-  template <class T>
-  static std::string GetName(int /*index*/) {
-    return (std::is_same_v<typename T::Scalar, float> ? "Float" : "Double") + std::to_string(T::Dim) + "d";
-  }
-};
-
-TYPED_TEST_SUITE(ConvLaws, Kinds, KindNames);
-
-TYPED_TEST(ConvLaws, TrainingStepAgreesWithTheDenseFormula) {
-  using Scalar = typename TypeParam::Scalar;
-  constexpr int Dim = TypeParam::Dim;
-  for (const auto& setting : settings<Dim>()) {
-    for (const auto& options : all_options) {
-      SCOPED_TRACE(::testing::Message() << extents_text(setting.extents) << " by "
-                                        << extents_text(setting.geometry.kernel) << ", groups "
-                                        << setting.geometry.groups << ", dropout " << options.dropout << ", dora "
-                                        << options.dora);
-      auto [c, layer] = make<Scalar>(setting, options);
-      ConvRecord<Scalar, Dim> record;
-      record.position = {3, 11};
-      Workspace workspace;
-      Matrix<Scalar> y(c.dy.rows(), c.dy.cols());
-      Matrix<Scalar> dx(c.x.rows(), c.x.cols());
-      auto gradients = layer.make_gradients();
-      layer.forward(c.x, c.extents, record, y, workspace);
-      layer.backward(c.x, record, c.dy, gradients, dx, workspace);
-      if (options.dropout > 0 && setting.rank > 0) {
-        c.keep = factors_of(record.dropout_bits().template mask<Scalar>(options.dropout), c.x.rows(), c.x.cols());
-      }
-      const auto exact = conv_answer(c);
-      const auto magnitude = conv_answer(c, true);
-      const Chains<Scalar, Dim> chain(c, exact, magnitude);
-      EXPECT_TRUE(within_rounding(y, exact.y, magnitude.y, chain.y));
-      EXPECT_TRUE(within_rounding(gradients.A, exact.da, magnitude.da, chain.da));
-      EXPECT_TRUE(within_rounding(gradients.B, exact.db, magnitude.db, chain.db));
-      EXPECT_TRUE(within_rounding(dx, exact.dx, magnitude.dx, chain.dx));
-      if (options.with_bias) {
-        EXPECT_TRUE(within_rounding(gradients.bias, exact.dbias, magnitude.dbias, chain.dbias));
-      }
-      if (c.lora_bias.size() > 0) {
-        EXPECT_TRUE(within_rounding(gradients.lora_bias, exact.dlora_bias, magnitude.dlora_bias, chain.dbias));
-      }
-      if (c.magnitude.size() > 0) {
-        EXPECT_TRUE(within_rounding(gradients.magnitude, exact.dmagnitude, magnitude.dmagnitude, chain.dmagnitude));
+// Calls body(output channel, output position, weight column, input feature) for every product of a convolution.
+template <int Dim, class Body>
+void for_each_product(const ConvGeometry<Dim>& g, const ImageExtents<Dim>& extents, const Body& body) {
+  const auto output = output_extents("oracle", g, extents);
+  const auto size = [](const ImageExtents<Dim>& e) { return detail::saturated_product(1, e); };
+  const auto digits = [](Index index, const ImageExtents<Dim>& e) {
+    ImageExtents<Dim> result{};
+    for (std::size_t d = e.size(); d-- > 0; index /= e[d]) result[d] = index % e[d];
+    return result;
+  };
+  for (Index o = 0; o < g.out_channels; ++o) {
+    for (Index q = 0; q < size(output); ++q) {
+      for (Index column = 0; column < g.fan_in(); ++column) {
+        const auto at = digits(q, output);
+        const auto tap = digits(column % g.taps(), g.kernel);
+        Index element = o / g.group_outputs() * g.group_inputs() + column / g.taps();
+        bool inside = true;
+        for (std::size_t d = 0; d < at.size(); ++d) {
+          const Index i = at[d] * g.stride[d] + tap[d] * g.dilation[d] - g.padding[d];
+          inside = inside && i >= 0 && i < extents[d];
+          element = element * extents[d] + i;
+        }
+        if (inside) body(o, q, column, element);
       }
     }
   }
 }
 
-TYPED_TEST(ConvLaws, InferenceAgreesWithTheDenseFormulaMergedOrNotAndUnmergingRestoresEveryBit) {
-  using Scalar = typename TypeParam::Scalar;
-  for (const auto& setting : settings<TypeParam::Dim>()) {
-    for (const auto& options : all_options) {
-      SCOPED_TRACE(::testing::Message() << extents_text(setting.extents) << ", groups " << setting.geometry.groups
-                                        << ", dora " << options.dora);
-      auto [c, layer] = make<Scalar>(setting, options);
-      const auto exact = conv_answer(c);
-      const auto magnitude = conv_answer(c, true);
-      const Chains<Scalar, TypeParam::Dim> chain(c, exact, magnitude);
-      EXPECT_TRUE(within_rounding(layer.infer(c.x, c.extents), exact.y, magnitude.y, chain.y));
-      EXPECT_TRUE(within_rounding(layer.delta_weight(), exact.delta, magnitude.delta, setting.rank + 2));
-      layer.eval();
-      EXPECT_TRUE(within_rounding(layer.infer(c.x, c.extents), exact.y, magnitude.y, chain.y));
-      EXPECT_TRUE(same_bits(layer.base_weight(), c.w));
-      EXPECT_EQ(same_bits(layer.weight(), c.w), setting.rank == 0);
-      layer.train();
-      EXPECT_TRUE(same_bits(layer.weight(), c.w));
-      EXPECT_EQ(layer.merge_bytes(), 0U);
-    }
+template <class Weight, int Dim>
+class Case final : public LayerCase {
+  using Scalar = typename Weight::Scalar;
+  using Layer = LoraConv<Scalar, Dim, Weight>;
+
+ public:
+  Case(std::string of, const ConvGeometry<Dim>& geometry, const ImageExtents<Dim>& extents, bool with_bias = true)
+      : geometry_(geometry), extents_(extents) {
+    name = std::move(of);
+    layer_name = "LoraConv";
+    epsilon = std::numeric_limits<Scalar>::epsilon();
+    rank = 2 * geometry.groups;
+    positions = detail::saturated_product(1, output_extents("oracle", geometry, extents));
+    w0 = random(geometry.out_channels, geometry.fan_in(), 1);
+    if (with_bias) bias0 = random(1, geometry.out_channels, 2);
+    for (Index j = 0; j < geometry.out_channels; ++j) adapted.push_back(j);
+    sums_in_one_product = false;
   }
+
+  [[nodiscard]] std::unique_ptr<AnyLayer> make(const LoraConfig& config, std::uint64_t seed) const override {
+    std::shared_ptr<std::vector<Scalar>> memory;
+    auto weight = testing::weight_over<Weight>(w0, Lies::by_output, false, memory);
+    const auto wrap = [&](Layer&& layer) {
+      return std::make_unique<testing::NativeLayer<Layer, testing::AsImages<Dim>>>(
+          std::move(layer), testing::AsImages<Dim>(extents_), output_width(), false, memory);
+    };
+    if (bias0.size() == 0) return wrap(Layer(std::move(weight), geometry_, config, seed));
+    return wrap(Layer(std::move(weight), RowVector<Scalar>(bias0.cast<Scalar>()), geometry_, config, seed));
+  }
+  [[nodiscard]] Rows inputs(Index samples, std::uint64_t seed) const override {
+    return random(samples, detail::saturated_product(geometry_.in_channels, extents_), seed);
+  }
+  [[nodiscard]] Index output_width() const override { return geometry_.out_channels * positions; }
+  [[nodiscard]] Index longest_sum() const override {
+    return geometry_.fan_in() + geometry_.out_channels * geometry_.taps();
+  }
+
+  [[nodiscard]] WideRows apply(const WideRows& w, const WideRows& x) const override {
+    WideRows y = WideRows::Zero(x.rows(), output_width());
+    for_each_product(geometry_, extents_, [&](Index o, Index q, Index k, Index element) {
+      y.col(o * positions + q) += w(o, k) * x.col(element);
+    });
+    return y;
+  }
+  [[nodiscard]] WideRows adjoint(const WideRows& w, const WideRows& dy) const override {
+    WideRows dx = WideRows::Zero(dy.rows(), detail::saturated_product(geometry_.in_channels, extents_));
+    for_each_product(geometry_, extents_, [&](Index o, Index q, Index k, Index element) {
+      dx.col(element) += w(o, k) * dy.col(o * positions + q);
+    });
+    return dx;
+  }
+  [[nodiscard]] WideRows outer(const WideRows& dy, const WideRows& x) const override {
+    WideRows dw = WideRows::Zero(w0.rows(), w0.cols());
+    for_each_product(geometry_, extents_, [&](Index o, Index q, Index k, Index element) {
+      dw(o, k) += dy.col(o * positions + q).dot(x.col(element));
+    });
+    return dw;
+  }
+  // Outputs of a group see the rows of A of their group.
+  [[nodiscard]] WideRows spread(const WideRows& b, Index a_rows) const override {
+    WideRows whole = WideRows::Zero(b.rows(), a_rows);
+    for (Index o = 0; o < b.rows(); ++o) whole.block(o, first_of(o, b.cols()), 1, b.cols()) = b.row(o);
+    return whole;
+  }
+  [[nodiscard]] WideRows gathered(const WideRows& whole, Index b_cols) const override {
+    WideRows b(whole.rows(), b_cols);
+    for (Index o = 0; o < b.rows(); ++o) b.row(o) = whole.block(o, first_of(o, b_cols), 1, b_cols);
+    return b;
+  }
+
+ private:
+  [[nodiscard]] Index first_of(Index output, Index group_rank) const {
+    return output / geometry_.group_outputs() * group_rank;
+  }
+  ConvGeometry<Dim> geometry_;
+  ImageExtents<Dim> extents_;
+};
+
+}  // namespace
+}  // namespace lora::conv_test
+
+namespace lora::testing {
+
+std::vector<CasePointer> conv_cases() {
+  using conv_test::Case;
+  const ConvGeometry<1> line{
+      .in_channels = 3, .out_channels = 5, .kernel = {3}, .stride = {2}, .padding = {2}, .dilation = {2}};
+  const ConvGeometry<2> grouped{.in_channels = 4,
+                                .out_channels = 6,
+                                .kernel = {3, 2},
+                                .stride = {1, 2},
+                                .padding = {1, 0},
+                                .dilation = {1, 2},
+                                .groups = 2};
+  const ConvGeometry<2> plain{.in_channels = 3, .out_channels = 18, .kernel = {2, 3}, .padding = {0, 1}};
+  return {std::make_shared<Case<MatrixWeight<float>, 1>>("Conv1dMatrixFloat", line, ImageExtents<1>{11}),
+          std::make_shared<Case<DenseWeight<double>, 1>>("Conv1dDenseNoBiasDouble", line, ImageExtents<1>{11}, false),
+          std::make_shared<Case<MatrixWeight<double>, 2>>("Conv2dMatrixGroupsDouble", grouped, ImageExtents<2>{5, 7}),
+          std::make_shared<Case<DenseWeight<float>, 2>>("Conv2dDenseFloat", plain, ImageExtents<2>{4, 5}),
+          std::make_shared<Case<DenseWeight<float>, 2>>("Conv2dDenseGroupsFloat", grouped, ImageExtents<2>{5, 7})};
 }
 
-TYPED_TEST(ConvLaws, ResultsDoNotDependOnTheNumberOfWorkersNorASampleOnItsBatch) {
-  using Scalar = typename TypeParam::Scalar;
-  constexpr int Dim = TypeParam::Dim;
-  for (const auto& setting : settings<Dim>()) {
-    if (setting.samples == 0) continue;
-    for (const auto& options : all_options) {
-      SCOPED_TRACE(::testing::Message() << extents_text(setting.extents) << ", groups " << setting.geometry.groups
-                                        << ", dropout " << options.dropout << ", dora " << options.dora);
-      auto [c, layer] = make<Scalar>(setting, options);
-      const auto run = [&, &c = c, &layer = layer](Workspace& workspace, Index first, Index count, Matrix<Scalar>& y,
-                                                   Matrix<Scalar>& dx, LoraGradients<Scalar>& gradients) {
-        ConvRecord<Scalar, Dim> record;
-        record.position = {3, first};
-        layer.forward(c.x.middleRows(first, count), c.extents, record, y, workspace);
-        layer.backward(c.x.middleRows(first, count), record, c.dy.middleRows(first, count), gradients, dx, workspace);
-      };
-      Workspace serial;
-      Matrix<Scalar> y(c.dy.rows(), c.dy.cols()), dx(c.x.rows(), c.x.cols());
-      auto gradients = layer.make_gradients();
-      run(serial, 0, setting.samples, y, dx, gradients);
-      for (const int workers : {2, 5}) {
-        testing::ThreadExecutor executor(workers);
-        Workspace parallel(executor);
-        Matrix<Scalar> other_y(y.rows(), y.cols()), other_dx(dx.rows(), dx.cols());
-        auto other = layer.make_gradients();
-        run(parallel, 0, setting.samples, other_y, other_dx, other);
-        EXPECT_TRUE(same_bits(other_y, y));
-        EXPECT_TRUE(same_bits(other_dx, dx));
-        EXPECT_TRUE(same_bits(other.A, gradients.A));
-        EXPECT_TRUE(same_bits(other.B, gradients.B));
-        EXPECT_TRUE(same_bits(other.bias, gradients.bias));
-        EXPECT_TRUE(same_bits(other.magnitude, gradients.magnitude));
-      }
-      for (Index i = 0; i < setting.samples; ++i) {
-        Matrix<Scalar> one_y(1, y.cols()), one_dx(1, dx.cols());
-        run(serial, i, 1, one_y, one_dx, gradients);
-        EXPECT_TRUE(same_bits(one_y, Matrix<Scalar>(y.row(i))));
-        EXPECT_TRUE(same_bits(one_dx, Matrix<Scalar>(dx.row(i))));
-      }
-    }
+}  // namespace lora::testing
+
+namespace lora::conv_test {
+namespace {
+
+template <class Raised, class Body>
+std::string message_of(const Body& body) {
+  try {
+    body();
+  } catch (const Raised& error) {
+    return error.what();
   }
+  ADD_FAILURE() << "no error of this type";
+  return {};
 }
 
-TYPED_TEST(ConvLaws, InputsOfAnyStorageOrderGiveTheSameBits) {
-  using Scalar = typename TypeParam::Scalar;
-  using ColumnMajor = Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic>;
-  for (const auto& setting : settings<TypeParam::Dim>()) {
-    auto [c, layer] = make<Scalar>(setting, {true, false, false, true, 0.3});
-    auto other = layer;
-    const Matrix<Scalar> y = layer.forward(c.x, c.extents);
-    const Matrix<Scalar> dx = layer.backward(c.dy);
-    EXPECT_TRUE(same_bits(other.forward(ColumnMajor(c.x), c.extents), y));
-    EXPECT_TRUE(same_bits(other.backward(ColumnMajor(c.dy)), dx));
-    EXPECT_TRUE(same_bits(other.gradients().A, layer.gradients().A));
-    EXPECT_TRUE(same_bits(other.gradients().B, layer.gradients().B));
-    EXPECT_TRUE(same_bits(layer.infer(c.x * Scalar(1), c.extents), layer.infer(c.x, c.extents)));
-  }
+constexpr ConvGeometry<2> geometry{.in_channels = 2, .out_channels = 3, .kernel = {3, 3}, .padding = {1, 0}};
+using Layer = LoraConv2d<float>;
+using Tensor = Eigen::Tensor<float, 4, Eigen::RowMajor>;
+
+Layer small_layer(const LoraConfig& config = {.rank = 2, .alpha = 3}) {
+  Layer layer(random_matrix<float>(3, 18, 1), random_vector<float>(3, 2), geometry, config, 3);
+  if (config.rank > 0) layer.set_factors(random_matrix<float>(2, 18, 4), random_matrix<float>(3, 2, 5));
+  return layer;
 }
 
-TYPED_TEST(ConvLaws, ANewLayerIsItsBaseConvolution) {
-  using Scalar = typename TypeParam::Scalar;
-  constexpr int Dim = TypeParam::Dim;
-  for (const auto& setting : settings<Dim>()) {
-    auto c = make<Scalar>(setting, {true, false, false, false, 0.0}).c;
-    const LoraConv<Scalar, Dim> plain(c.w, c.bias, c.geometry, {.rank = 0}, 1);
-    const LoraConv<Scalar, Dim> fresh(c.w, c.bias, c.geometry, {.rank = 2 * c.geometry.groups}, 1);
-    EXPECT_TRUE(same_bits(fresh.infer(c.x, c.extents), plain.infer(c.x, c.extents)));
-    const LoraConv<Scalar, Dim> dora(c.w, c.geometry, {.rank = 2 * c.geometry.groups, .use_dora = true}, 1);
-    const LoraConv<Scalar, Dim> base(c.w, c.geometry, {.rank = 0}, 1);
-    EXPECT_TRUE(same_bits(dora.infer(c.x, c.extents), base.infer(c.x, c.extents)));
+TEST(Conv, MatricesAndTensorsOfImagesGiveTheSameBits) {
+  auto layer = small_layer({.rank = 2, .alpha = 3, .dropout = 0.3});
+  auto other = layer;
+  const auto x = random_matrix<float>(3, 2 * 4 * 5, 9);
+  const Eigen::TensorMap<const Tensor> images(x.data(), 3, 2, 4, 5);
+  const Matrix<float> y = layer.infer(x, {4, 5});
+  const auto rows_of = [](const Tensor& t) {
+    return Matrix<float>(Eigen::Map<const Matrix<float>>(t.data(), t.dimension(0), t.size() / t.dimension(0)));
+  };
+  EXPECT_EQ(y.cols(), 3 * 4 * 3);
+  const Tensor answer = layer.infer(images);
+  EXPECT_EQ(answer.dimension(1), 3);
+  EXPECT_EQ(answer.dimension(3), 3);
+  EXPECT_TRUE(same_bits(rows_of(answer), y));
+  EXPECT_TRUE(same_bits(layer.infer(testing::ColumnMajor<float>(x), {4, 5}), y));
+  EXPECT_TRUE(same_bits(layer.infer(x.middleRows(1, 1), {4, 5}), y.row(1)));
+  EXPECT_TRUE(
+      same_bits(rows_of(layer.infer(images, testing::Names{"default", "__base__", "default"})).row(0), y.row(0)));
+
+  const Matrix<float> trained = layer.forward(x, {4, 5});
+  const auto dy = random_matrix<float>(3, 36, 8);
+  const Matrix<float> dx = layer.backward(dy);
+  EXPECT_TRUE(same_bits(rows_of(other.forward(images)), trained));
+  EXPECT_TRUE(same_bits(rows_of(other.backward(Eigen::TensorMap<const Tensor>(dy.data(), 3, 3, 4, 3))), dx));
+  EXPECT_TRUE(same_bits(other.gradients().B, layer.gradients().B));
+}
+
+TEST(Conv, AKernelOfOneIsALinearLayerAtEveryPosition) {
+  const auto w = random_matrix<float>(4, 3, 1);
+  LoraConv1d<float> conv(w, {.in_channels = 3, .out_channels = 4}, {.rank = 2, .alpha = 3}, 1);
+  const auto a = random_matrix<float>(2, 3, 4);
+  const auto b = random_matrix<float>(4, 2, 5);
+  conv.set_factors(a, b);
+  const auto x = random_matrix<float>(1, 3 * 6, 2);
+  const Matrix<float> y = conv.infer(x, {6});
+  const Matrix<double> whole = (w + 1.5F * b * a).cast<double>();
+  const Eigen::Map<const Matrix<float>> pixels(x.data(), 3, 6);
+  const Matrix<double> expected = whole * pixels.cast<double>();
+  const Eigen::Map<const Matrix<float>> got(y.data(), 4, 6);
+  EXPECT_LE((got.cast<double>() - expected).norm(),
+            8 * std::numeric_limits<float>::epsilon() * whole.norm() * x.norm());
+}
+
+TEST(Conv, ErrorsNameCallArgumentAndShapes) {
+  auto layer = small_layer();
+  const auto shape_error = [](const auto& body) { return message_of<ShapeError>(body); };
+  EXPECT_EQ(shape_error([&] {
+              static_cast<void>(layer.infer(Matrix<float>(3, 39), {4, 5}));
+            }),
+            "LoraConv::infer: x: expected N x 40, got 3 x 39");
+  EXPECT_EQ(shape_error([&] {
+              static_cast<void>(layer.infer(Matrix<float>(3, 8), {4, 1}));
+            }),
+            "LoraConv::infer: extents: expected at least 3 x 3, which the kernel spans, got 4 x 1, padded to 6 x 1");
+  Tensor wrong(3, 1, 4, 5);
+  EXPECT_EQ(shape_error([&] { static_cast<void>(layer.infer(wrong)); }),
+            "LoraConv::infer: x: expected 3 x 2 x 4 x 5, got 3 x 1 x 4 x 5");
+  Tensor x(3, 2, 4, 5), y(3, 3, 4, 4);
+  x.setZero();
+  Workspace workspace;
+  EXPECT_EQ(shape_error([&] { layer.infer(x, y, workspace); }),
+            "LoraConv::infer: y: expected 3 x 3 x 4 x 3, got 3 x 3 x 4 x 4");
+  layer.forward(x);
+  EXPECT_EQ(shape_error([&] { layer.backward(y); }),
+            "LoraConv::backward: dy: expected 3 x 3 x 4 x 3, got 3 x 3 x 4 x 4");
+  EXPECT_EQ(shape_error([&] { Layer(Matrix<float>(3, 17), geometry, LoraConfig{}, 1); }),
+            "LoraConv: weight: expected 3 x 18, got 3 x 17");
+  EXPECT_EQ(shape_error([&] { Layer(Matrix<float>(3, 18), RowVector<float>(4), geometry, LoraConfig{}, 1); }),
+            "LoraConv: bias: expected 3 elements, got 4");
+  ConvGeometry<2> grouped = geometry;
+  grouped.in_channels = 6;
+  grouped.groups = 3;
+  EXPECT_EQ(message_of<ConfigError>([&] { Layer(random_matrix<float>(3, 18, 1), grouped, {.rank = 4}, 1); }),
+            "LoraConv::add_adapter: rank: expected a multiple of 3 groups, got 4");
+  EXPECT_EQ(message_of<ConfigError>([&] {
+              Layer(random_matrix<float>(3, 18, 1), geometry, {.init_lora_weights = InitLoraWeights::pissa}, 1);
+            }),
+            "LoraConv::add_adapter: init_lora_weights: expected kaiming_uniform, gaussian or random for a convolution, "
+            "got another");
+  EXPECT_EQ(message_of<ConfigError>([&] { small_layer({.fan_in_fan_out = true}); }),
+            "LoraConv::add_adapter: fan_in_fan_out: expected false for a convolution, got true");
+}
+
+TEST(Conv, ATapeOfOtherExtentsIsRefused) {
+  const auto layer = small_layer();
+  Workspace workspace;
+  Layer::Tape tape;
+  auto gradients = layer.make_gradients();
+  Matrix<float> x = random_matrix<float>(3, 40, 1), y(3, 36);
+  layer.forward(x, {4, 5}, tape, y, workspace);
+  EXPECT_NO_THROW(layer.backward(x, tape, y, gradients, workspace));
+  const Matrix<float> larger = random_matrix<float>(3, 48, 1);
+  EXPECT_THROW(layer.backward(larger, tape, y, gradients, workspace), ShapeError);
+  const LoraConv1d<float> line(random_matrix<float>(3, 18, 1), {.in_channels = 2, .out_channels = 3, .kernel = {9}},
+                               {.rank = 2}, 3);
+  LoraConv1d<float>::Gradients line_gradients = line.make_gradients();
+  EXPECT_THROW(line.backward(x, tape, y, line_gradients, workspace), Error);
+}
+
+TEST(Conv, ConcurrentInferenceOverImages) {
+  const auto layer = small_layer();
+  const auto x = random_matrix<float>(3, 40, 9);
+  const Matrix<float> y = layer.infer(x, {4, 5});
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&] {
+      for (Index i = 0; i < 12; ++i) EXPECT_TRUE(same_bits(layer.infer(x.middleRows(i % 3, 1), {4, 5}), y.row(i % 3)));
+    });
   }
+  for (auto& thread : threads) thread.join();
 }
 
 }  // namespace
-}  // namespace lora
+}  // namespace lora::conv_test

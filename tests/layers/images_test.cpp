@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 #include <type_traits>
+#include <unsupported/Eigen/CXX11/Tensor>
 
 #include "lora/layers/tensor.hpp"
 

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <numeric>
 #include <type_traits>
+#include <unsupported/Eigen/CXX11/Tensor>
 
 namespace {
 

@@ -26,14 +26,14 @@ inline constexpr std::string_view default_adapter_name = "default";
 
 namespace detail {
 
-[[nodiscard]] inline std::string quoted(std::string_view name) {
+[[nodiscard]] LORA_COLD inline std::string quoted(std::string_view name) {
   std::string text = "\"";
   text.append(name).append("\"");
   return text;
 }
 
 /// @throws ConfigError for a name that is empty, holds a dot or stands for the base.
-inline std::string checked_adapter_name(std::string_view operation, std::string_view name) {
+LORA_COLD inline std::string checked_adapter_name(std::string_view operation, std::string_view name) {
   if (name.empty() || name.find('.') != std::string_view::npos || name == base_adapter_name) {
     std::string expected = "a name without dots other than \"\" and ";
     throw ConfigError(operation, "name", expected.append(quoted(base_adapter_name)), quoted(name));
@@ -45,8 +45,8 @@ inline std::string checked_adapter_name(std::string_view operation, std::string_
 
 /// What one adapter adds to a layer: s (B A - B0 A0), with A (rank x in_features) and B (out_features x rank) trainable
 /// and s = scale * alpha / rank (or / sqrt(rank)). A0 and B0 are the start of an adapter that began as a part of the
-/// frozen weight (pissa, olora): frozen, of the same shapes; other adapters have none. Optional, where the configuration
-/// asks for them: a bias of B, DoRA's magnitude, and the layer's bias as this adapter trains it.
+/// frozen weight (pissa, olora): frozen, of the same shapes; other adapters have none. Optional, where the
+/// configuration asks for them: a bias of B, DoRA's magnitude, and the layer's bias as this adapter trains it.
 ///
 /// A value that knows nothing of the weight it adapts; the layer that made it gave it its shapes. Gradients and the
 /// optimisers' moments live here, so that they follow the adapter. Handles on its parameters hold while it stays where
@@ -140,8 +140,8 @@ class LoraAdapter {
   }
   void zero_grad() noexcept { gradients_.set_zero(); }
 
-  /// Calls body(role, value, gradient, moments) for what trains: A, B, then the magnitude, the bias of B and the layer's
-  /// bias where there are any. @throws std::bad_alloc for the first memory of the gradients
+  /// Calls body(role, value, gradient, moments) for what trains: A, B, then the magnitude, the bias of B and the
+  /// layer's bias where there are any. @throws std::bad_alloc for the first memory of the gradients
   template <class Body>
   void for_each_parameter(const Body& body) {
     LoraGradients<Scalar>& g = gradients();
@@ -166,8 +166,8 @@ class LoraAdapter {
   }
 
  private:
-  static Scalar checked_scaling(std::string_view operation, std::string_view argument, double value, LoraConfig config,
-                                double factor) {
+  LORA_COLD static Scalar checked_scaling(std::string_view operation, std::string_view argument, double value,
+                                          LoraConfig config, double factor) {
     config.alpha *= factor;
     const auto scaling = static_cast<Scalar>(config.scaling());
     if (!is_finite(scaling)) {

@@ -34,10 +34,10 @@ enum class InitLoraWeights : std::uint8_t {
 
 /// Options of one adapted layer. A plain aggregate: `{.rank = 8, .alpha = 16, .dropout = 0.05}`.
 struct LoraConfig {
-  Index rank = 8;               ///< r; 0 makes a plain frozen layer
-  double alpha = 8;             ///< scaling is alpha / rank, or alpha / sqrt(rank) with `use_rslora`
-  double dropout = 0;           ///< probability in [0, 1) of dropping an element of the adapter's input in training; the nearest
-                                ///< multiple of 2^-32 counts, which is below 1
+  Index rank = 8;      ///< r; 0 makes a plain frozen layer
+  double alpha = 8;    ///< scaling is alpha / rank, or alpha / sqrt(rank) with `use_rslora`
+  double dropout = 0;  ///< probability in [0, 1) of dropping an element of the adapter's input in training; the nearest
+                       ///< multiple of 2^-32 counts, which is below 1
   bool fan_in_fan_out = false;  ///< the weight is stored in_features x out_features, as GPT-2's Conv1D stores it
   bool merge_weights = true;    ///< eval() merges and train() unmerges
   bool use_rslora = false;      ///< rank-stabilised scaling (arXiv 2312.03732)
@@ -74,7 +74,7 @@ namespace detail {
   return static_cast<std::uint64_t>(probability * 0x1p32 + 0.5);
 }
 
-inline void check_initialization(std::string_view operation, const LoraConfig& config) {
+LORA_COLD inline void check_initialization(std::string_view operation, const LoraConfig& config) {
   const InitLoraWeights init = config.init_lora_weights;
   if (init == InitLoraWeights::orthogonal && config.rank % 2 != 0) {
     throw ConfigError(operation, "rank", "an even number with orthogonal initialisation", std::to_string(config.rank));
@@ -90,7 +90,7 @@ inline void check_initialization(std::string_view operation, const LoraConfig& c
 }  // namespace detail
 
 /// @throws ConfigError naming the first option that is out of range.
-inline void check_config(std::string_view operation, const LoraConfig& config) {
+LORA_COLD inline void check_config(std::string_view operation, const LoraConfig& config) {
   if (config.rank < 0) throw ConfigError(operation, "rank", "0 or more", std::to_string(config.rank));
   if (!detail::finite_bits(config.alpha)) {
     throw ConfigError(operation, "alpha", "a finite number", detail::number_text(config.alpha));

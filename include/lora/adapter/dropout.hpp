@@ -25,8 +25,8 @@ struct DropoutPosition {
 ///
 /// Element (i, j) of step t is kept iff word j % 4 of block (first_row + i) * 2^30 + j / 4 of stream t under the seed
 /// is at least the integer t nearest to p * 2^32. An element is kept with probability (2^32 - t) / 2^32 exactly, and
-/// scaled by the inverse of just that. The mask therefore depends on neither threads nor blocking, and any part can be computed
-/// alone. Source: Srivastava et al., JMLR 15 (2014), in the inverted form.
+/// scaled by the inverse of just that. The mask therefore depends on neither threads nor blocking, and any part can be
+/// computed alone. Source: Srivastava et al., JMLR 15 (2014), in the inverted form.
 class DropoutBits {
  public:
   /// Draws the mask of `rows` x `cols` elements. Allocates only to grow. Work is split over `executor`; the result does

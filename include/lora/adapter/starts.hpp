@@ -60,7 +60,7 @@ void initialize_factors(InitLoraWeights init, std::uint64_t seed, const MatrixVi
 /// half) are standard normal and half = rank / 2. `a.rows` is even. The same seed gives the same numbers up to
 /// rounding. Source: PEFT's "orthogonal"; https://datta0.github.io/posts/rethink-lora-init/. @throws std::bad_alloc
 template <class Scalar>
-void initialize_orthogonal(std::uint64_t seed, const MatrixView<Scalar>& a, const MatrixView<Scalar>& b) {
+LORA_COLD void initialize_orthogonal(std::uint64_t seed, const MatrixView<Scalar>& a, const MatrixView<Scalar>& b) {
   const Index rank = a.rows;
   const Index half = rank / 2;
   Columns<double> rotation(rank, rank);
@@ -86,8 +86,8 @@ void initialize_orthogonal(std::uint64_t seed, const MatrixView<Scalar>& a, cons
 /// that s*B*A is the part. W is out_features x in_features. `iterations` 0 decomposes exactly; else as randomized_svd
 /// from `seed`. Source: Meng et al., arXiv 2404.02948, section 3. @throws std::bad_alloc
 template <class Real>
-[[nodiscard]] LoraFactors<Real> pissa_factors(const MatrixView<const Real>& w, Index rank, double scaling,
-                                              Index iterations, std::uint64_t seed) {
+[[nodiscard]] LORA_COLD LoraFactors<Real> pissa_factors(const MatrixView<const Real>& w, Index rank, double scaling,
+                                                        Index iterations, std::uint64_t seed) {
   const RandomStream directions(seed, detail::stream_of_directions);
   const auto svd = iterations == 0 ? truncated_svd(w, rank) : randomized_svd(w, rank, iterations, directions);
   LoraFactors<Real> factors{{rank, w.cols}, {w.rows, rank}};
@@ -104,7 +104,7 @@ template <class Real>
 /// from the weight, s*B*A, takes account of. O(m n rank).
 /// Source: Büyükakyüz, arXiv 2406.01775, section 3. @throws std::bad_alloc
 template <class Real>
-[[nodiscard]] LoraFactors<Real> olora_factors(const MatrixView<const Real>& w, Index rank) {
+[[nodiscard]] LORA_COLD LoraFactors<Real> olora_factors(const MatrixView<const Real>& w, Index rank) {
   Columns<Real> q(w.rows, rank);
   for (Index p = 0; p < rank; ++p)
     for (Index i = 0; i < w.rows; ++i) q(i, p) = w(i, p);
@@ -128,8 +128,9 @@ template <class Real>
 /// @throws ConfigError naming `operation` when the rank is above min(in_features, out_features), alpha is not positive
 /// with pissa, or W is not finite; std::bad_alloc
 template <class Real>
-[[nodiscard]] LoraFactors<Real> factors_from_weight(std::string_view operation, const MatrixView<const Real>& w,
-                                                    const LoraConfig& config, std::uint64_t seed) {
+[[nodiscard]] LORA_COLD LoraFactors<Real> factors_from_weight(std::string_view operation,
+                                                              const MatrixView<const Real>& w, const LoraConfig& config,
+                                                              std::uint64_t seed) {
   const Index most = w.rows < w.cols ? w.rows : w.cols;
   if (config.rank > most) {
     std::string expected = "at most ";

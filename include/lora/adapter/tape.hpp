@@ -15,8 +15,8 @@ namespace lora {
 
 /// All that the backward pass of a layer needs beside its input X and the gradient dY: for every active adapter the
 /// dropout bits and U = drop(X) A^T (N x rank), and with DoRA also what the magnitude multiplies, Z (N x out_features),
-/// and the norms it divides by. Owned by the caller, one for each pass that is still to be differentiated; using it again
-/// allocates only to grow.
+/// and the norms it divides by. Owned by the caller, one for each pass that is still to be differentiated; using it
+/// again allocates only to grow.
 ///
 /// A tape is complete once its forward pass has ended. A pass that throws leaves a tape that backward refuses.
 template <RealScalar Scalar>

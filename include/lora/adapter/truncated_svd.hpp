@@ -200,9 +200,8 @@ template <class Element>
 [[nodiscard]] TruncatedSvd<std::remove_const_t<Element>> randomized_svd(const MatrixView<Element>& w, Index rank,
                                                                         Index iterations, const RandomStream& stream) {
   using Real = std::remove_const_t<Element>;
-  return detail::decompose_as_tall(w, [&](const Columns<Real>& tall) {
-    return detail::randomized_svd_of_tall(tall, rank, iterations, stream);
-  });
+  return detail::decompose_as_tall(
+      w, [&](const Columns<Real>& tall) { return detail::randomized_svd_of_tall(tall, rank, iterations, stream); });
 }
 
 }  // namespace lora

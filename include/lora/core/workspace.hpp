@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -81,22 +80,6 @@ class ScratchMatrix : public MatrixView<Scalar> {
 /// Scratch for one call at a time, and the executor that call runs on. One workspace per concurrent caller.
 class Workspace {
  public:
-  /// Who uses a block. Two users that are active in one call have different slots.
-  enum class Slot : std::uint8_t {
-    weight_input,     ///< a product's input, rearranged
-    weight_output,    ///< a product's output, before it is rearranged
-    weight_panel,     ///< a part of the weight, packed
-    bias,             ///< bias + scaling * lora_bias
-    down_projection,  ///< U in inference, V in the backward pass
-    up_factor,        ///< scaling * B, transposed
-    factor_gradient,  ///< the gradient of B, transposed
-    row_norm_terms,   ///< DoRA: W0 A^T transposed, and A A^T
-    output_factors,   ///< DoRA: magnitude / norm, and sums over rows
-    scaled_gradient,  ///< DoRA: dY (.) magnitude / norm
-    masked_input,     ///< DoRA with dropout: drop(X), or the gradient of it
-    count
-  };
-
   Workspace() = default;
   /// `executor` must outlive this workspace.
   explicit Workspace(Executor& executor) noexcept : executor_(&executor) {}
@@ -127,16 +110,9 @@ class Workspace {
     return matrix<T>(1, size);
   }
 
-  /// Room for `count` objects of T in the slot's block; the previous contents are lost. @throws std::bad_alloc
-  template <class T>
-  [[nodiscard]] T* reserve(Slot slot, Index count) {
-    return blocks_.at(static_cast<std::size_t>(slot)).template reserve<T>(static_cast<std::size_t>(count));
-  }
-
-  /// Bytes held in all slots.
+  /// Bytes of scratch held.
   [[nodiscard]] std::size_t bytes() const noexcept {
     std::size_t total = 0;
-    for (const auto& block : blocks_) total += block.bytes();
     for (const auto& block : scratch_.blocks) total += block.size();
     return total;
   }
@@ -202,7 +178,6 @@ class Workspace {
   Executor* executor_ = nullptr;
   Serial serial_;
   Arena scratch_;
-  std::array<AlignedBuffer, static_cast<std::size_t>(Slot::count)> blocks_;
 };
 
 template <class Scalar>

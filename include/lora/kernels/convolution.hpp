@@ -1,7 +1,7 @@
 // Convolution with a frozen weight and a low-rank term in one pass, and its adjoints, block by block.
 //
 // A block is a panel of panel_width output positions: its unfolding (fan_in lines) is the packed operand that the tiles
-// of kernels/tile.hpp read, and the weight's rows are the other, so that outputs come in the order of channels and
+// of kernels/tile.inc read, and the weight's rows are the other, so that outputs come in the order of channels and
 // nothing is transposed. Positions count over all samples: small images share panels. Results depend neither on the
 // number of workers nor, for one sample, on the others.
 #pragma once

@@ -31,8 +31,10 @@ struct ProductTerms {
   Index left_row = 0;
   Index left_step = 0;
   const Scalar* right = nullptr;  ///< depth rows of `width` scalars
-  Index right_row = 0;            ///< distance of its rows
   Index depth = 0;
+  Index right_row = 0;  ///< distance of the rows of `right`; 0: they lie right after one another
+
+  [[nodiscard]] Index right_distance(Index width) const noexcept { return right_row != 0 ? right_row : width; }
 };
 
 /// What the next product reads: runs of memory, run_stride bytes apart, one for every `run_terms` terms of this one.

@@ -45,12 +45,12 @@ void multiply_row(const PanelCall<Scalar>& call, Index b, Index panels, const Sc
   product.accumulate = continues;
   if (!continues) {
     product.terms = {call.x.data, call.x.row_stride, call.x.col_stride, weight + call.layout.offset(b),
-                     panel_width<Scalar>, call.layout.inputs};
+                     call.layout.inputs};
     product.initial = call.bias != nullptr ? call.bias + first : nullptr;
   }
   if (call.up.rows > 0) {
-    product.extra = {call.down.data,     call.down.row_stride, call.down.col_stride, &call.up(0, first),
-                     call.up.row_stride, call.up.rows};
+    product.extra = {call.down.data, call.down.row_stride, call.down.col_stride, &call.up(0, first),
+                     call.up.rows,   call.up.row_stride};
   }
   product.out = &call.y(0, first);
   product.out_stride = call.y.row_stride;

@@ -135,7 +135,7 @@ template <class Scalar>
   const Index first = call.layout.first_output(b);
   const Index columns = call.layout.columns(b);
   const Index width = call.layout.width(b);
-  ProductTerms<Scalar> terms{&call.down(begin, 0), call.down.row_stride, call.down.col_stride, scratch, width, rank};
+  ProductTerms<Scalar> terms{&call.down(begin, 0), call.down.row_stride, call.down.col_stride, scratch, rank, width};
   if (call.up.col_stride != 1) {
     prefetch_next_block(&call.up(0, first), columns * call.up.col_stride);
     pack_transposed(active_isa(), call.up.transpose().middle_rows(first, columns), width, scratch);
@@ -175,7 +175,6 @@ void multiply_panel(const PanelCall<Scalar>& call, Index b, const Panel& panel, 
                      call.x.row_stride,
                      call.x.col_stride,
                      panel.rows(q, depth),
-                     product.width,
                      depth};
     product.prefetch = panel.next(q, depth, product.rows);
     if (q + depth == inputs) {

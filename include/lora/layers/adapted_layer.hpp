@@ -4,7 +4,7 @@
 #include <concepts>
 #include <cstdint>
 #include <initializer_list>
-#include <ranges>
+#include <iterator>
 #include <span>
 #include <string_view>
 #include <type_traits>
@@ -19,12 +19,14 @@ namespace lora {
 
 /// What rows choose their adapters by: positions in adapter_names(), or names.
 template <class Choices>
-concept RowChoices = std::ranges::sized_range<const Choices> &&
-    (std::integral<std::ranges::range_value_t<const Choices>> ||
-     std::convertible_to<std::ranges::range_value_t<const Choices>, std::string_view>);
+concept RowChoices = requires(const Choices& choices) {
+  std::size(choices);
+  requires std::integral<std::remove_cvref_t<decltype(*std::begin(choices))>> ||
+      std::convertible_to<decltype(*std::begin(choices)), std::string_view>;
+};
 
-/// Base of every layer. `Kind` says what is particular: how inputs are read, the shapes of the factors, the passes of one
-/// product. `Layer` is the class that users name; it has the constructors.
+/// Base of every layer. `Kind` says what is particular: how inputs are read, the shapes of the factors, the passes of
+/// one product. `Layer` is the class that users name; it has the constructors.
 ///
 /// Two forms of every pass:
 /// - `forward(x)`, `backward(dy)`: the layer remembers the pass; one thread at a time.
@@ -46,11 +48,10 @@ class AdaptedLayer : public LayerCore<KindType> {
 
   [[nodiscard]] const Weight& frozen_weight() const noexcept { return weight_; }
 
-  /// The layer's answer without dropout. Allocates the result and scratch. Reentrant. @throws ShapeError; StateError when
-  /// an active adapter has use_dora and another one is merged
+  /// The layer's answer without dropout. Allocates the result and scratch. Reentrant. @throws ShapeError; StateError
+  /// when an active adapter has use_dora and another one is merged
   template <class Input>
-    requires KindType::template takes<Input>
-  [[nodiscard]] auto infer(const Input& x) const {
+  requires KindType::template takes<Input> [[nodiscard]] auto infer(const Input& x) const {
     auto y = this->kind_.make_output(this->op("infer"), x);
     Workspace workspace;
     infer(x, y, workspace);
@@ -58,8 +59,7 @@ class AdaptedLayer : public LayerCore<KindType> {
   }
   /// The same into `y`, which does not overlap x. Reentrant.
   template <class Input, class Output>
-    requires KindType::template takes<Input>
-  void infer(const Input& x, Output&& y, Workspace& workspace) const {
+  requires KindType::template takes<Input> void infer(const Input& x, Output&& y, Workspace& workspace) const {
     const Operation operation = this->op("infer");
     this->kind_.with_batch(operation, x, workspace, [&](const Batch& batch) {
       this->infer_batch(batch, this->kind_.output(operation, y, batch), workspace);
@@ -67,23 +67,22 @@ class AdaptedLayer : public LayerCore<KindType> {
   }
 
   /// Answers each row (each sample of a convolution) with the adapter it chooses, active or not: `choices` holds for
-  /// every row a position in adapter_names(), or -1 for the frozen layer alone; or else a name, or "__base__". A row has
-  /// the bits that infer() gives with that one adapter active, whatever the other rows are. While adapters are disabled
-  /// all rows are answered by the frozen layer. Allocates as infer(x). Reentrant. @throws ShapeError, ConfigError;
-  /// StateError while anything is merged
+  /// every row a position in adapter_names(), or -1 for the frozen layer alone; or else a name, or "__base__". A row
+  /// has the bits that infer() gives with that one adapter active, whatever the other rows are. While adapters are
+  /// disabled all rows are answered by the frozen layer. Allocates as infer(x). Reentrant. @throws ShapeError,
+  /// ConfigError; StateError while anything is merged
   template <class Input, RowChoices Choices>
-    requires KindType::template takes<Input>
-  [[nodiscard]] auto infer(const Input& x, const Choices& choices) const {
+  requires KindType::template takes<Input> [[nodiscard]] auto infer(const Input& x, const Choices& choices) const {
     auto y = this->kind_.make_output(this->op("infer"), x);
     Workspace workspace;
     infer(x, choices, y, workspace);
     return y;
   }
-  /// The same into `y`. One product with W for all rows where no chosen adapter has DoRA or a bias of its own, then each
-  /// group's low-rank terms; rows are gathered unless those of an adapter stand together.
+  /// The same into `y`. One product with W for all rows where no chosen adapter has DoRA or a bias of its own, then
+  /// each group's low-rank terms; rows are gathered unless those of an adapter stand together.
   template <class Input, RowChoices Choices, class Output>
-    requires KindType::template takes<Input>
-  void infer(const Input& x, const Choices& choices, Output&& y, Workspace& workspace) const {
+  requires KindType::template takes<Input> void infer(const Input& x, const Choices& choices, Output&& y,
+                                                      Workspace& workspace) const {
     const Operation operation = this->op("infer");
     const std::vector<Index> chosen = this->choices_of(choices);
     this->kind_.with_batch(operation, x, workspace, [&](const Batch& batch) {
@@ -94,8 +93,8 @@ class AdaptedLayer : public LayerCore<KindType> {
   /// The forward pass of training, in which the active adapters drop at `tape.position`, each by its own seed. Fills
   /// `tape` for backward. Reentrant. @throws ShapeError; StateError while anything is merged
   template <class Input, class Output>
-    requires KindType::template takes<Input>
-  void forward(const Input& x, Tape& tape, Output&& y, Workspace& workspace) const {
+  requires KindType::template takes<Input> void forward(const Input& x, Tape& tape, Output&& y,
+                                                        Workspace& workspace) const {
     const Operation operation = this->op("forward");
     tape.clear();
     this->kind_.with_batch(operation, x, workspace, [&](const Batch& batch) {
@@ -115,9 +114,9 @@ class AdaptedLayer : public LayerCore<KindType> {
   }
   /// The same, and writes dX into `dx`, of x's shape, which does not overlap `dy`.
   template <class Input, class OutputGradient, class InputGradient>
-    requires KindType::has_input_gradient
-  void backward(const Input& x, const Tape& tape, const OutputGradient& dy, Gradients& gradients, InputGradient&& dx,
-                Workspace& workspace) const {
+  requires KindType::has_input_gradient void backward(const Input& x, const Tape& tape, const OutputGradient& dy,
+                                                      Gradients& gradients, InputGradient&& dx,
+                                                      Workspace& workspace) const {
     const auto pointers = this->given_gradients("backward", gradients, workspace);
     this->kind_.with_tape_batch(this->op("backward"), x, tape, workspace, [&](const Batch& batch) {
       differentiate_into("backward", batch, tape, dy, spanned(pointers), dx, workspace);
@@ -127,16 +126,14 @@ class AdaptedLayer : public LayerCore<KindType> {
   /// In training mode the forward pass of training, remembering x (a copy) and the tape; else infer(x).
   /// @throws ShapeError; StateError in training mode while merged
   template <class Input>
-    requires KindType::template takes<Input>
-  auto forward(const Input& x) {
+  requires KindType::template takes<Input> auto forward(const Input& x) {
     auto y = this->kind_.make_output(this->op("forward"), x);
     forward(x, y);
     return y;
   }
   /// The same into `y`. Allocates only to grow what the layer keeps.
   template <class Input, class Output>
-    requires KindType::template takes<Input>
-  void forward(const Input& x, Output&& y) {
+  requires KindType::template takes<Input> void forward(const Input& x, Output&& y) {
     if (!this->training_) return infer(x, y, this->workspace_);
     const Operation operation = this->op("forward");
     this->kind_.with_batch(operation, x, this->workspace_, [&](const Batch& batch) {
@@ -164,8 +161,7 @@ class AdaptedLayer : public LayerCore<KindType> {
   }
   /// The same, writing dX into `dx`. Allocates only to grow what the layer keeps.
   template <class OutputGradient, class InputGradient>
-    requires KindType::has_input_gradient
-  void backward(const OutputGradient& dy, InputGradient&& dx) {
+  requires KindType::has_input_gradient void backward(const OutputGradient& dy, InputGradient&& dx) {
     this->require_tape("backward");
     const auto pointers = this->own_gradients(this->workspace_);
     differentiate_into("backward", memory_.batch(this->tape_), this->tape_, dy, spanned(pointers), dx,
@@ -193,16 +189,16 @@ class AdaptedLayer : public LayerCore<KindType> {
     this->eval_mode();
     return self();
   }
-  /// Merges the active adapters, in their order, that are not merged yet, in place. At most one of those that are merged
-  /// has use_dora; it goes below the others. @throws StateError naming the adapter when a sum is not finite, or when the
-  /// weight is read-only, of a kind that cannot be merged into, or adapters are disabled; std::bad_alloc. Then every bit
-  /// is as it was.
+  /// Merges the active adapters, in their order, that are not merged yet, in place. At most one of those that are
+  /// merged has use_dora; it goes below the others. @throws StateError naming the adapter when a sum is not finite, or
+  /// when the weight is read-only, of a kind that cannot be merged into, or adapters are disabled; std::bad_alloc. Then
+  /// every bit is as it was.
   Layer& merge() {
     this->merge_active();
     return self();
   }
-  /// Merges these, active or not, in this order, beside those that are merged already. `names` are any range of strings,
-  /// or a list in braces. @throws also ConfigError
+  /// Merges these, active or not, in this order, beside those that are merged already. `names` are any range of
+  /// strings, or a list in braces. @throws also ConfigError
   template <class Names = std::initializer_list<std::string_view>>
   Layer& merge(const Names& names) {
     this->merge_positions(this->positions("merge", names));
@@ -257,6 +253,11 @@ class AdaptedLayer : public LayerCore<KindType> {
 
   /// Runs forward(x) and backward(dy) on `executor`, which must outlive the layer or be replaced.
   void set_executor(Executor& executor) { this->workspace_ = Workspace(executor); }
+  /// The same on a pool of threads, such as Eigen::ThreadPool with core/thread_pool_executor.hpp.
+  template <PoolOfThreads Pool>
+  void set_executor(Pool& pool) {
+    this->workspace_ = Workspace(pool);
+  }
 
  protected:
   AdaptedLayer(KindType kind, Weight&& weight, const LoraConfig& config)

@@ -27,9 +27,9 @@ struct WholeUpdate {
 /// W and the adapters that are not merged into it. `Passes` computes one product with what rides along in it
 /// (layers/linear_passes.hpp and its like); this class decides what rides along in which product and sums them up.
 ///
-/// Adapters without DoRA share one product with W. Every adapter is additive: with f = m / n and n the norms of the rows
-/// of W + s B A, one with DoRA adds (f - 1) (.) W x + f (.) s B A x = Y_i - W x, where Y_i is its answer alone, whatever
-/// the others add. So a layer of D of them costs D + 1 products with W (D where D is 1): Y = Y_1 + ... + Y_D -
+/// Adapters without DoRA share one product with W. Every adapter is additive: with f = m / n and n the norms of the
+/// rows of W + s B A, one with DoRA adds (f - 1) (.) W x + f (.) s B A x = Y_i - W x, where Y_i is its answer alone,
+/// whatever the others add. So a layer of D of them costs D + 1 products with W (D where D is 1): Y = Y_1 + ... + Y_D -
 /// (D - 1) W x, and the terms of the others on top. Adapters that drop inputs stand alone likewise where `Passes` takes
 /// one mask a product (convolutions).
 ///
@@ -55,93 +55,25 @@ class AdapterPasses {
         squared_norms_(squared_norms) {}
 
   /// Y without dropout. `bias` has a scalar for every output, or is null.
-  void infer(const Batch& x, const Scalar* bias, const MatrixView<Scalar>& y, Workspace& workspace) const {
-    answer(x, bias, nullptr, y, workspace);
-  }
+  void infer(const Batch& x, const Scalar* bias, const MatrixView<Scalar>& y, Workspace& workspace) const;
 
   /// Y += what the working adapters, none of which has DoRA, add to the product with W. Without dropout.
-  void add_terms(const Batch& x, const MatrixView<Scalar>& y, Workspace& workspace) const {
-    const auto parts = workspace.row<FactorPart<Scalar>>(part_room());
-    run(x, pass_of(parts.data, 0, working_.size(), nullptr, 0, {}), nullptr, 0, y, BaseProduct::keep, workspace);
-  }
+  void add_terms(const Batch& x, const MatrixView<Scalar>& y, Workspace& workspace) const;
 
   /// Y of training, with dropout at `tape.position`. Fills the tape.
-  void forward(const Batch& x, const Scalar* bias, Tape& tape, const MatrixView<Scalar>& y,
-               Workspace& workspace) const {
-    tape.start(working_.size(), 1 + alone_count(true));
-    for (std::size_t i = 0; i < working_.size(); ++i) {
-      const Adapter& adapter = adapters_[working_[i]];
-      auto& kept = tape.adapter(i);
-      kept.id = adapter.id();
-      kept.rank = kind_.down_rows(adapter);
-      kept.drops = drops(adapter);
-      kept.bits.clear();
-      if (kept.drops) {
-        kept.bits.draw(adapter.config().dropout, adapter.seed(), tape.position, passes_.rows(x), passes_.inputs(x),
-                       workspace.executor());
-      }
-    }
-    answer(x, bias, &tape, y, workspace);
-    tape.finish(passes_.rows(x), passes_.inputs(x), passes_.extents(x));
-  }
+  void forward(const Batch& x, const Scalar* bias, Tape& tape, const MatrixView<Scalar>& y, Workspace& workspace) const;
 
   /// Adds the gradients of the pass that filled `tape`, those of the i-th working adapter to *gradients[i], and writes
   /// dX unless `dx` is null.
   void backward(const Batch& x, const Tape& tape, const MatrixView<const Scalar>& dy,
                 std::span<LoraGradients<Scalar>* const> gradients, const MatrixView<Scalar>* dx,
-                Workspace& workspace) const {
-    for (std::size_t i = 0; i < working_.size(); ++i) add_bias_gradients(i, dy, *gradients[i], workspace);
-    const auto parts = workspace.row<FactorPart<Scalar>>(part_room());
-    std::size_t done = 0;
-    for (std::size_t i = 0; i < working_.size(); ++i) {
-      if (!stands_alone(adapters_[working_[i]], true)) continue;
-      FactorPass<Scalar> pass = pass_of(parts.data, i, i + 1, &tape, 1 + done, gradients);
-      const bool first = done++ == 0;
-      if (first || dx == nullptr) {
-        differentiate_alone(i, x, pass, tape.pass(done), dy, dx, *gradients[i], workspace);
-        continue;
-      }
-      const auto own = workspace.matrix<Scalar>(dx->rows, dx->cols);
-      const MatrixView<Scalar> target = own;
-      differentiate_alone(i, x, pass, tape.pass(done), dy, &target, *gradients[i], workspace);
-      detail::add_rows(MatrixView<const Scalar>(target), Scalar(1), *dx);
-    }
-    const FactorPass<Scalar> together = pass_of(parts.data, 0, working_.size(), &tape, 0, gradients);
-    if (done == 0 || !together.parts.empty()) {
-      passes_.backward(x, together, dy, dx, done == 0 ? BaseProduct::write : BaseProduct::keep, workspace);
-    }
-    if (done < 2 || dx == nullptr) return;
-    const auto base = workspace.matrix<Scalar>(dx->rows, dx->cols);
-    const MatrixView<Scalar> base_view = base;
-    passes_.backward(x, FactorPass<Scalar>{}, dy, &base_view, BaseProduct::write, workspace);
-    detail::add_rows(MatrixView<const Scalar>(base_view), -static_cast<Scalar>(done - 1), *dx);
-  }
+                Workspace& workspace) const;
 
   /// Whether the tape is of a pass in which just these adapters took part, as they are now, over such inputs.
-  [[nodiscard]] bool fits(const Tape& tape) const noexcept {
-    if (tape.adapter_count() != working_.size() || tape.pass_count() != 1 + alone_count(true)) return false;
-    Index together = 0;
-    std::size_t pass = 0;
-    for (std::size_t i = 0; i < working_.size(); ++i) {
-      const Adapter& adapter = adapters_[working_[i]];
-      const auto& kept = tape.adapter(i);
-      const Index rank = kind_.down_rows(adapter);
-      if (kept.id != adapter.id() || kept.rank != rank || kept.drops != drops(adapter)) return false;
-      if (!stands_alone(adapter, true)) {
-        together += rank;
-      } else if (!kept_matches(tape.pass(++pass), tape, rank, adapter.uses_dora())) {
-        return false;
-      }
-    }
-    return kept_matches(tape.pass(0), tape, together, false);
-  }
+  [[nodiscard]] bool fits(const Tape& tape) const noexcept;
 
   /// The factors m / n of an adapter with DoRA, for every output, into `factors`; its norms into `norms`.
-  void scale_factors(const Adapter& adapter, double* norms, Scalar* factors, Workspace& workspace) const {
-    const auto whole = kind_.whole_update(adapter, workspace);
-    row_norms(weight_, whole.update, squared_norms_, norms, workspace);
-    magnitude_factors(kind_.blocks(), adapter.magnitude, norms, factors);
-  }
+  void scale_factors(const Adapter& adapter, double* norms, Scalar* factors, Workspace& workspace) const;
 
  private:
   [[nodiscard]] static bool drops(const Adapter& adapter) noexcept { return Passes::takes_dropout && adapter.drops(); }
@@ -157,147 +89,29 @@ class AdapterPasses {
   [[nodiscard]] Index part_room() const noexcept { return 2 * static_cast<Index>(working_.size()); }
 
   [[nodiscard]] bool kept_matches(const typename Tape::Pass& pass, const Tape& tape, Index rank,
-                                  bool dora) const noexcept {
-    const auto shape = passes_.kept_shape(tape, rank);
-    const auto z = passes_.kept_unscaled_shape(tape);
-    return pass.down().rows == shape.rows && pass.down().cols == shape.cols &&
-           pass.unscaled().rows == (dora ? z.rows : 0) && pass.unscaled().cols == (dora ? z.cols : 0);
-  }
+                                  bool dora) const noexcept;
 
   // The parts of the working adapters [begin, end) that ride along together, or of the one that stands alone; `memory`
   // has room for two parts an adapter.
   [[nodiscard]] FactorPass<Scalar> pass_of(FactorPart<Scalar>* memory, std::size_t begin, std::size_t end,
                                            const Tape* tape, std::size_t kept,
-                                           std::span<LoraGradients<Scalar>* const> gradients) const {
-    FactorPass<Scalar> pass;
-    std::size_t count = 0;
-    const bool alone = kept > 0;
-    for (std::size_t i = begin; i < end; ++i) {
-      const Adapter& adapter = adapters_[working_[i]];
-      if (adapter.merged() || adapter.rank() == 0) continue;
-      if (stands_alone(adapter, tape != nullptr) != alone) continue;
-      FactorPart<Scalar> part;
-      part.a = view_of(adapter.A);
-      part.b = view_of(adapter.B);
-      part.scale = adapter.scaling();
-      part.first = pass.rank;
-      part.gradients = gradients.empty() ? nullptr : gradients[i];
-      if (tape != nullptr && drops(adapter)) {
-        part.mask = tape->adapter(i).bits.template mask<Scalar>(adapter.config().dropout);
-      }
-      pass.rank += part.a.rows;
-      memory[count++] = part;
-      if (adapter.start.A.size() == 0) continue;
-      part.a = view_of(adapter.start.A);
-      part.b = view_of(adapter.start.B);
-      part.scale = -part.scale;
-      part.first = pass.rank;
-      part.gradients = nullptr;
-      pass.rank += part.a.rows;
-      memory[count++] = part;
-    }
-    pass.parts = {memory, count};
-    if (tape != nullptr && !gradients.empty()) {
-      const auto u = tape->pass(kept).down();
-      pass.u = {const_cast<Scalar*>(u.data), u.rows, u.cols, u.row_stride, u.col_stride};  // backward reads it only
-      const auto z = tape->pass(kept).unscaled();
-      pass.z = {const_cast<Scalar*>(z.data), z.rows, z.cols, z.row_stride, z.col_stride};
-    }
-    return pass;
-  }
+                                           std::span<LoraGradients<Scalar>* const> gradients) const;
 
-  void answer(const Batch& x, const Scalar* bias, Tape* tape, const MatrixView<Scalar>& y, Workspace& workspace) const {
-    const auto parts = workspace.row<FactorPart<Scalar>>(part_room());
-    std::size_t done = 0;
-    for (std::size_t i = 0; i < working_.size(); ++i) {
-      if (!stands_alone(adapters_[working_[i]], tape != nullptr)) continue;
-      const FactorPass<Scalar> pass = pass_of(parts.data, i, i + 1, tape, 1 + done, {});
-      if (done++ == 0) {
-        answer_alone(i, x, pass, bias, tape, done, y, workspace);
-        continue;
-      }
-      const auto own = workspace.matrix<Scalar>(y.rows, y.cols);
-      answer_alone(i, x, pass, nullptr, tape, done, own, workspace);
-      detail::add_rows(MatrixView<const Scalar>(own), Scalar(1), y);
-    }
-    FactorPass<Scalar> together = pass_of(parts.data, 0, working_.size(), tape, 0, {});
-    together.bias = bias;
-    if (tape != nullptr || done == 0 || !together.parts.empty()) {
-      run(x, together, tape, 0, y, done == 0 ? BaseProduct::write : BaseProduct::keep, workspace);
-    }
-    if (done < 2) return;
-    const auto base = workspace.matrix<Scalar>(y.rows, y.cols);
-    passes_.forward(x, FactorPass<Scalar>{}, base, BaseProduct::write, workspace);
-    detail::add_rows(MatrixView<const Scalar>(base), -static_cast<Scalar>(done - 1), y);
-  }
+  void answer(const Batch& x, const Scalar* bias, Tape* tape, const MatrixView<Scalar>& y, Workspace& workspace) const;
 
   // Forward of one product, with U on the tape or in scratch.
   void run(const Batch& x, FactorPass<Scalar> pass, Tape* tape, std::size_t kept, const MatrixView<Scalar>& y,
-           BaseProduct base, Workspace& workspace) const {
-    const auto shape = passes_.down_shape(x, pass.rank);
-    if (tape != nullptr) {
-      if (pass.factors == nullptr) tape->pass(kept).reserve_down(shape.rows, shape.cols);
-      pass.u = tape->pass(kept).down();
-      passes_.forward(x, pass, y, base, workspace);
-      return;
-    }
-    const auto u = workspace.matrix<Scalar>(shape.rows, shape.cols);
-    pass.u = u;
-    passes_.forward(x, pass, y, base, workspace);
-  }
+           BaseProduct base, Workspace& workspace) const;
 
   void answer_alone(std::size_t i, const Batch& x, FactorPass<Scalar> pass, const Scalar* bias, Tape* tape,
-                    std::size_t kept, const MatrixView<Scalar>& y, Workspace& workspace) const {
-    const Adapter& adapter = adapters_[working_[i]];
-    pass.bias = bias;
-    if (!adapter.uses_dora()) return run(x, pass, tape, kept, y, BaseProduct::write, workspace);
-    const Index outputs = kind_.blocks().outputs;
-    const auto factors = workspace.row<Scalar>(outputs);
-    if (tape == nullptr) {
-      const auto norms = workspace.row<double>(outputs);
-      scale_factors(adapter, norms.data, factors.data, workspace);
-    } else {
-      const auto shape = passes_.down_shape(x, pass.rank);
-      const auto z = passes_.unscaled_shape(x);
-      auto& memory = tape->pass(kept);
-      memory.reserve_down(shape.rows, shape.cols);
-      memory.reserve_unscaled(z.rows, z.cols, outputs);
-      scale_factors(adapter, memory.norms(), factors.data, workspace);
-      pass.z = memory.unscaled();
-    }
-    pass.factors = factors.data;
-    run(x, pass, tape, kept, y, BaseProduct::write, workspace);
-  }
+                    std::size_t kept, const MatrixView<Scalar>& y, Workspace& workspace) const;
 
   void differentiate_alone(std::size_t i, const Batch& x, FactorPass<Scalar> pass, const typename Tape::Pass& kept,
                            const MatrixView<const Scalar>& dy, const MatrixView<Scalar>* dx,
-                           LoraGradients<Scalar>& gradients, Workspace& workspace) const {
-    const Adapter& adapter = adapters_[working_[i]];
-    if (!adapter.uses_dora()) return passes_.backward(x, pass, dy, dx, BaseProduct::write, workspace);
-    const Index outputs = kind_.blocks().outputs;
-    const auto factors = workspace.row<Scalar>(outputs);
-    const auto sums = workspace.row<Scalar>(outputs);
-    std::fill_n(sums.data, outputs, Scalar(0));
-    magnitude_factors(kind_.blocks(), adapter.magnitude, kept.norms(), factors.data);
-    pass.factors = factors.data;
-    pass.sums = sums.data;
-    passes_.backward(x, pass, dy, dx, BaseProduct::write, workspace);
-    add_magnitude_gradient(kind_.blocks(), sums.data, kept.norms(), gradients.magnitude);
-  }
+                           LoraGradients<Scalar>& gradients, Workspace& workspace) const;
 
   void add_bias_gradients(std::size_t i, const MatrixView<const Scalar>& dy, LoraGradients<Scalar>& gradients,
-                          Workspace& workspace) const {
-    if (gradients.bias.size() == 0 && gradients.lora_bias.size() == 0) return;
-    const OutputBlocks& blocks = kind_.blocks();
-    if (gradients.bias.size() > 0) passes_.add_output_sums(dy, Scalar(1), gradients.bias.data(), workspace);
-    if (gradients.lora_bias.size() == 0) return;
-    const Scalar scale = adapters_[working_[i]].scaling();
-    if (blocks.whole()) return passes_.add_output_sums(dy, scale, gradients.lora_bias.data(), workspace);
-    const auto sums = workspace.row<Scalar>(blocks.outputs);
-    std::fill_n(sums.data, blocks.outputs, Scalar(0));
-    passes_.add_output_sums(dy, scale, sums.data, workspace);
-    blocks.for_each([&](Index adapted, Index output) { gradients.lora_bias[adapted] += sums.data[output]; });
-  }
+                          Workspace& workspace) const;
 
   const Kind& kind_;
   const Passes& passes_;
@@ -306,5 +120,246 @@ class AdapterPasses {
   std::span<const Index> working_;
   std::span<const double> squared_norms_;
 };
+
+template <class Kind, class Passes>
+void AdapterPasses<Kind, Passes>::infer(const Batch& x, const Scalar* bias, const MatrixView<Scalar>& y,
+                                        Workspace& workspace) const {
+  answer(x, bias, nullptr, y, workspace);
+}
+
+template <class Kind, class Passes>
+void AdapterPasses<Kind, Passes>::add_terms(const Batch& x, const MatrixView<Scalar>& y, Workspace& workspace) const {
+  const auto parts = workspace.row<FactorPart<Scalar>>(part_room());
+  run(x, pass_of(parts.data, 0, working_.size(), nullptr, 0, {}), nullptr, 0, y, BaseProduct::keep, workspace);
+}
+
+template <class Kind, class Passes>
+void AdapterPasses<Kind, Passes>::forward(const Batch& x, const Scalar* bias, Tape& tape, const MatrixView<Scalar>& y,
+                                          Workspace& workspace) const {
+  tape.start(working_.size(), 1 + alone_count(true));
+  for (std::size_t i = 0; i < working_.size(); ++i) {
+    const Adapter& adapter = adapters_[working_[i]];
+    auto& kept = tape.adapter(i);
+    kept.id = adapter.id();
+    kept.rank = kind_.down_rows(adapter);
+    kept.drops = drops(adapter);
+    kept.bits.clear();
+    if (kept.drops) {
+      kept.bits.draw(adapter.config().dropout, adapter.seed(), tape.position, passes_.rows(x), passes_.inputs(x),
+                     workspace.executor());
+    }
+  }
+  answer(x, bias, &tape, y, workspace);
+  tape.finish(passes_.rows(x), passes_.inputs(x), passes_.extents(x));
+}
+
+template <class Kind, class Passes>
+void AdapterPasses<Kind, Passes>::backward(const Batch& x, const Tape& tape, const MatrixView<const Scalar>& dy,
+                                           std::span<LoraGradients<Scalar>* const> gradients,
+                                           const MatrixView<Scalar>* dx, Workspace& workspace) const {
+  for (std::size_t i = 0; i < working_.size(); ++i) add_bias_gradients(i, dy, *gradients[i], workspace);
+  const auto parts = workspace.row<FactorPart<Scalar>>(part_room());
+  std::size_t done = 0;
+  for (std::size_t i = 0; i < working_.size(); ++i) {
+    if (!stands_alone(adapters_[working_[i]], true)) continue;
+    FactorPass<Scalar> pass = pass_of(parts.data, i, i + 1, &tape, 1 + done, gradients);
+    const bool first = done++ == 0;
+    if (first || dx == nullptr) {
+      differentiate_alone(i, x, pass, tape.pass(done), dy, dx, *gradients[i], workspace);
+      continue;
+    }
+    const auto own = workspace.matrix<Scalar>(dx->rows, dx->cols);
+    const MatrixView<Scalar> target = own;
+    differentiate_alone(i, x, pass, tape.pass(done), dy, &target, *gradients[i], workspace);
+    detail::add_rows(MatrixView<const Scalar>(target), Scalar(1), *dx);
+  }
+  const FactorPass<Scalar> together = pass_of(parts.data, 0, working_.size(), &tape, 0, gradients);
+  if (done == 0 || !together.parts.empty()) {
+    passes_.backward(x, together, dy, dx, done == 0 ? BaseProduct::write : BaseProduct::keep, workspace);
+  }
+  if (done < 2 || dx == nullptr) return;
+  const auto base = workspace.matrix<Scalar>(dx->rows, dx->cols);
+  const MatrixView<Scalar> base_view = base;
+  passes_.backward(x, FactorPass<Scalar>{}, dy, &base_view, BaseProduct::write, workspace);
+  detail::add_rows(MatrixView<const Scalar>(base_view), -static_cast<Scalar>(done - 1), *dx);
+}
+
+template <class Kind, class Passes>
+auto AdapterPasses<Kind, Passes>::fits(const Tape& tape) const noexcept -> bool {
+  if (tape.adapter_count() != working_.size() || tape.pass_count() != 1 + alone_count(true)) return false;
+  Index together = 0;
+  std::size_t pass = 0;
+  for (std::size_t i = 0; i < working_.size(); ++i) {
+    const Adapter& adapter = adapters_[working_[i]];
+    const auto& kept = tape.adapter(i);
+    const Index rank = kind_.down_rows(adapter);
+    if (kept.id != adapter.id() || kept.rank != rank || kept.drops != drops(adapter)) return false;
+    if (!stands_alone(adapter, true)) {
+      together += rank;
+    } else if (!kept_matches(tape.pass(++pass), tape, rank, adapter.uses_dora())) {
+      return false;
+    }
+  }
+  return kept_matches(tape.pass(0), tape, together, false);
+}
+
+template <class Kind, class Passes>
+void AdapterPasses<Kind, Passes>::scale_factors(const Adapter& adapter, double* norms, Scalar* factors,
+                                                Workspace& workspace) const {
+  const auto whole = kind_.whole_update(adapter, workspace);
+  row_norms(weight_, whole.update, squared_norms_, norms, workspace);
+  magnitude_factors(kind_.blocks(), adapter.magnitude, norms, factors);
+}
+
+template <class Kind, class Passes>
+auto AdapterPasses<Kind, Passes>::pass_of(FactorPart<Scalar>* memory, std::size_t begin, std::size_t end,
+                                          const Tape* tape, std::size_t kept,
+                                          std::span<LoraGradients<Scalar>* const> gradients) const
+    -> FactorPass<Scalar> {
+  FactorPass<Scalar> pass;
+  std::size_t count = 0;
+  const bool alone = kept > 0;
+  for (std::size_t i = begin; i < end; ++i) {
+    const Adapter& adapter = adapters_[working_[i]];
+    if (adapter.merged() || adapter.rank() == 0) continue;
+    if (stands_alone(adapter, tape != nullptr) != alone) continue;
+    FactorPart<Scalar> part;
+    part.a = view_of(adapter.A);
+    part.b = view_of(adapter.B);
+    part.scale = adapter.scaling();
+    part.first = pass.rank;
+    part.gradients = gradients.empty() ? nullptr : gradients[i];
+    if (tape != nullptr && drops(adapter)) {
+      part.mask = tape->adapter(i).bits.template mask<Scalar>(adapter.config().dropout);
+    }
+    pass.rank += part.a.rows;
+    memory[count++] = part;
+    if (adapter.start.A.size() == 0) continue;
+    part.a = view_of(adapter.start.A);
+    part.b = view_of(adapter.start.B);
+    part.scale = -part.scale;
+    part.first = pass.rank;
+    part.gradients = nullptr;
+    pass.rank += part.a.rows;
+    memory[count++] = part;
+  }
+  pass.parts = {memory, count};
+  if (tape != nullptr && !gradients.empty()) {
+    const auto u = tape->pass(kept).down();
+    pass.u = {const_cast<Scalar*>(u.data), u.rows, u.cols, u.row_stride, u.col_stride};  // backward reads it only
+    const auto z = tape->pass(kept).unscaled();
+    pass.z = {const_cast<Scalar*>(z.data), z.rows, z.cols, z.row_stride, z.col_stride};
+  }
+  return pass;
+}
+
+template <class Kind, class Passes>
+void AdapterPasses<Kind, Passes>::answer(const Batch& x, const Scalar* bias, Tape* tape, const MatrixView<Scalar>& y,
+                                         Workspace& workspace) const {
+  const auto parts = workspace.row<FactorPart<Scalar>>(part_room());
+  std::size_t done = 0;
+  for (std::size_t i = 0; i < working_.size(); ++i) {
+    if (!stands_alone(adapters_[working_[i]], tape != nullptr)) continue;
+    const FactorPass<Scalar> pass = pass_of(parts.data, i, i + 1, tape, 1 + done, {});
+    if (done++ == 0) {
+      answer_alone(i, x, pass, bias, tape, done, y, workspace);
+      continue;
+    }
+    const auto own = workspace.matrix<Scalar>(y.rows, y.cols);
+    answer_alone(i, x, pass, nullptr, tape, done, own, workspace);
+    detail::add_rows(MatrixView<const Scalar>(own), Scalar(1), y);
+  }
+  FactorPass<Scalar> together = pass_of(parts.data, 0, working_.size(), tape, 0, {});
+  together.bias = bias;
+  if (tape != nullptr || done == 0 || !together.parts.empty()) {
+    run(x, together, tape, 0, y, done == 0 ? BaseProduct::write : BaseProduct::keep, workspace);
+  }
+  if (done < 2) return;
+  const auto base = workspace.matrix<Scalar>(y.rows, y.cols);
+  passes_.forward(x, FactorPass<Scalar>{}, base, BaseProduct::write, workspace);
+  detail::add_rows(MatrixView<const Scalar>(base), -static_cast<Scalar>(done - 1), y);
+}
+
+template <class Kind, class Passes>
+void AdapterPasses<Kind, Passes>::run(const Batch& x, FactorPass<Scalar> pass, Tape* tape, std::size_t kept,
+                                      const MatrixView<Scalar>& y, BaseProduct base, Workspace& workspace) const {
+  const auto shape = passes_.down_shape(x, pass.rank);
+  if (tape != nullptr) {
+    if (pass.factors == nullptr) tape->pass(kept).reserve_down(shape.rows, shape.cols);
+    pass.u = tape->pass(kept).down();
+    passes_.forward(x, pass, y, base, workspace);
+    return;
+  }
+  const auto u = workspace.matrix<Scalar>(shape.rows, shape.cols);
+  pass.u = u;
+  passes_.forward(x, pass, y, base, workspace);
+}
+
+template <class Kind, class Passes>
+void AdapterPasses<Kind, Passes>::answer_alone(std::size_t i, const Batch& x, FactorPass<Scalar> pass,
+                                               const Scalar* bias, Tape* tape, std::size_t kept,
+                                               const MatrixView<Scalar>& y, Workspace& workspace) const {
+  const Adapter& adapter = adapters_[working_[i]];
+  pass.bias = bias;
+  if (!adapter.uses_dora()) return run(x, pass, tape, kept, y, BaseProduct::write, workspace);
+  const Index outputs = kind_.blocks().outputs;
+  const auto factors = workspace.row<Scalar>(outputs);
+  if (tape == nullptr) {
+    const auto norms = workspace.row<double>(outputs);
+    scale_factors(adapter, norms.data, factors.data, workspace);
+  } else {
+    const auto shape = passes_.down_shape(x, pass.rank);
+    const auto z = passes_.unscaled_shape(x);
+    auto& memory = tape->pass(kept);
+    memory.reserve_down(shape.rows, shape.cols);
+    memory.reserve_unscaled(z.rows, z.cols, outputs);
+    scale_factors(adapter, memory.norms(), factors.data, workspace);
+    pass.z = memory.unscaled();
+  }
+  pass.factors = factors.data;
+  run(x, pass, tape, kept, y, BaseProduct::write, workspace);
+}
+
+template <class Kind, class Passes>
+void AdapterPasses<Kind, Passes>::differentiate_alone(std::size_t i, const Batch& x, FactorPass<Scalar> pass,
+                                                      const typename Tape::Pass& kept,
+                                                      const MatrixView<const Scalar>& dy, const MatrixView<Scalar>* dx,
+                                                      LoraGradients<Scalar>& gradients, Workspace& workspace) const {
+  const Adapter& adapter = adapters_[working_[i]];
+  if (!adapter.uses_dora()) return passes_.backward(x, pass, dy, dx, BaseProduct::write, workspace);
+  const Index outputs = kind_.blocks().outputs;
+  const auto factors = workspace.row<Scalar>(outputs);
+  const auto sums = workspace.row<Scalar>(outputs);
+  std::fill_n(sums.data, outputs, Scalar(0));
+  magnitude_factors(kind_.blocks(), adapter.magnitude, kept.norms(), factors.data);
+  pass.factors = factors.data;
+  pass.sums = sums.data;
+  passes_.backward(x, pass, dy, dx, BaseProduct::write, workspace);
+  add_magnitude_gradient(kind_.blocks(), sums.data, kept.norms(), gradients.magnitude);
+}
+
+template <class Kind, class Passes>
+void AdapterPasses<Kind, Passes>::add_bias_gradients(std::size_t i, const MatrixView<const Scalar>& dy,
+                                                     LoraGradients<Scalar>& gradients, Workspace& workspace) const {
+  if (gradients.bias.size() == 0 && gradients.lora_bias.size() == 0) return;
+  const OutputBlocks& blocks = kind_.blocks();
+  if (gradients.bias.size() > 0) passes_.add_output_sums(dy, Scalar(1), gradients.bias.data(), workspace);
+  if (gradients.lora_bias.size() == 0) return;
+  const Scalar scale = adapters_[working_[i]].scaling();
+  if (blocks.whole()) return passes_.add_output_sums(dy, scale, gradients.lora_bias.data(), workspace);
+  const auto sums = workspace.row<Scalar>(blocks.outputs);
+  std::fill_n(sums.data, blocks.outputs, Scalar(0));
+  passes_.add_output_sums(dy, scale, sums.data, workspace);
+  blocks.for_each([&](Index adapted, Index output) { gradients.lora_bias[adapted] += sums.data[output]; });
+}
+
+template <class Kind, class Passes>
+auto AdapterPasses<Kind, Passes>::kept_matches(const typename Tape::Pass& pass, const Tape& tape, Index rank,
+                                               bool dora) const noexcept -> bool {
+  const auto shape = passes_.kept_shape(tape, rank);
+  const auto z = passes_.kept_unscaled_shape(tape);
+  return pass.down().rows == shape.rows && pass.down().cols == shape.cols &&
+         pass.unscaled().rows == (dora ? z.rows : 0) && pass.unscaled().cols == (dora ? z.cols : 0);
+}
 
 }  // namespace lora

@@ -94,8 +94,8 @@ class AdapterSet {
     reserve_one();
     adopt(std::move(held));
   }
-  /// Removes an adapter. If it was the only active one, the first of the others in alphabetical order becomes active, as
-  /// in PEFT.
+  /// Removes an adapter. If it was the only active one, the first of the others in alphabetical order becomes active,
+  /// as in PEFT.
   void erase(Index gone) noexcept {
     const bool was_active = is_active(gone);
     active_.erase(std::remove(active_.begin(), active_.end(), gone), active_.end());

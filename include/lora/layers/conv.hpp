@@ -16,9 +16,9 @@ namespace lora {
 /// with zero padding, W0 is frozen, A is a convolution of W0's kernel, stride, padding and dilation to `rank` channels,
 /// and B one of 1 x 1. Over the unfolded input this is LoraLinear's formula, and so are the gradients:
 /// dB = s dY U^T with U = A drop(X), dA = V drop(X)^T with V = s B^T dY, dX = fold(W0^T dY) + drop'(fold(A^T V)).
-/// With use_dora y = bias + (m/n) (.) (W0 * x + s B A * x), with a magnitude m per output channel and n the norms of the
-/// rows of W0 + s B A, constants of the backward pass; with dropout only drop(x) enters the change that m/n makes, as
-/// adapter/dora.hpp has it.
+/// With use_dora y = bias + (m/n) (.) (W0 * x + s B A * x), with a magnitude m per output channel and n the norms of
+/// the rows of W0 + s B A, constants of the backward pass; with dropout only drop(x) enters the change that m/n makes,
+/// as adapter/dora.hpp has it.
 ///
 /// Weights are matrices as PyTorch's tensors lie in memory: W0 is out_channels x fan_in with fan_in = in_channels /
 /// groups * product of the kernel, A is rank x fan_in, B is out_channels x rank / groups. Images are a sample a row,
@@ -27,8 +27,8 @@ namespace lora {
 /// lets each row choose its adapter, give matrices as `lora::Images{x, extents}`.
 ///
 /// PEFT's convolution differs in two cases and agrees in all others: it ignores the dilation in A, and with groups its
-/// A (rank x in_channels * kernel) sees all channels, so that its update has not W0's shape and cannot be merged. Here A
-/// has the base's dilation, and with groups sees the channels of its group.
+/// A (rank x in_channels * kernel) sees all channels, so that its update has not W0's shape and cannot be merged. Here
+/// A has the base's dilation, and with groups sees the channels of its group.
 ///
 /// Forms of the passes, and threads: as AdaptedLayer. Results depend neither on the number of workers nor, for one
 /// sample's y and dx, on the other samples.
@@ -107,8 +107,10 @@ class LoraConv : public AdaptedLayer<LoraConv<ScalarType, Dim, WeightType>, Conv
  private:
   [[nodiscard]] static ConvKind<Scalar, Dim> kind_of(const Weight& weight, const Geometry& geometry) {
     check_geometry("LoraConv", geometry);
-    require_shape({"LoraConv", "LoraConv"}, "weight", geometry.out_channels, geometry.fan_in(), weight.out_features(),
-                  weight.in_features());
+    if (weight.out_features() != geometry.out_channels || weight.in_features() != geometry.fan_in()) {
+      throw ShapeError("LoraConv", "weight", shape_text(geometry.out_channels, geometry.fan_in()),
+                       shape_text(weight.out_features(), weight.in_features()));
+    }
     return ConvKind<Scalar, Dim>(geometry);
   }
 };
@@ -119,5 +121,14 @@ template <RealScalar Scalar>
 using LoraConv2d = LoraConv<Scalar, 2>;
 template <RealScalar Scalar>
 using LoraConv3d = LoraConv<Scalar, 3>;
+
+#if defined(LORA_COMPILED)
+extern template class LayerCore<ConvKind<float, 1>>;
+extern template class LayerCore<ConvKind<float, 2>>;
+extern template class LayerCore<ConvKind<float, 3>>;
+extern template class LayerCore<ConvKind<double, 1>>;
+extern template class LayerCore<ConvKind<double, 2>>;
+extern template class LayerCore<ConvKind<double, 3>>;
+#endif
 
 }  // namespace lora

@@ -17,10 +17,10 @@
 
 namespace lora {
 
-/// A convolution of a geometry. A is rank x fan_in, the kernel of a convolution to `rank` channels, and B out_channels x
-/// rank / groups, one of 1 x 1 behind it, with fan_in = in_channels / groups * product of the kernel. With groups, rank /
-/// groups rows of A and of B's inputs belong to each group and see only its channels, so that the update s B A has the
-/// frozen weight's shape. A value; const functions are reentrant.
+/// A convolution of a geometry. A is rank x fan_in, the kernel of a convolution to `rank` channels, and B out_channels
+/// x rank / groups, one of 1 x 1 behind it, with fan_in = in_channels / groups * product of the kernel. With groups,
+/// rank / groups rows of A and of B's inputs belong to each group and see only its channels, so that the update s B A
+/// has the frozen weight's shape. A value; const functions are reentrant.
 template <RealScalar ScalarType, int Dim>
 class ConvKind {
  public:
@@ -31,7 +31,8 @@ class ConvKind {
   using Geometry = ConvGeometry<Dim>;
   static constexpr bool has_input_gradient = true;
 
-  explicit ConvKind(const Geometry& geometry) : geometry_(geometry), blocks_(OutputBlocks::all(geometry.out_channels)) {}
+  explicit ConvKind(const Geometry& geometry)
+      : geometry_(geometry), blocks_(OutputBlocks::all(geometry.out_channels)) {}
 
   [[nodiscard]] static constexpr std::string_view name() noexcept { return "LoraConv"; }
   [[nodiscard]] const Geometry& geometry() const noexcept { return geometry_; }
@@ -211,5 +212,14 @@ class ConvKind {
   Geometry geometry_;
   OutputBlocks blocks_;
 };
+
+#if defined(LORA_COMPILED)
+extern template class AdapterPasses<ConvKind<float, 1>, ConvPasses<float, 1>>;
+extern template class AdapterPasses<ConvKind<float, 2>, ConvPasses<float, 2>>;
+extern template class AdapterPasses<ConvKind<float, 3>, ConvPasses<float, 3>>;
+extern template class AdapterPasses<ConvKind<double, 1>, ConvPasses<double, 1>>;
+extern template class AdapterPasses<ConvKind<double, 2>, ConvPasses<double, 2>>;
+extern template class AdapterPasses<ConvKind<double, 3>, ConvPasses<double, 3>>;
+#endif
 
 }  // namespace lora

@@ -87,8 +87,8 @@ class ConvFactors {
   Scalar scale_ = 1;
 };
 
-/// The rows of one part in lines (rank x positions) of all parts: where they lie, or copied where other parts' rows stand
-/// between them.
+/// The rows of one part in lines (rank x positions) of all parts: where they lie, or copied where other parts' rows
+/// stand between them.
 template <class Scalar>
 class PartLines {
  public:
@@ -133,11 +133,12 @@ struct ImageBatch {
   ImageExtents<Dim> extents{};
 };
 
-/// Y = factors (.) (W * drop(X) + s B (A * drop(X))) + W * (X - drop(X)) + bias over images, where * convolves; over the
-/// unfolded input these are the formulas of LinearPasses. U is rank x positions, where positions count over all samples.
+/// Y = factors (.) (W * drop(X) + s B (A * drop(X))) + W * (X - drop(X)) + bias over images, where * convolves; over
+/// the unfolded input these are the formulas of LinearPasses. U is rank x positions, where positions count over all
+/// samples.
 ///
-/// A view of a layer's parts; const functions are reentrant and allocate only to grow the workspace. Arguments have been
-/// checked.
+/// A view of a layer's parts; const functions are reentrant and allocate only to grow the workspace. Arguments have
+/// been checked.
 template <RealScalar ScalarType, int Dim>
 class ConvPasses {
  public:
@@ -298,8 +299,8 @@ class ConvPasses {
         gradients.A(line / fan_in * own + p, line % fan_in) += sum;
       });
       const detail::PartLines<Scalar> own_u(pass.u, shape.groups, shape.group_rank, at, own, workspace);
-      const kernels::LineProductCall<Scalar> for_b{
-          shape.output_walk(), shape.groups, shape.group_outputs, own, dy, {}, own_u.view(), part.scale, pass.factors};
+      const kernels::LineProductCall<Scalar> for_b{shape.output_walk(), shape.groups, shape.group_outputs, own, dy, {},
+                                                   own_u.view(),        part.scale,   pass.factors};
       kernels::add_line_products(for_b, workspace, [&](Index o, Index p, Scalar sum) { gradients.B(o, p) += sum; });
     }
   }
@@ -314,15 +315,9 @@ class ConvPasses {
     if (both) {
       for (Index o = 0; o < geometry_.out_channels; ++o) less_one.data[o] = pass.factors[o] - Scalar(1);
     }
-    const kernels::ConvAdjointCall<Scalar> call{shape_of(x, factors.group_rank()),
-                                                dy,
-                                                v,
-                                                weight.view(),
-                                                factors.a(),
-                                                mask,
-                                                both ? nullptr : pass.factors,
-                                                both ? less_one.data : nullptr,
-                                                dx};
+    const kernels::ConvAdjointCall<Scalar> call{
+        shape_of(x, factors.group_rank()), dy, v, weight.view(), factors.a(), mask, both ? nullptr : pass.factors,
+        both ? less_one.data : nullptr,    dx};
     kernels::convolve_adjoint(call, workspace);
   }
 

@@ -71,8 +71,8 @@ class LoraEmbedding
   [[nodiscard]] const Matrix<Scalar>& lora_embedding_A() const noexcept { return this->lora_A(); }
   [[nodiscard]] const Matrix<Scalar>& lora_embedding_B() const noexcept { return this->lora_B(); }
 
-  /// Logits x (W + s A^T B^T)^T: N x num_embeddings for rows of embedding_dim features. Allocates the result and scratch.
-  /// Reentrant. @throws ShapeError; StateError as infer()
+  /// Logits x (W + s A^T B^T)^T: N x num_embeddings for rows of embedding_dim features. Allocates the result and
+  /// scratch. Reentrant. @throws ShapeError; StateError as infer()
   template <class Input>
   [[nodiscard]] auto project(const Input& x) const {
     auto y = RowsOf<Input>::make_output(x, num_embeddings());
@@ -140,6 +140,7 @@ class LoraEmbedding
   void project_forward(const Input& x, Output&& y) {
     if (!this->training()) return project(x, y, this->workspace_);
     with_rows<Scalar>(x, [&](const MatrixView<const Scalar>& rows) {
+      static_cast<void>(logits(this->op("project_forward"), y, rows));  // a refusal leaves the last pass
       projected_.reserve(rows);
       project_forward(rows.map(), projection_tape_, y, this->workspace_);
       projected_.assign(rows);
@@ -169,7 +170,6 @@ class LoraEmbedding
  private:
   using Tied = TiedProjectionPasses<Scalar>;
   using Shared = typename Shell::Gradients* const*;
-
 
   template <class W>
   [[nodiscard]] static Weight table_weight(const Eigen::DenseBase<W>& table) {
@@ -205,9 +205,8 @@ class LoraEmbedding
       differentiate_projection(x, tape, dy_rows, gradients, &dx_rows, workspace);
     });
   }
-  void differentiate_projection(const MatrixView<const Scalar>& x, const Tape& tape,
-                                const MatrixView<const Scalar>& dy, Shared gradients, const MatrixView<Scalar>* dx,
-                                Workspace& workspace) const {
+  void differentiate_projection(const MatrixView<const Scalar>& x, const Tape& tape, const MatrixView<const Scalar>& dy,
+                                Shared gradients, const MatrixView<Scalar>* dx, Workspace& workspace) const {
     const Operation operation = this->op("project_backward");
     this->require_nothing_merged(operation, "layer");
     if (tape.rows() < 0) throw StateError(operation.text(), "tape", "one that project_forward has filled", "a new one");
@@ -227,5 +226,10 @@ class LoraEmbedding
   Tape projection_tape_;
   typename LinearKind<Scalar>::Memory projected_;
 };
+
+#if defined(LORA_COMPILED)
+extern template class LayerCore<EmbeddingKind<float>>;
+extern template class LayerCore<EmbeddingKind<double>>;
+#endif
 
 }  // namespace lora

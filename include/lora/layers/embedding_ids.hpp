@@ -4,7 +4,6 @@
 #include <concepts>
 #include <iterator>
 #include <optional>
-#include <ranges>
 #include <span>
 #include <string>
 #include <string_view>
@@ -37,8 +36,10 @@ struct IdView {
 namespace detail {
 
 template <class Ids>
-concept IdRange = !EigenDense<Ids> && std::ranges::contiguous_range<const Ids> && std::ranges::sized_range<const Ids> &&
-                  IdInteger<std::remove_cv_t<std::ranges::range_value_t<const Ids>>>;
+concept IdRange = !EigenDense<Ids> && requires(const Ids& ids) {
+  std::size(ids);
+  requires IdInteger<std::remove_cvref_t<decltype(*std::data(ids))>>;
+};
 
 template <class Ids>
 concept IdMatrix = EigenDense<Ids> && IdInteger<typename Ids::Scalar>;
@@ -62,9 +63,9 @@ void with_ids(const Ids& ids, const Body& body) {
       body(IdView<Id>{view_of(evaluated)});
     }
   } else {
-    using Id = std::remove_cv_t<std::ranges::range_value_t<const Ids>>;
-    const auto count = static_cast<Index>(std::ranges::size(ids));
-    body(IdView<Id>{MatrixView<const Id>{std::ranges::data(ids), count, 1, 1, 1}});
+    using Id = std::remove_cvref_t<decltype(*std::data(ids))>;
+    const auto count = static_cast<Index>(std::size(ids));
+    body(IdView<Id>{MatrixView<const Id>{std::data(ids), count, 1, 1, 1}});
   }
 }
 

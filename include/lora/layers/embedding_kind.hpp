@@ -17,8 +17,8 @@
 
 namespace lora {
 
-/// A table of V embeddings of D numbers. Its weight is the transposed table, D x V, which A (r x V) and B (D x r) update
-/// as those of a linear layer do. A value; const functions are reentrant.
+/// A table of V embeddings of D numbers. Its weight is the transposed table, D x V, which A (r x V) and B (D x r)
+/// update as those of a linear layer do. A value; const functions are reentrant.
 template <RealScalar ScalarType>
 class EmbeddingKind {
  public:
@@ -141,5 +141,12 @@ class EmbeddingKind {
   Index padding_idx_;
   OutputBlocks blocks_;
 };
+
+#if defined(LORA_COMPILED)
+extern template class AdapterPasses<EmbeddingKind<float>, EmbeddingPasses<float>>;
+extern template class AdapterPasses<EmbeddingKind<float>, TiedProjectionPasses<float>>;
+extern template class AdapterPasses<EmbeddingKind<double>, EmbeddingPasses<double>>;
+extern template class AdapterPasses<EmbeddingKind<double>, TiedProjectionPasses<double>>;
+#endif
 
 }  // namespace lora

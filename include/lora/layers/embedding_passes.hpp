@@ -25,8 +25,8 @@ struct IdBatch {
 /// Lookups in a table W (V x D): U = A^T[ids] (N x r), Z = W[ids] + s U B^T, Y = Z, or factors (.) Z with DoRA;
 /// dB = s dZ^T U; dA(:, ids_i) += s (dZ B)_i for every i in order, but not for `padding_idx`. Ids have no gradient.
 ///
-/// The weight is the transposed table, D x V. A view of a layer's parts; const functions are reentrant and allocate only
-/// to grow the workspace. Results do not depend on the number of workers.
+/// The weight is the transposed table, D x V. A view of a layer's parts; const functions are reentrant and allocate
+/// only to grow the workspace. Results do not depend on the number of workers.
 template <RealScalar ScalarType>
 class EmbeddingPasses {
  public:
@@ -148,8 +148,8 @@ class EmbeddingPasses {
   Index padding_idx_;
 };
 
-/// The table as output projection (tied embeddings): Y = X' (W + s A^T B^T)^T = X' W^T + (s X' B) A (N x V), with X' = X,
-/// or factors (.) X with DoRA; dA = (s X' B)^T dY; dB = s X'^T (dY A^T); dX' = dY W + s (dY A^T) B^T; dX = dX', or
+/// The table as output projection (tied embeddings): Y = X' (W + s A^T B^T)^T = X' W^T + (s X' B) A (N x V), with X' =
+/// X, or factors (.) X with DoRA; dA = (s X' B)^T dY; dB = s X'^T (dY A^T); dX' = dY W + s (dY A^T) B^T; dX = dX', or
 /// factors (.) dX'. U is s X' B, and Z keeps X.
 ///
 /// As EmbeddingPasses else.

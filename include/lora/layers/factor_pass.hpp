@@ -17,8 +17,8 @@
 namespace lora {
 
 /// Which outputs an adapter adapts: `first.size()` blocks of `features` outputs each, block e from output first[e] on.
-/// The rows of B, the magnitude and the bias of B lie block after block; A has `rank` rows for every block. An adapter of
-/// all outputs has one block.
+/// The rows of B, the magnitude and the bias of B lie block after block; A has `rank` rows for every block. An adapter
+/// of all outputs has one block.
 struct OutputBlocks {
   Index outputs = 0;   ///< of the layer
   Index features = 0;  ///< of a block
@@ -51,7 +51,8 @@ struct FactorPart {
   LoraGradients<Scalar>* gradients = nullptr;  ///< where dA and dB are added; null for what does not train
 };
 
-/// The parts that share one product with the weight: Y = factors (.) (W drop(X) + sum of s B A drop(X)) + W (X - drop(X))
+/// The parts that share one product with the weight: Y = factors (.) (W drop(X) + sum of s B A drop(X)) + W (X -
+/// drop(X))
 /// + bias; without factors Y = W X + sum of s B A drop(X) + bias.
 template <class Scalar>
 struct FactorPass {
@@ -169,10 +170,9 @@ class UpFactors {
       const auto db = workspace_.matrix<Scalar>(part.b.cols, part.b.rows);
       std::fill_n(db.data, db.rows * db.cols, Scalar(0));
       for (Index e = 0; e < blocks_.count(); ++e) {
-        kernels::add_outer(
-            MatrixView<const Scalar>(pass_.u).middle_cols(part.first + e * part.b.cols, part.b.cols),
-            dz.middle_cols(blocks_.begin(e), blocks_.features), DropoutMask<Scalar>{}, part.scale,
-            db.middle_cols(e * blocks_.features, blocks_.features), workspace_);
+        kernels::add_outer(MatrixView<const Scalar>(pass_.u).middle_cols(part.first + e * part.b.cols, part.b.cols),
+                           dz.middle_cols(blocks_.begin(e), blocks_.features), DropoutMask<Scalar>{}, part.scale,
+                           db.middle_cols(e * blocks_.features, blocks_.features), workspace_);
       }
       Scalar* target = part.gradients->B.data();
       for (Index j = 0; j < db.cols; ++j)

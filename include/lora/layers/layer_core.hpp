@@ -39,8 +39,8 @@ namespace lora {
 ///   StateError. Inference adds the active adapters that are not merged.
 /// - Biases and starts belong to adapters: without active adapters the layer answers as the frozen one did.
 ///
-/// Unknown names raise ConfigError. Where a function may throw, nothing has changed then, unless it says otherwise. Const
-/// functions are reentrant; the others want one thread at a time.
+/// Unknown names raise ConfigError. Where a function may throw, nothing has changed then, unless it says otherwise.
+/// Const functions are reentrant; the others want one thread at a time.
 template <class KindType>
 class LayerCore {
  public:
@@ -86,22 +86,12 @@ class LayerCore {
   [[nodiscard]] const RowVector<Scalar>& base_bias() const noexcept { return bias_; }
 
   /// The weight as products use it now, with what is merged, oriented as the caller stores it. A copy.
-  [[nodiscard]] Matrix<Scalar> weight() const {
-    const WeightRef<Scalar> weight = weight_ref();
-    Matrix<Scalar> result = make_oriented();
-    weight.read(0, 0, oriented(result));
-    return result;
-  }
+  [[nodiscard]] Matrix<Scalar> weight() const;
   /// W0, whatever is merged, oriented as the caller stores it. A copy, equal bit for bit to what was given.
-  [[nodiscard]] Matrix<Scalar> base_weight() const {
-    const WeightRef<Scalar> weight = weight_ref();
-    Matrix<Scalar> result = make_oriented();
-    stack_.read_base(weight, oriented(result));
-    return result;
-  }
-  /// What merging adds, bit for bit, oriented as the caller stores the weight: s (B A - B0 A0), where B0 A0 is the start
-  /// of pissa and olora. Merging with DoRA then multiplies every output's weights by its magnitude over their norm, which
-  /// this leaves out, as PEFT's get_delta_weight does. @throws ConfigError
+  [[nodiscard]] Matrix<Scalar> base_weight() const;
+  /// What merging adds, bit for bit, oriented as the caller stores the weight: s (B A - B0 A0), where B0 A0 is the
+  /// start of pissa and olora. Merging with DoRA then multiplies every output's weights by its magnitude over their
+  /// norm, which this leaves out, as PEFT's get_delta_weight does. @throws ConfigError
   [[nodiscard]] Matrix<Scalar> delta_weight(std::string_view name) const {
     return delta_of(&named("delta_weight", name));
   }
@@ -111,66 +101,31 @@ class LayerCore {
   // Adapters by name.
 
   /// Adds an adapter, active if it is the layer's first. `config.fan_in_fan_out` is ignored: the orientation is the
-  /// layer's. With use_dora the magnitude starts as the norms of the rows of the adapted weight. At most one adapter of a
-  /// layer trains the layer's bias. @throws ConfigError, std::bad_alloc; StateError with use_dora, pissa or olora while
-  /// anything is merged
-  void add_adapter(std::string_view name, const LoraConfig& config, std::uint64_t seed) {
-    adapters_.require_new(op("add_adapter").text(), name);
-    require_one_bias(op("add_adapter"), config, -1);
-    adapters_.add(make_adapter(name, config, seed));
-    changed();
-  }
+  /// layer's. With use_dora the magnitude starts as the norms of the rows of the adapted weight. At most one adapter of
+  /// a layer trains the layer's bias. @throws ConfigError, std::bad_alloc; StateError with use_dora, pissa or olora
+  /// while anything is merged
+  LORA_COLD void add_adapter(std::string_view name, const LoraConfig& config, std::uint64_t seed);
   /// Adds an adapter that this layer or one of the same shape made. @throws ConfigError, ShapeError, std::bad_alloc
-  void add_adapter(Adapter adapter) {
-    adapters_.require_new(op("add_adapter").text(), adapter.name());
-    require_one_bias(op("add_adapter"), adapter.config(), -1);
-    require_fits(op("add_adapter"), adapter);
-    adapters_.add(std::move(adapter));
-    changed();
-  }
+  void add_adapter(Adapter adapter);
   /// A fresh adapter for this layer, which does not have it yet. @throws as add_adapter
-  [[nodiscard]] Adapter make_adapter(std::string_view name, const LoraConfig& config, std::uint64_t seed) {
-    return make_adapter(op("add_adapter").text(), name, config, seed);
-  }
+  [[nodiscard]] Adapter make_adapter(std::string_view name, const LoraConfig& config, std::uint64_t seed);
   /// The same under the name of a call of the caller's, for error messages.
-  [[nodiscard]] Adapter make_adapter(std::string_view operation, std::string_view name, const LoraConfig& config,
-                                     std::uint64_t seed) {
-    const LoraConfig own = own_config(config);
-    check_adapter(operation, own);
-    Adapter adapter = kind_.make_adapter(operation, name, own, seed, weight_ref());
-    if (own.trains_bias()) adapter.bias = bias_;
-    if (own.lora_bias) fill_zeros(adapter.lora_bias, kind_.blocks().adapted());
-    if (own.use_dora) start_magnitude(adapter);
-    return adapter;
-  }
+  [[nodiscard]] LORA_COLD Adapter make_adapter(std::string_view operation, std::string_view name,
+                                               const LoraConfig& config, std::uint64_t seed);
   /// Removes an adapter. If it was the only active one, the first of the others in alphabetical order becomes active,
   /// as in PEFT. @throws ConfigError; StateError while it is merged.
-  void delete_adapter(std::string_view name) {
-    const std::string operation = op("delete_adapter").text();
-    const Index gone = adapters_.index_of(operation, name);
-    adapters_[gone].require_unmerged(operation);
-    adapters_.erase(gone);
-    changed();
-  }
+  void delete_adapter(std::string_view name);
   [[nodiscard]] bool has_adapter(std::string_view name) const noexcept { return adapters_.find(name) >= 0; }
   [[nodiscard]] Index adapter_count() const noexcept { return adapters_.size(); }
   /// In the order they were added. A copy.
-  [[nodiscard]] std::vector<std::string> adapter_names() const {
-    std::vector<std::string> names;
-    for (Index i = 0; i < adapters_.size(); ++i) names.push_back(adapters_[i].name());
-    return names;
-  }
+  [[nodiscard]] std::vector<std::string> adapter_names() const;
   /// Position in adapter_names(), which changes when an earlier one is deleted.
   [[nodiscard]] Index adapter_index(std::string_view name) const {
     return adapters_.index_of(op("adapter_index").text(), name);
   }
   [[nodiscard]] const Adapter& adapter(std::string_view name) const { return named("adapter", name); }
   /// Names of the active adapters in their order, whether or not adapters are enabled. A copy.
-  [[nodiscard]] std::vector<std::string> active_adapters() const {
-    std::vector<std::string> names;
-    for (const Index i : adapters_.active()) names.push_back(adapters_[i].name());
-    return names;
-  }
+  [[nodiscard]] std::vector<std::string> active_adapters() const;
   [[nodiscard]] bool adapters_enabled() const noexcept { return adapters_.enabled(); }
 
   /// s, the scale included. @throws ConfigError
@@ -232,56 +187,17 @@ class LayerCore {
   /// Exchanges the adapter of that name with `other`, of any rank, which gets the old one; names stay where they are.
   /// What training keeps (gradients, moments) goes with its adapter; handles on the old one's parameters end. O(1).
   /// @throws ConfigError, ShapeError; StateError while merged.
-  void swap_adapter(std::string_view name, Adapter& other) {
-    const std::string operation = op("swap_adapter").text();
-    const Index i = adapters_.index_of(operation, name);
-    adapters_[i].require_unmerged(operation);
-    require_fits(op("swap_adapter"), other);
-    require_one_bias(op("swap_adapter"), other.config(), i);
-    adapters_.swap(i, other);
-    changed();
-  }
+  void swap_adapter(std::string_view name, Adapter& other);
   /// Replaces the first active adapter, or adds one named "default", by a fresh one; with rank 0 there is none
   /// afterwards. A reset layer is a new layer: gradients, moments, tape and dropout step begin anew; the modes stay.
   /// Handles from parameters() become invalid. @throws ConfigError, also when config.fan_in_fan_out differs from the
   /// layer's; StateError while merged
-  void reset_adapter(const LoraConfig& config, std::uint64_t seed) {
-    const Operation operation = op("reset_adapter");
-    require_nothing_merged(operation, "layer");
-    if (config.fan_in_fan_out != plain_.fan_in_fan_out) {
-      throw ConfigError(operation.text(), "fan_in_fan_out", plain_.fan_in_fan_out ? "true" : "false",
-                        plain_.fan_in_fan_out ? "false" : "true");
-    }
-    check_config(operation.text(), config);
-    const Index replaced = adapters_.active().empty() ? -1 : adapters_.active().front();
-    if (!needs_adapter(config)) {
-      if (replaced >= 0) adapters_.erase(replaced);
-    } else {
-      require_one_bias(operation, config, replaced);
-      Adapter fresh = make_adapter(replaced >= 0 ? adapters_[replaced].name() : default_adapter_name, config, seed);
-      replaced >= 0 ? adapters_.replace(replaced, std::move(fresh)) : adapters_.add(std::move(fresh));
-    }
-    plain_.merge_weights = config.merge_weights;
-    dropout_step_ = 0;
-    changed();
-  }
+  void reset_adapter(const LoraConfig& config, std::uint64_t seed);
 
   // What trains.
 
   /// Gradients of the right shapes for the active adapters, in their order; zero. @throws std::bad_alloc
-  [[nodiscard]] Gradients make_gradients() const {
-    Gradients gradients;
-    const auto working = adapters_.working();
-    for (std::size_t i = 0; i < working.size(); ++i) {
-      Gradients own = adapters_[working[i]].make_gradients();
-      if (i == 0) {
-        gradients = std::move(own);
-      } else {
-        gradients.others.push_back(std::move(own));
-      }
-    }
-    return gradients;
-  }
+  [[nodiscard]] Gradients make_gradients() const;
   /// The gradients of an adapter that backward(dy) adds to; memory for them comes with the first use.
   [[nodiscard]] Gradients& gradients(std::string_view name) {
     return adapters_[adapters_.index_of(op("gradients").text(), name)].gradients();
@@ -293,11 +209,11 @@ class LayerCore {
     for (Index i = 0; i < adapters_.size(); ++i) adapters_[i].zero_grad();
   }
 
-  /// Handles on what trains, the active adapters in their order: A, B, then the magnitude, the bias of B and the layer's
-  /// bias where they train; none while adapters are disabled. Names are PEFT's ("lora_A.weight") for an adapter called
-  /// "default", and have the adapter's name for others ("lora_A.other.weight"). Values of a merged adapter cannot be
-  /// changed through them. The list lives in the layer until adapters are added, deleted, swapped or made active;
-  /// handles are valid while the layer and the adapter stay where they are. A steady call allocates nothing.
+  /// Handles on what trains, the active adapters in their order: A, B, then the magnitude, the bias of B and the
+  /// layer's bias where they train; none while adapters are disabled. Names are PEFT's ("lora_A.weight") for an adapter
+  /// called "default", and have the adapter's name for others ("lora_A.other.weight"). Values of a merged adapter
+  /// cannot be changed through them. The list lives in the layer until adapters are added, deleted, swapped or made
+  /// active; handles are valid while the layer and the adapter stay where they are. A steady call allocates nothing.
   [[nodiscard]] std::span<Parameter<Scalar>> parameters() {
     if (!handles_.valid) collect_handles();
     return handles_.list;
@@ -318,41 +234,25 @@ class LayerCore {
   /// Whether any adapter is merged.
   [[nodiscard]] bool merged() const noexcept { return !stack_.empty(); }
   /// Names in the order of merging. A copy.
-  [[nodiscard]] std::vector<std::string> merged_adapters() const {
-    std::vector<std::string> names;
-    for (std::size_t m = 0; m < stack_.size(); ++m) {
-      names.push_back(adapters_[adapters_.position_of(stack_.key(m))].name());
-    }
-    return names;
-  }
+  [[nodiscard]] std::vector<std::string> merged_adapters() const;
   /// Whether merge() can work: false for a weight that is read-only or of a kind that cannot be merged into.
   [[nodiscard]] bool mergeable() { return weight_ref().mergeable(); }
   /// Bytes held beyond W0 while merged, without the copies of the factors: about one a weight for each merged adapter.
   [[nodiscard]] std::size_t merge_bytes() const noexcept { return stack_.bytes(); }
   /// Bytes of W0 as stored, the bias, all adapters, and the norms of W0 that DoRA uses.
-  [[nodiscard]] std::size_t parameter_bytes() const noexcept {
-    std::size_t bytes = weight_ref().bytes() + static_cast<std::size_t>(bias_.size()) * sizeof(Scalar) +
-                        squared_norms_.size() * sizeof(double);
-    for (Index i = 0; i < adapters_.size(); ++i) bytes += adapters_[i].bytes();
-    return bytes;
-  }
+  [[nodiscard]] std::size_t parameter_bytes() const noexcept;
 
   /// @throws ConfigError for options that this layer does not have, StateError for those that need W0 while anything is
   /// merged.
-  void check_adapter(std::string_view operation, const LoraConfig& config) const {
-    const LoraConfig own = own_config(config);
-    check_config(operation, own);
-    kind_.check(operation, own);
-    if (stack_.empty() || (!own.use_dora && !takes_from_weight(own.init_lora_weights))) return;
-    throw StateError(operation, "layer", "nothing merged (call train() or unmerge() first)", "a merged adapter");
-  }
+  LORA_COLD void check_adapter(std::string_view operation, const LoraConfig& config) const;
 
   // Rows that choose their adapters.
 
-  /// Lets each row of the batches to come choose its adapter, as PEFT's `adapter_names`: `names` holds an adapter's name,
-  /// or "__base__", for every sample; a batch of a multiple of as many rows gives each sample as many rows that follow
-  /// one another. Holds for infer(x) and forward(x) in evaluation mode until clear_row_adapters(). A name that no adapter
-  /// of this layer has is answered by the base, as in PEFT, when `unknown_is_base`. @throws ConfigError
+  /// Lets each row of the batches to come choose its adapter, as PEFT's `adapter_names`: `names` holds an adapter's
+  /// name, or "__base__", for every sample; a batch of a multiple of as many rows gives each sample as many rows that
+  /// follow one another. Holds for infer(x) and forward(x) in evaluation mode until clear_row_adapters(). A name that
+  /// no adapter of this layer has is answered by the base, as in PEFT, when `unknown_is_base`; so are rows whose adapter
+  /// is deleted. @throws ConfigError
   template <class Names = std::initializer_list<std::string_view>>
   void set_row_adapters(const Names& names, bool unknown_is_base = false) {
     std::vector<Index> choices;
@@ -388,10 +288,7 @@ class LayerCore {
   [[nodiscard]] Operation op(std::string_view call) const noexcept { return {kind_.name(), call}; }
 
   /// The adapter that the constructor's configuration asks for.
-  void start(const LoraConfig& config, std::uint64_t seed) {
-    check_config(kind_.name(), config);
-    if (needs_adapter(config)) add_adapter(default_adapter_name, config, seed);
-  }
+  LORA_COLD void start(const LoraConfig& config, std::uint64_t seed);
   /// @throws ShapeError unless the bias is a vector of out_features; then nothing has changed.
   template <class B>
   void set_base_bias(const Eigen::DenseBase<B>& values) {
@@ -404,11 +301,7 @@ class LayerCore {
     bias_.swap(copy);
   }
 
-  void make_active(std::string_view call, std::vector<Index> chosen) {
-    remove_merged(op(call), [&](Index i) { return std::find(chosen.begin(), chosen.end(), i) == chosen.end(); });
-    adapters_.set_active(chosen);
-    changed();
-  }
+  void make_active(std::string_view call, std::vector<Index> chosen);
   template <class Names>
   [[nodiscard]] std::vector<Index> positions(std::string_view call, const Names& names) const {
     return adapters_.positions(op(call).text(), names);
@@ -419,56 +312,26 @@ class LayerCore {
     changed();
   }
 
-  void train_mode() {
-    remove_merged(op("train"), [&](Index i) { return adapters_[i].config().merge_weights; });
-    training_ = true;
-  }
+  void train_mode();
   // Leaves unmerged what cannot be merged by its kind: a weight, or several adapters with DoRA.
-  void eval_mode() {
-    std::vector<Index> merging;
-    for (const Index i : adapters_.working()) {
-      if (adapters_[i].config().merge_weights) merging.push_back(i);
-    }
-    if (!merging.empty() && weight_ref().mergeable() && dora_count(merging) < 2) merge_all(op("eval"), merging);
-    training_ = false;
-  }
-  void merge_active() {
-    if (!adapters_.enabled() && !adapters_.active().empty()) {
-      throw StateError(op("merge").text(), "layer", "enabled adapters", "disabled ones");
-    }
-    merge_all(op("merge"), adapters_.active());
-  }
+  void eval_mode();
+  void merge_active();
   void merge_positions(const std::vector<Index>& which) { merge_all(op("merge"), which); }
   void unmerge_all() noexcept {
     stack_.truncate(weight_ref(), 0);
     mark_merged();
   }
-  void unmerge_positions(const std::vector<Index>& gone) {
-    remove_merged(op("unmerge"), [&](Index i) { return std::find(gone.begin(), gone.end(), i) != gone.end(); });
-  }
+  void unmerge_positions(const std::vector<Index>& gone);
   /// The active adapters become part of weight and bias for good, and every adapter goes. @throws as merge()
-  void merge_and_forget() {
-    RowVector<Scalar> sum = answer_bias();
-    merge_active();
-    keep_merged(sum);
-  }
+  void merge_and_forget();
   /// What is merged stays in the weight for good, `bias` becomes the layer's, and every adapter goes.
-  void keep_merged(RowVector<Scalar>& bias) noexcept {
-    stack_.forget();
-    bias_.swap(bias);
-    forget_adapters();
-  }
+  void keep_merged(RowVector<Scalar>& bias) noexcept;
   /// Makes these the active adapters while nothing is merged; `chosen` names each position at most once.
   void set_active(const std::vector<Index>& chosen) noexcept {
     adapters_.set_active(chosen);
     changed();
   }
-  [[nodiscard]] Index row_choice(std::string_view name, bool unknown_is_base) const {
-    if (name == base_adapter_name) return base_row;
-    const Index found = adapters_.find(name);
-    if (found < 0 && !unknown_is_base) static_cast<void>(adapters_.index_of(op("set_row_adapters").text(), name));
-    return found < 0 ? base_row : found;
-  }
+  [[nodiscard]] Index row_choice(std::string_view name, bool unknown_is_base) const;
   /// Claims the layer for an object that is alive as long as `owner`. False where another one has it.
   [[nodiscard]] bool claim(const std::shared_ptr<const void>& owner) noexcept {
     const std::shared_ptr<const void> former = owner_.claimed.lock();
@@ -477,47 +340,13 @@ class LayerCore {
     return true;
   }
   /// The frozen layer again, bit for bit.
-  void forget_adapters() noexcept {
-    if (!stack_.empty()) unmerge_all();
-    adapters_.clear();
-    adapters_.set_enabled(true);
-    row_choices_.clear();
-    dropout_step_ = 0;
-    squared_norms_.clear();
-    changed();
-  }
+  void forget_adapters() noexcept;
 
   // Passes over a batch whose shape has been checked.
 
-  void infer_batch(const Batch& x, const MatrixView<Scalar>& y, Workspace& workspace) const {
-    if (!row_choices_.empty()) return infer_repeated(x, y, workspace);
-    infer_with(x, adapters_.working(), y, workspace);
-  }
+  void infer_batch(const Batch& x, const MatrixView<Scalar>& y, Workspace& workspace) const;
   void infer_by_row(const Batch& x, std::span<const Index> choices, const MatrixView<Scalar>& y,
-                    Workspace& workspace) const {
-    const Operation operation = op("infer");
-    require_nothing_merged(operation, "adapters chosen by row");
-    const Index rows = Passes::rows(x);
-    if (static_cast<Index>(choices.size()) != rows) {
-      throw ShapeError(operation.text(), "choices", std::to_string(rows) + " elements, one a row",
-                       std::to_string(choices.size()));
-    }
-    const auto memory = workspace.row<Index>(rows + RowGroups::scratch(rows, adapters_.size()));
-    for (Index i = 0; i < rows; ++i) {
-      const Index choice = choices[static_cast<std::size_t>(i)];
-      if (choice < base_row || choice >= adapters_.size()) {
-        throw ConfigError(operation.text(), "choices", "positions from -1 to " + std::to_string(adapters_.size() - 1),
-                          std::to_string(choice));
-      }
-      memory.data[i] = adapters_.enabled() ? choice : base_row;
-    }
-    const RowGroups groups({memory.data, static_cast<std::size_t>(rows)}, adapters_.size(), memory.data + rows);
-    if (groups.sorted()) return infer_groups(x, groups, y, workspace);
-    const auto sorted_y = workspace.matrix<Scalar>(y.rows, y.cols);
-    const auto sorted = Passes::gather(x, groups, workspace);
-    infer_groups(sorted.batch(), groups, sorted_y, workspace);
-    groups.template scatter<Scalar>(MatrixView<const Scalar>(sorted_y), y);
-  }
+                    Workspace& workspace) const;
   template <class Choices>
   [[nodiscard]] std::vector<Index> choices_of(const Choices& choices) const {
     std::vector<Index> result;
@@ -532,58 +361,16 @@ class LayerCore {
     return result;
   }
 
-  void forward_batch(const Batch& x, Tape& tape, const MatrixView<Scalar>& y, Workspace& workspace) const {
-    tape.clear();
-    require_nothing_merged(op("forward"), "layer");
-    const WeightRef<Scalar> weight = weight_ref();
-    const Passes passes = kind_.passes(weight);
-    const auto bias = workspace.row<Scalar>(out_features());
-    engine(passes, weight, adapters_.working())
-        .forward(x, answer_bias_into(adapters_.working(), bias.data), tape, y, workspace);
-  }
+  void forward_batch(const Batch& x, Tape& tape, const MatrixView<Scalar>& y, Workspace& workspace) const;
   /// @throws ShapeError, StateError; then nothing has changed.
-  void check_tape(std::string_view call, const Batch& x, const Tape& tape, const MatrixView<const Scalar>& dy) const {
-    const Operation operation = op(call);
-    require_nothing_merged(operation, "layer");
-    if (tape.rows() < 0) throw StateError(operation.text(), "tape", "one that forward has filled", "a new one");
-    const WeightRef<Scalar> weight = weight_ref();
-    const Passes passes = kind_.passes(weight);
-    if (!kind_.accepts(tape) || !engine(passes, weight, adapters_.working()).fits(tape)) {
-      throw StateError(operation.text(), "tape", "one that this layer's forward has filled with the adapters of now",
-                       "one of another layer or of other adapters");
-    }
-    const auto shape = passes.answer_shape(tape);
-    require_shape(operation, "dy", shape.rows, shape.cols, dy.rows, dy.cols);
-    kind_.require_batch(operation, x, tape);
-  }
+  void check_tape(std::string_view call, const Batch& x, const Tape& tape, const MatrixView<const Scalar>& dy) const;
   void backward_batch(const Batch& x, const Tape& tape, const MatrixView<const Scalar>& dy,
-                      std::span<Gradients* const> gradients, const MatrixView<Scalar>* dx, Workspace& workspace) const {
-    const WeightRef<Scalar> weight = weight_ref();
-    const Passes passes = kind_.passes(weight);
-    engine(passes, weight, adapters_.working()).backward(x, tape, dy, gradients, dx, workspace);
-  }
+                      std::span<Gradients* const> gradients, const MatrixView<Scalar>* dx, Workspace& workspace) const;
   /// Pointers to the caller's gradients of the working adapters. @throws ShapeError
   [[nodiscard]] ScratchMatrix<Gradients*> given_gradients(std::string_view call, Gradients& gradients,
-                                                          Workspace& workspace) const {
-    const auto working = adapters_.working();
-    if (working.size() > 1 && gradients.size() != working.size()) {
-      throw ShapeError(op(call).text(), "gradients", std::to_string(working.size()) + " sets, one an active adapter",
-                       std::to_string(gradients.size()));
-    }
-    auto pointers = workspace.row<Gradients*>(static_cast<Index>(working.size()));
-    for (std::size_t i = 0; i < working.size(); ++i) {
-      check_gradients(op(call), adapters_[working[i]], gradients[i]);
-      pointers.data[i] = &gradients[i];
-    }
-    return pointers;
-  }
+                                                          Workspace& workspace) const;
   /// Pointers to the adapters' own gradients.
-  [[nodiscard]] ScratchMatrix<Gradients*> own_gradients(Workspace& workspace) {
-    const auto working = adapters_.working();
-    auto pointers = workspace.row<Gradients*>(static_cast<Index>(working.size()));
-    for (std::size_t i = 0; i < working.size(); ++i) pointers.data[i] = &adapters_[working[i]].gradients();
-    return pointers;
-  }
+  [[nodiscard]] ScratchMatrix<Gradients*> own_gradients(Workspace& workspace);
   [[nodiscard]] std::size_t working_count() const noexcept { return adapters_.working().size(); }
 
   void require_tape(std::string_view call) const {
@@ -592,11 +379,7 @@ class LayerCore {
     }
   }
   /// @throws StateError while anything is merged.
-  void require_nothing_merged(const Operation& operation, std::string_view argument) const {
-    if (stack_.empty()) return;
-    throw StateError(operation.text(), argument, "nothing merged (call train() or unmerge() first)",
-                     "adapter " + detail::quoted(adapters_[adapters_.position_of(stack_.key(0))].name()) + " merged");
-  }
+  LORA_COLD void require_nothing_merged(const Operation& operation, std::string_view argument) const;
 
   [[nodiscard]] std::span<const Index> working() const noexcept { return adapters_.working(); }
   template <class SomePasses>
@@ -605,14 +388,7 @@ class LayerCore {
     return AdapterPasses<Kind, SomePasses>(kind_, passes, weight, adapters_, working, squared_norms_);
   }
   // The norms of a magnitude are against W0, never against a weight that holds other adapters.
-  void require_no_unmerged_dora(std::string_view call, std::span<const Index> working) const {
-    if (stack_.empty()) return;
-    for (const Index i : working) {
-      if (adapters_[i].uses_dora() && !adapters_[i].merged()) {
-        require_nothing_merged(op(call), "active adapter with use_dora");
-      }
-    }
-  }
+  void require_no_unmerged_dora(std::string_view call, std::span<const Index> working) const;
 
   Kind kind_;
   bool training_ = true;
@@ -653,6 +429,12 @@ class LayerCore {
   }
   [[nodiscard]] bool needs_adapter(const LoraConfig& config) const noexcept {
     return config.rank > 0 || (config.trains_bias() && bias_.size() > 0);
+  }
+
+  // Rows that chose an adapter keep it, and are answered by the frozen layer once it is gone.
+  void erase(Index gone) noexcept {
+    adapters_.erase(gone);
+    for (Index& choice : row_choices_) choice = choice == gone ? base_row : choice - (choice > gone ? 1 : 0);
   }
 
   // Whatever the adapters are has changed: what was remembered of them does not hold any more.
@@ -709,106 +491,22 @@ class LayerCore {
     const bool transposed = plain_.fan_in_fan_out || kind_.stored_transposed();
     return transposed ? view_of(matrix).transpose() : view_of(matrix);
   }
-  [[nodiscard]] Matrix<Scalar> delta_of(const Adapter* adapter) const {
-    Matrix<Scalar> result = make_oriented();
-    std::fill_n(result.data(), result.size(), Scalar(0));
-    if (adapter == nullptr || adapter->rank() == 0) return result;
-    Workspace workspace;
-    const auto whole = kind_.whole_update(*adapter, workspace);
-    write_delta(whole.update, oriented(result));
-    return result;
-  }
+  [[nodiscard]] Matrix<Scalar> delta_of(const Adapter* adapter) const;
 
-  void require_one_bias(const Operation& operation, const LoraConfig& config, Index replaced) const {
-    if (!config.trains_bias() || bias_.size() == 0) return;
-    for (Index i = 0; i < adapters_.size(); ++i) {
-      if (i == replaced || adapters_[i].bias.size() == 0) continue;
-      throw ConfigError(operation.text(), "bias", "none beside an adapter that trains the layer's bias",
-                        "another mode than that of " + detail::quoted(adapters_[i].name()));
-    }
-  }
-  void require_fits(const Operation& operation, const Adapter& adapter) {
-    const auto shape = kind_.factor_shape(adapter.config().rank);
-    require_shape(operation, "adapter.A", shape.a_rows, shape.a_cols, adapter.A.rows(), adapter.A.cols());
-    require_shape(operation, "adapter.B", shape.b_rows, shape.b_cols, adapter.B.rows(), adapter.B.cols());
-    const Index adapted = kind_.blocks().adapted();
-    const auto optional = [&](std::string_view argument, const RowVector<Scalar>& row, bool wanted, Index size) {
-      require_shape(operation, argument, 1, wanted ? size : 0, 1, row.size());
-    };
-    optional("adapter.lora_bias", adapter.lora_bias, adapter.config().lora_bias, adapted);
-    optional("adapter.magnitude", adapter.magnitude, adapter.config().use_dora, adapted);
-    optional("adapter.bias", adapter.bias, adapter.config().trains_bias(), bias_.size());
-    if (adapter.merged()) throw StateError(operation.text(), "adapter", "an unmerged one", "a merged one");
-    if (adapter.start.A.size() > 0) {
-      require_shape(operation, "adapter.start.A", adapter.A.rows(), adapter.A.cols(), adapter.start.A.rows(),
-                    adapter.start.A.cols());
-      require_shape(operation, "adapter.start.B", adapter.B.rows(), adapter.B.cols(), adapter.start.B.rows(),
-                    adapter.start.B.cols());
-    }
-    if (adapter.uses_dora()) prepare_norms();
-  }
-  void check_gradients(const Operation& operation, const Adapter& adapter, const Gradients& gradients) const {
-    require_shape(operation, "gradients.A", adapter.A.rows(), adapter.A.cols(), gradients.A.rows(),
-                  gradients.A.cols());
-    require_shape(operation, "gradients.B", adapter.B.rows(), adapter.B.cols(), gradients.B.rows(),
-                  gradients.B.cols());
-    require_shape(operation, "gradients.lora_bias", 1, adapter.lora_bias.size(), 1, gradients.lora_bias.size());
-    require_shape(operation, "gradients.bias", 1, adapter.bias.size(), 1, gradients.bias.size());
-    require_shape(operation, "gradients.magnitude", 1, adapter.magnitude.size(), 1, gradients.magnitude.size());
-  }
+  LORA_COLD void require_one_bias(const Operation& operation, const LoraConfig& config, Index replaced) const;
+  LORA_COLD void require_fits(const Operation& operation, const Adapter& adapter);
+  LORA_COLD void check_gradients(const Operation& operation, const Adapter& adapter, const Gradients& gradients) const;
 
   // W0 is unmerged.
   void prepare_norms() {
     if (squared_norms_.empty()) squared_norms_ = squared_row_norms(weight_ref());
   }
-  void start_magnitude(Adapter& adapter) {
-    prepare_norms();
-    Workspace workspace;
-    const auto norms = workspace.row<double>(out_features());
-    const auto whole = kind_.whole_update(adapter, workspace);
-    row_norms(weight_ref(), whole.update, squared_norms_, norms.data, workspace);
-    adapter.magnitude.resize(kind_.blocks().adapted());
-    kind_.blocks().for_each([&](Index adapted, Index output) {
-      adapter.magnitude[adapted] = static_cast<Scalar>(norms.data[output]);
-    });
-  }
+  LORA_COLD void start_magnitude(Adapter& adapter);
 
-  void collect_handles() {
-    std::vector<Parameter<Scalar>> list;
-    for (const Index i : adapters_.working()) {
-      Adapter& adapter = adapters_[i];
-      adapter.for_each_parameter([&](ParameterRole role, Scalar* value, Scalar* gradient, Index rows, Index cols,
-                                     Moments<Scalar>& moments) {
-        list.emplace_back(parameter_name(role, adapter.name()), role, value, gradient, rows, cols, moments,
-                          adapter.merged_flag());
-      });
-    }
-    handles_.list.swap(list);
-    handles_.valid = true;
-  }
-  [[nodiscard]] std::string parameter_name(ParameterRole role, std::string_view adapter) const {
-    std::string name(kind_.parameter_name(role));
-    if (adapter == default_adapter_name || role == ParameterRole::bias) return name;
-    const std::size_t dot = name.find('.');
-    std::string inserted = ".";
-    inserted.append(adapter);
-    return dot == std::string::npos ? name + inserted : name.insert(dot, inserted);
-  }
+  LORA_COLD void collect_handles();
+  [[nodiscard]] std::string parameter_name(ParameterRole role, std::string_view adapter) const;
 
-  void rescale(const Operation& operation, double factor, Rescale how) {
-    const auto changed_scale = [&](const Adapter& adapter) {
-      return how == Rescale::multiply ? adapter.scale() * factor
-             : how == Rescale::divide ? adapter.scale() / factor
-                                      : factor;
-    };
-    for (const Index i : adapters_.active()) {
-      adapters_[i].require_unmerged(operation.text());
-      adapters_[i].check_scale(operation.text(), changed_scale(adapters_[i]));
-    }
-    for (const Index i : adapters_.active()) {
-      adapters_[i].set_scale(operation.text(), changed_scale(adapters_[i]));
-    }
-  }
+  void rescale(const Operation& operation, double factor, Rescale how);
 
   // Merging.
 
@@ -819,63 +517,11 @@ class LayerCore {
   }
 
   // An adapter with DoRA multiplies the rows of what it is merged into, so it is merged into W0, below the others.
-  void merge_all(const Operation& operation, const std::vector<Index>& which) {
-    std::vector<Index> order;
-    for (std::size_t m = 0; m < stack_.size(); ++m) order.push_back(adapters_.position_of(stack_.key(m)));
-    const std::size_t before = order.size();
-    for (const Index i : which) {
-      if (std::find(order.begin(), order.end(), i) == order.end()) order.push_back(i);
-    }
-    if (order.size() == before) return;
-    require_mergeable(operation);
-    if (dora_count(order) > 1) {
-      throw StateError(operation.text(), "adapters", "at most one with use_dora among those that are merged together",
-                       std::to_string(dora_count(order)));
-    }
-    const std::vector<Index> former(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(before));
-    std::stable_partition(order.begin(), order.end(), [&](Index i) { return adapters_[i].uses_dora(); });
-    const bool on_top = std::equal(former.begin(), former.end(), order.begin());
-    if (!on_top) stack_.truncate(weight_ref(), 0);
-    try {
-      for (std::size_t m = on_top ? before : 0; m < order.size(); ++m) push(operation, order[m]);
-    } catch (...) {
-      stack_.truncate(weight_ref(), on_top ? before : 0);
-      restore_stack(operation, former);
-      throw;
-    }
-    mark_merged();
-  }
+  LORA_COLD void merge_all(const Operation& operation, const std::vector<Index>& which);
   // Merges again what was merged a moment ago.
-  void restore_stack(const Operation& operation, const std::vector<Index>& former) noexcept {
-    try {
-      for (std::size_t m = stack_.size(); m < former.size(); ++m) push(operation, former[m]);
-    } catch (...) {
-      // Without memory for its record an adapter stays unmerged; it is active or not as before, and W0 is exact.
-    }
-    mark_merged();
-  }
-  void push(const Operation& operation, Index i) {
-    const Adapter& adapter = adapters_[i];
-    Workspace workspace;
-    const auto whole = kind_.whole_update(adapter, workspace);
-    const std::string naming = operation.text() + " of " + detail::quoted(adapter.name());
-    if (!adapter.uses_dora()) {
-      stack_.push(naming, weight_ref(), adapter.id(), whole.update);
-      return;
-    }
-    const auto norms = workspace.row<double>(out_features());
-    const auto factors = workspace.row<Scalar>(out_features());
-    row_norms(weight_ref(), whole.update, squared_norms_, norms.data, workspace);
-    magnitude_factors(kind_.blocks(), adapter.magnitude, norms.data, factors.data);
-    stack_.push(naming, weight_ref(), adapter.id(), whole.update,
-                std::span<const Scalar>(factors.data, static_cast<std::size_t>(out_features())));
-  }
-  void require_mergeable(const Operation& operation) {
-    if (weight_ref().mergeable()) return;
-    throw StateError(operation.text(), "weight",
-                     "one that can be merged into (answer unmerged, or make the layer over a PackedWeight copy)",
-                     "a read-only weight, or one of a kind that cannot be merged into");
-  }
+  LORA_COLD void restore_stack(const Operation& operation, const std::vector<Index>& former) noexcept;
+  LORA_COLD void push(const Operation& operation, Index i);
+  LORA_COLD void require_mergeable(const Operation& operation);
   template <class Leaves>
   void remove_merged(const Operation& operation, const Leaves& leaves) {
     if (stack_.empty()) return;
@@ -918,77 +564,17 @@ class LayerCore {
     return bias_;
   }
   // bias + the s * lora_bias of what takes part, merged or not, in `memory`; the bias itself, or null, where none does.
-  [[nodiscard]] const Scalar* answer_bias_into(std::span<const Index> working, Scalar* memory) const {
-    const RowVector<Scalar>& own = bias_of(working);
-    if (!adds_bias(working)) return own.size() > 0 ? own.data() : nullptr;
-    for (Index j = 0; j < out_features(); ++j) memory[j] = own.size() > 0 ? own[j] : Scalar(0);
-    for (Index i = 0; i < adapters_.size(); ++i) {
-      const Adapter& adapter = adapters_[i];
-      if (adapter.lora_bias.size() == 0 || !part_of(working, i)) continue;
-      kind_.blocks().for_each([&](Index adapted, Index output) {
-        memory[output] += adapter.scaling() * adapter.lora_bias[adapted];
-      });
-    }
-    return memory;
-  }
-  [[nodiscard]] RowVector<Scalar> answer_bias() const {
-    const auto working = adapters_.working();
-    if (bias_of(working).size() == 0 && !adds_bias(working)) return {};
-    RowVector<Scalar> sum(out_features());
-    const Scalar* const values = answer_bias_into(working, sum.data());
-    if (values != sum.data()) std::copy_n(values, sum.size(), sum.data());
-    return sum;
-  }
+  [[nodiscard]] const Scalar* answer_bias_into(std::span<const Index> working, Scalar* memory) const;
+  [[nodiscard]] RowVector<Scalar> answer_bias() const;
 
   // Inference.
 
   void infer_with(const Batch& x, std::span<const Index> working, const MatrixView<Scalar>& y,
-                  Workspace& workspace) const {
-    const WeightRef<Scalar> weight = weight_ref();
-    const Passes passes = kind_.passes(weight);
-    require_no_unmerged_dora("infer", working);
-    const auto bias = workspace.row<Scalar>(out_features());
-    engine(passes, weight, working).infer(x, answer_bias_into(working, bias.data), y, workspace);
-  }
-  void infer_repeated(const Batch& x, const MatrixView<Scalar>& y, Workspace& workspace) const {
-    const auto samples = static_cast<Index>(row_choices_.size());
-    const Index rows = Passes::rows(x);
-    if (rows % samples != 0) {
-      throw ShapeError(op("infer").text(), "x", "a multiple of " + std::to_string(samples) + " rows, one for each name",
-                       std::to_string(rows));
-    }
-    const auto choices = workspace.row<Index>(rows);
-    for (Index i = 0; i < rows; ++i) {
-      choices.data[i] = row_choices_[static_cast<std::size_t>(i / (rows / samples))];
-    }
-    infer_by_row(x, {choices.data, static_cast<std::size_t>(rows)}, y, workspace);
-  }
+                  Workspace& workspace) const;
+  void infer_repeated(const Batch& x, const MatrixView<Scalar>& y, Workspace& workspace) const;
   // One product with W for all rows where no row's adapter asks for more, then each group's low-rank terms, which go on
   // where the product ended: a row has the bits that infer() gives with its adapter alone.
-  void infer_groups(const Batch& x, const RowGroups& groups, const MatrixView<Scalar>& y, Workspace& workspace) const {
-    bool shared = Passes::terms_are_cheap;
-    for (Index g = 0; g < groups.groups(); ++g) {
-      if (groups.choice(g) == base_row) continue;
-      const Adapter& adapter = adapters_[groups.choice(g)];
-      shared = shared && !adapter.uses_dora() && adapter.lora_bias.size() == 0 && adapter.bias.size() == 0;
-    }
-    if (shared) infer_with(x, {}, y, workspace);
-    for (Index g = 0; g < groups.groups(); ++g) {
-      const Index choice = groups.choice(g);
-      if (shared && choice == base_row) continue;
-      const Index rows = groups.end(g) - groups.begin(g);
-      const Batch part = Passes::middle_rows(x, groups.begin(g), rows);
-      const MatrixView<Scalar> out = y.middle_rows(groups.begin(g), rows);
-      const std::span<const Index> alone = choice == base_row ? std::span<const Index>() : std::span(&choice, 1);
-      if (!shared) {
-        infer_with(part, alone, out, workspace);
-        continue;
-      }
-      const WeightRef<Scalar> weight = weight_ref();
-      const Passes passes = kind_.passes(weight);
-      engine(passes, weight, alone).add_terms(part, out, workspace);
-    }
-  }
+  void infer_groups(const Batch& x, const RowGroups& groups, const MatrixView<Scalar>& y, Workspace& workspace) const;
 
   AdapterSet<Scalar> adapters_;
   MergeStack<Scalar> stack_;
@@ -1000,5 +586,583 @@ class LayerCore {
   Owner owner_;
   Gradients no_gradients_;
 };
+
+template <class KindType>
+auto LayerCore<KindType>::weight() const -> Matrix<Scalar> {
+  const WeightRef<Scalar> weight = weight_ref();
+  Matrix<Scalar> result = make_oriented();
+  weight.read(0, 0, oriented(result));
+  return result;
+}
+
+template <class KindType>
+auto LayerCore<KindType>::base_weight() const -> Matrix<Scalar> {
+  const WeightRef<Scalar> weight = weight_ref();
+  Matrix<Scalar> result = make_oriented();
+  stack_.read_base(weight, oriented(result));
+  return result;
+}
+
+template <class KindType>
+void LayerCore<KindType>::add_adapter(std::string_view name, const LoraConfig& config, std::uint64_t seed) {
+  adapters_.require_new(op("add_adapter").text(), name);
+  require_one_bias(op("add_adapter"), config, -1);
+  adapters_.add(make_adapter(name, config, seed));
+  changed();
+}
+
+template <class KindType>
+void LayerCore<KindType>::add_adapter(Adapter adapter) {
+  adapters_.require_new(op("add_adapter").text(), adapter.name());
+  require_one_bias(op("add_adapter"), adapter.config(), -1);
+  require_fits(op("add_adapter"), adapter);
+  adapters_.add(std::move(adapter));
+  changed();
+}
+
+template <class KindType>
+auto LayerCore<KindType>::make_adapter(std::string_view name, const LoraConfig& config, std::uint64_t seed) -> Adapter {
+  return make_adapter(op("add_adapter").text(), name, config, seed);
+}
+
+template <class KindType>
+auto LayerCore<KindType>::make_adapter(std::string_view operation, std::string_view name, const LoraConfig& config,
+                                       std::uint64_t seed) -> Adapter {
+  const LoraConfig own = own_config(config);
+  check_adapter(operation, own);
+  Adapter adapter = kind_.make_adapter(operation, name, own, seed, weight_ref());
+  if (own.trains_bias()) adapter.bias = bias_;
+  if (own.lora_bias) fill_zeros(adapter.lora_bias, kind_.blocks().adapted());
+  if (own.use_dora) start_magnitude(adapter);
+  return adapter;
+}
+
+template <class KindType>
+void LayerCore<KindType>::delete_adapter(std::string_view name) {
+  const std::string operation = op("delete_adapter").text();
+  const Index gone = adapters_.index_of(operation, name);
+  adapters_[gone].require_unmerged(operation);
+  erase(gone);
+  changed();
+}
+
+template <class KindType>
+auto LayerCore<KindType>::adapter_names() const -> std::vector<std::string> {
+  std::vector<std::string> names;
+  for (Index i = 0; i < adapters_.size(); ++i) names.push_back(adapters_[i].name());
+  return names;
+}
+
+template <class KindType>
+auto LayerCore<KindType>::active_adapters() const -> std::vector<std::string> {
+  std::vector<std::string> names;
+  for (const Index i : adapters_.active()) names.push_back(adapters_[i].name());
+  return names;
+}
+
+template <class KindType>
+void LayerCore<KindType>::swap_adapter(std::string_view name, Adapter& other) {
+  const std::string operation = op("swap_adapter").text();
+  const Index i = adapters_.index_of(operation, name);
+  adapters_[i].require_unmerged(operation);
+  require_fits(op("swap_adapter"), other);
+  require_one_bias(op("swap_adapter"), other.config(), i);
+  adapters_.swap(i, other);
+  changed();
+}
+
+template <class KindType>
+void LayerCore<KindType>::reset_adapter(const LoraConfig& config, std::uint64_t seed) {
+  const Operation operation = op("reset_adapter");
+  require_nothing_merged(operation, "layer");
+  if (config.fan_in_fan_out != plain_.fan_in_fan_out) {
+    throw ConfigError(operation.text(), "fan_in_fan_out", plain_.fan_in_fan_out ? "true" : "false",
+                      plain_.fan_in_fan_out ? "false" : "true");
+  }
+  check_config(operation.text(), config);
+  const Index replaced = adapters_.active().empty() ? -1 : adapters_.active().front();
+  if (!needs_adapter(config)) {
+    if (replaced >= 0) erase(replaced);
+  } else {
+    require_one_bias(operation, config, replaced);
+    Adapter fresh = make_adapter(replaced >= 0 ? adapters_[replaced].name() : default_adapter_name, config, seed);
+    replaced >= 0 ? adapters_.replace(replaced, std::move(fresh)) : adapters_.add(std::move(fresh));
+  }
+  plain_.merge_weights = config.merge_weights;
+  dropout_step_ = 0;
+  changed();
+}
+
+template <class KindType>
+auto LayerCore<KindType>::make_gradients() const -> Gradients {
+  Gradients gradients;
+  const auto working = adapters_.working();
+  for (std::size_t i = 0; i < working.size(); ++i) {
+    Gradients own = adapters_[working[i]].make_gradients();
+    if (i == 0) {
+      gradients = std::move(own);
+    } else {
+      gradients.others.push_back(std::move(own));
+    }
+  }
+  return gradients;
+}
+
+template <class KindType>
+auto LayerCore<KindType>::merged_adapters() const -> std::vector<std::string> {
+  std::vector<std::string> names;
+  for (std::size_t m = 0; m < stack_.size(); ++m) {
+    names.push_back(adapters_[adapters_.position_of(stack_.key(m))].name());
+  }
+  return names;
+}
+
+template <class KindType>
+auto LayerCore<KindType>::parameter_bytes() const noexcept -> std::size_t {
+  std::size_t bytes = weight_ref().bytes() + static_cast<std::size_t>(bias_.size()) * sizeof(Scalar) +
+                      squared_norms_.size() * sizeof(double);
+  for (Index i = 0; i < adapters_.size(); ++i) bytes += adapters_[i].bytes();
+  return bytes;
+}
+
+template <class KindType>
+void LayerCore<KindType>::check_adapter(std::string_view operation, const LoraConfig& config) const {
+  const LoraConfig own = own_config(config);
+  check_config(operation, own);
+  kind_.check(operation, own);
+  if (stack_.empty() || (!own.use_dora && !takes_from_weight(own.init_lora_weights))) return;
+  throw StateError(operation, "layer", "nothing merged (call train() or unmerge() first)", "a merged adapter");
+}
+
+template <class KindType>
+void LayerCore<KindType>::start(const LoraConfig& config, std::uint64_t seed) {
+  check_config(kind_.name(), config);
+  if (needs_adapter(config)) add_adapter(default_adapter_name, config, seed);
+}
+
+template <class KindType>
+void LayerCore<KindType>::make_active(std::string_view call, std::vector<Index> chosen) {
+  remove_merged(op(call), [&](Index i) { return std::find(chosen.begin(), chosen.end(), i) == chosen.end(); });
+  adapters_.set_active(chosen);
+  changed();
+}
+
+template <class KindType>
+void LayerCore<KindType>::train_mode() {
+  remove_merged(op("train"), [&](Index i) { return adapters_[i].config().merge_weights; });
+  training_ = true;
+}
+
+template <class KindType>
+void LayerCore<KindType>::eval_mode() {
+  std::vector<Index> merging;
+  for (const Index i : adapters_.working()) {
+    if (adapters_[i].config().merge_weights) merging.push_back(i);
+  }
+  if (!merging.empty() && weight_ref().mergeable() && dora_count(merging) < 2) merge_all(op("eval"), merging);
+  training_ = false;
+}
+
+template <class KindType>
+void LayerCore<KindType>::merge_active() {
+  merge_all(op("merge"), adapters_.active());
+}
+
+template <class KindType>
+void LayerCore<KindType>::unmerge_positions(const std::vector<Index>& gone) {
+  remove_merged(op("unmerge"), [&](Index i) { return std::find(gone.begin(), gone.end(), i) != gone.end(); });
+}
+
+template <class KindType>
+void LayerCore<KindType>::merge_and_forget() {
+  RowVector<Scalar> sum = answer_bias();
+  merge_active();
+  keep_merged(sum);
+}
+
+template <class KindType>
+void LayerCore<KindType>::keep_merged(RowVector<Scalar>& bias) noexcept {
+  stack_.forget();
+  bias_.swap(bias);
+  forget_adapters();
+}
+
+template <class KindType>
+void LayerCore<KindType>::forget_adapters() noexcept {
+  if (!stack_.empty()) unmerge_all();
+  adapters_.clear();
+  adapters_.set_enabled(true);
+  row_choices_.clear();
+  dropout_step_ = 0;
+  squared_norms_.clear();
+  changed();
+}
+
+template <class KindType>
+void LayerCore<KindType>::infer_batch(const Batch& x, const MatrixView<Scalar>& y, Workspace& workspace) const {
+  if (!row_choices_.empty()) return infer_repeated(x, y, workspace);
+  infer_with(x, adapters_.working(), y, workspace);
+}
+
+template <class KindType>
+void LayerCore<KindType>::infer_by_row(const Batch& x, std::span<const Index> choices, const MatrixView<Scalar>& y,
+                                       Workspace& workspace) const {
+  const Operation operation = op("infer");
+  require_nothing_merged(operation, "adapters chosen by row");
+  const Index rows = Passes::rows(x);
+  if (static_cast<Index>(choices.size()) != rows) {
+    throw ShapeError(operation.text(), "choices", std::to_string(rows) + " elements, one a row",
+                     std::to_string(choices.size()));
+  }
+  const auto memory = workspace.row<Index>(rows + RowGroups::scratch(rows, adapters_.size()));
+  for (Index i = 0; i < rows; ++i) {
+    const Index choice = choices[static_cast<std::size_t>(i)];
+    if (choice < base_row || choice >= adapters_.size()) {
+      throw ConfigError(operation.text(), "choices", "positions from -1 to " + std::to_string(adapters_.size() - 1),
+                        std::to_string(choice));
+    }
+    memory.data[i] = adapters_.enabled() ? choice : base_row;
+  }
+  const RowGroups groups({memory.data, static_cast<std::size_t>(rows)}, adapters_.size(), memory.data + rows);
+  if (groups.sorted()) return infer_groups(x, groups, y, workspace);
+  const auto sorted_y = workspace.matrix<Scalar>(y.rows, y.cols);
+  const auto sorted = Passes::gather(x, groups, workspace);
+  infer_groups(sorted.batch(), groups, sorted_y, workspace);
+  groups.template scatter<Scalar>(MatrixView<const Scalar>(sorted_y), y);
+}
+
+template <class KindType>
+void LayerCore<KindType>::forward_batch(const Batch& x, Tape& tape, const MatrixView<Scalar>& y,
+                                        Workspace& workspace) const {
+  tape.clear();
+  require_nothing_merged(op("forward"), "layer");
+  const WeightRef<Scalar> weight = weight_ref();
+  const Passes passes = kind_.passes(weight);
+  const auto bias = workspace.row<Scalar>(out_features());
+  engine(passes, weight, adapters_.working())
+      .forward(x, answer_bias_into(adapters_.working(), bias.data), tape, y, workspace);
+}
+
+template <class KindType>
+void LayerCore<KindType>::check_tape(std::string_view call, const Batch& x, const Tape& tape,
+                                     const MatrixView<const Scalar>& dy) const {
+  const Operation operation = op(call);
+  require_nothing_merged(operation, "layer");
+  if (tape.rows() < 0) throw StateError(operation.text(), "tape", "one that forward has filled", "a new one");
+  const WeightRef<Scalar> weight = weight_ref();
+  const Passes passes = kind_.passes(weight);
+  if (!kind_.accepts(tape) || !engine(passes, weight, adapters_.working()).fits(tape)) {
+    throw StateError(operation.text(), "tape", "one that this layer's forward has filled with the adapters of now",
+                     "one of another layer or of other adapters");
+  }
+  const auto shape = passes.answer_shape(tape);
+  require_shape(operation, "dy", shape.rows, shape.cols, dy.rows, dy.cols);
+  kind_.require_batch(operation, x, tape);
+}
+
+template <class KindType>
+void LayerCore<KindType>::backward_batch(const Batch& x, const Tape& tape, const MatrixView<const Scalar>& dy,
+                                         std::span<Gradients* const> gradients, const MatrixView<Scalar>* dx,
+                                         Workspace& workspace) const {
+  const WeightRef<Scalar> weight = weight_ref();
+  const Passes passes = kind_.passes(weight);
+  engine(passes, weight, adapters_.working()).backward(x, tape, dy, gradients, dx, workspace);
+}
+
+template <class KindType>
+auto LayerCore<KindType>::given_gradients(std::string_view call, Gradients& gradients, Workspace& workspace) const
+    -> ScratchMatrix<Gradients*> {
+  const auto working = adapters_.working();
+  if (working.size() > 1 && gradients.size() != working.size()) {
+    throw ShapeError(op(call).text(), "gradients", std::to_string(working.size()) + " sets, one an active adapter",
+                     std::to_string(gradients.size()));
+  }
+  auto pointers = workspace.row<Gradients*>(static_cast<Index>(working.size()));
+  for (std::size_t i = 0; i < working.size(); ++i) {
+    check_gradients(op(call), adapters_[working[i]], gradients[i]);
+    pointers.data[i] = &gradients[i];
+  }
+  return pointers;
+}
+
+template <class KindType>
+auto LayerCore<KindType>::own_gradients(Workspace& workspace) -> ScratchMatrix<Gradients*> {
+  const auto working = adapters_.working();
+  auto pointers = workspace.row<Gradients*>(static_cast<Index>(working.size()));
+  for (std::size_t i = 0; i < working.size(); ++i) pointers.data[i] = &adapters_[working[i]].gradients();
+  return pointers;
+}
+
+template <class KindType>
+void LayerCore<KindType>::require_nothing_merged(const Operation& operation, std::string_view argument) const {
+  if (stack_.empty()) return;
+  throw StateError(operation.text(), argument, "nothing merged (call train() or unmerge() first)",
+                   "adapter " + detail::quoted(adapters_[adapters_.position_of(stack_.key(0))].name()) + " merged");
+}
+
+template <class KindType>
+void LayerCore<KindType>::require_no_unmerged_dora(std::string_view call, std::span<const Index> working) const {
+  if (stack_.empty()) return;
+  for (const Index i : working) {
+    if (adapters_[i].uses_dora() && !adapters_[i].merged()) {
+      require_nothing_merged(op(call), "active adapter with use_dora");
+    }
+  }
+}
+
+template <class KindType>
+auto LayerCore<KindType>::delta_of(const Adapter* adapter) const -> Matrix<Scalar> {
+  Matrix<Scalar> result = make_oriented();
+  std::fill_n(result.data(), result.size(), Scalar(0));
+  if (adapter == nullptr || adapter->rank() == 0) return result;
+  Workspace workspace;
+  const auto whole = kind_.whole_update(*adapter, workspace);
+  write_delta(whole.update, oriented(result));
+  return result;
+}
+
+template <class KindType>
+void LayerCore<KindType>::require_one_bias(const Operation& operation, const LoraConfig& config, Index replaced) const {
+  if (!config.trains_bias() || bias_.size() == 0) return;
+  for (Index i = 0; i < adapters_.size(); ++i) {
+    if (i == replaced || adapters_[i].bias.size() == 0) continue;
+    throw ConfigError(operation.text(), "bias", "none beside an adapter that trains the layer's bias",
+                      "another mode than that of " + detail::quoted(adapters_[i].name()));
+  }
+}
+
+template <class KindType>
+void LayerCore<KindType>::require_fits(const Operation& operation, const Adapter& adapter) {
+  const auto shape = kind_.factor_shape(adapter.config().rank);
+  require_shape(operation, "adapter.A", shape.a_rows, shape.a_cols, adapter.A.rows(), adapter.A.cols());
+  require_shape(operation, "adapter.B", shape.b_rows, shape.b_cols, adapter.B.rows(), adapter.B.cols());
+  const Index adapted = kind_.blocks().adapted();
+  const auto optional = [&](std::string_view argument, const RowVector<Scalar>& row, bool wanted, Index size) {
+    require_shape(operation, argument, 1, wanted ? size : 0, 1, row.size());
+  };
+  optional("adapter.lora_bias", adapter.lora_bias, adapter.config().lora_bias, adapted);
+  optional("adapter.magnitude", adapter.magnitude, adapter.config().use_dora, adapted);
+  optional("adapter.bias", adapter.bias, adapter.config().trains_bias(), bias_.size());
+  if (adapter.merged()) throw StateError(operation.text(), "adapter", "an unmerged one", "a merged one");
+  if (adapter.start.A.size() > 0) {
+    require_shape(operation, "adapter.start.A", adapter.A.rows(), adapter.A.cols(), adapter.start.A.rows(),
+                  adapter.start.A.cols());
+    require_shape(operation, "adapter.start.B", adapter.B.rows(), adapter.B.cols(), adapter.start.B.rows(),
+                  adapter.start.B.cols());
+  }
+  if (adapter.uses_dora()) prepare_norms();
+}
+
+template <class KindType>
+void LayerCore<KindType>::check_gradients(const Operation& operation, const Adapter& adapter,
+                                          const Gradients& gradients) const {
+  require_shape(operation, "gradients.A", adapter.A.rows(), adapter.A.cols(), gradients.A.rows(), gradients.A.cols());
+  require_shape(operation, "gradients.B", adapter.B.rows(), adapter.B.cols(), gradients.B.rows(), gradients.B.cols());
+  require_shape(operation, "gradients.lora_bias", 1, adapter.lora_bias.size(), 1, gradients.lora_bias.size());
+  require_shape(operation, "gradients.bias", 1, adapter.bias.size(), 1, gradients.bias.size());
+  require_shape(operation, "gradients.magnitude", 1, adapter.magnitude.size(), 1, gradients.magnitude.size());
+}
+
+template <class KindType>
+void LayerCore<KindType>::start_magnitude(Adapter& adapter) {
+  prepare_norms();
+  Workspace workspace;
+  const auto norms = workspace.row<double>(out_features());
+  const auto whole = kind_.whole_update(adapter, workspace);
+  row_norms(weight_ref(), whole.update, squared_norms_, norms.data, workspace);
+  adapter.magnitude.resize(kind_.blocks().adapted());
+  kind_.blocks().for_each(
+      [&](Index adapted, Index output) { adapter.magnitude[adapted] = static_cast<Scalar>(norms.data[output]); });
+}
+
+template <class KindType>
+void LayerCore<KindType>::collect_handles() {
+  std::vector<Parameter<Scalar>> list;
+  for (const Index i : adapters_.working()) {
+    Adapter& adapter = adapters_[i];
+    adapter.for_each_parameter(
+        [&](ParameterRole role, Scalar* value, Scalar* gradient, Index rows, Index cols, Moments<Scalar>& moments) {
+          list.emplace_back(parameter_name(role, adapter.name()), role, value, gradient, rows, cols, moments,
+                            adapter.merged_flag());
+        });
+  }
+  handles_.list.swap(list);
+  handles_.valid = true;
+}
+
+template <class KindType>
+auto LayerCore<KindType>::parameter_name(ParameterRole role, std::string_view adapter) const -> std::string {
+  std::string name(kind_.parameter_name(role));
+  if (adapter == default_adapter_name || role == ParameterRole::bias) return name;
+  const std::size_t dot = name.find('.');
+  std::string inserted = ".";
+  inserted.append(adapter);
+  return dot == std::string::npos ? name + inserted : name.insert(dot, inserted);
+}
+
+template <class KindType>
+void LayerCore<KindType>::rescale(const Operation& operation, double factor, Rescale how) {
+  const auto changed_scale = [&](const Adapter& adapter) {
+    return how == Rescale::multiply ? adapter.scale() * factor
+           : how == Rescale::divide ? adapter.scale() / factor
+                                    : factor;
+  };
+  for (const Index i : adapters_.active()) {
+    adapters_[i].require_unmerged(operation.text());
+    adapters_[i].check_scale(operation.text(), changed_scale(adapters_[i]));
+  }
+  for (const Index i : adapters_.active()) {
+    adapters_[i].set_scale(operation.text(), changed_scale(adapters_[i]));
+  }
+}
+
+template <class KindType>
+void LayerCore<KindType>::merge_all(const Operation& operation, const std::vector<Index>& which) {
+  std::vector<Index> order;
+  for (std::size_t m = 0; m < stack_.size(); ++m) order.push_back(adapters_.position_of(stack_.key(m)));
+  const std::size_t before = order.size();
+  for (const Index i : which) {
+    if (std::find(order.begin(), order.end(), i) == order.end()) order.push_back(i);
+  }
+  if (order.size() == before) return;
+  if (!adapters_.enabled()) throw StateError(operation.text(), "layer", "enabled adapters", "disabled ones");
+  require_mergeable(operation);
+  if (dora_count(order) > 1) {
+    throw StateError(operation.text(), "adapters", "at most one with use_dora among those that are merged together",
+                     std::to_string(dora_count(order)));
+  }
+  const std::vector<Index> former(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(before));
+  std::stable_partition(order.begin(), order.end(), [&](Index i) { return adapters_[i].uses_dora(); });
+  const bool on_top = std::equal(former.begin(), former.end(), order.begin());
+  if (!on_top) stack_.truncate(weight_ref(), 0);
+  try {
+    for (std::size_t m = on_top ? before : 0; m < order.size(); ++m) push(operation, order[m]);
+  } catch (...) {
+    stack_.truncate(weight_ref(), on_top ? before : 0);
+    restore_stack(operation, former);
+    throw;
+  }
+  mark_merged();
+}
+
+template <class KindType>
+void LayerCore<KindType>::restore_stack(const Operation& operation, const std::vector<Index>& former) noexcept {
+  try {
+    for (std::size_t m = stack_.size(); m < former.size(); ++m) push(operation, former[m]);
+  } catch (...) {
+    // Without memory for its record an adapter stays unmerged; it is active or not as before, and W0 is exact.
+  }
+  mark_merged();
+}
+
+template <class KindType>
+void LayerCore<KindType>::push(const Operation& operation, Index i) {
+  const Adapter& adapter = adapters_[i];
+  Workspace workspace;
+  const auto whole = kind_.whole_update(adapter, workspace);
+  const std::string naming = operation.text() + " of " + detail::quoted(adapter.name());
+  if (!adapter.uses_dora()) {
+    stack_.push(naming, weight_ref(), adapter.id(), whole.update);
+    return;
+  }
+  const auto norms = workspace.row<double>(out_features());
+  const auto factors = workspace.row<Scalar>(out_features());
+  row_norms(weight_ref(), whole.update, squared_norms_, norms.data, workspace);
+  magnitude_factors(kind_.blocks(), adapter.magnitude, norms.data, factors.data);
+  stack_.push(naming, weight_ref(), adapter.id(), whole.update,
+              std::span<const Scalar>(factors.data, static_cast<std::size_t>(out_features())));
+}
+
+template <class KindType>
+void LayerCore<KindType>::require_mergeable(const Operation& operation) {
+  if (weight_ref().mergeable()) return;
+  throw StateError(operation.text(), "weight",
+                   "one that can be merged into (answer unmerged, or make the layer over a PackedWeight copy)",
+                   "a read-only weight, or one of a kind that cannot be merged into");
+}
+
+template <class KindType>
+auto LayerCore<KindType>::answer_bias_into(std::span<const Index> working, Scalar* memory) const -> const Scalar* {
+  const RowVector<Scalar>& own = bias_of(working);
+  if (!adds_bias(working)) return own.size() > 0 ? own.data() : nullptr;
+  for (Index j = 0; j < out_features(); ++j) memory[j] = own.size() > 0 ? own[j] : Scalar(0);
+  for (Index i = 0; i < adapters_.size(); ++i) {
+    const Adapter& adapter = adapters_[i];
+    if (adapter.lora_bias.size() == 0 || !part_of(working, i)) continue;
+    kind_.blocks().for_each(
+        [&](Index adapted, Index output) { memory[output] += adapter.scaling() * adapter.lora_bias[adapted]; });
+  }
+  return memory;
+}
+
+template <class KindType>
+auto LayerCore<KindType>::answer_bias() const -> RowVector<Scalar> {
+  const auto working = adapters_.working();
+  if (bias_of(working).size() == 0 && !adds_bias(working)) return {};
+  RowVector<Scalar> sum(out_features());
+  const Scalar* const values = answer_bias_into(working, sum.data());
+  if (values != sum.data()) std::copy_n(values, sum.size(), sum.data());
+  return sum;
+}
+
+template <class KindType>
+void LayerCore<KindType>::infer_with(const Batch& x, std::span<const Index> working, const MatrixView<Scalar>& y,
+                                     Workspace& workspace) const {
+  const WeightRef<Scalar> weight = weight_ref();
+  const Passes passes = kind_.passes(weight);
+  require_no_unmerged_dora("infer", working);
+  const auto bias = workspace.row<Scalar>(out_features());
+  engine(passes, weight, working).infer(x, answer_bias_into(working, bias.data), y, workspace);
+}
+
+template <class KindType>
+void LayerCore<KindType>::infer_repeated(const Batch& x, const MatrixView<Scalar>& y, Workspace& workspace) const {
+  const auto samples = static_cast<Index>(row_choices_.size());
+  const Index rows = Passes::rows(x);
+  if (rows % samples != 0) {
+    throw ShapeError(op("infer").text(), "x", "a multiple of " + std::to_string(samples) + " rows, one for each name",
+                     std::to_string(rows));
+  }
+  const auto choices = workspace.row<Index>(rows);
+  for (Index i = 0; i < rows; ++i) {
+    choices.data[i] = row_choices_[static_cast<std::size_t>(i / (rows / samples))];
+  }
+  infer_by_row(x, {choices.data, static_cast<std::size_t>(rows)}, y, workspace);
+}
+
+template <class KindType>
+void LayerCore<KindType>::infer_groups(const Batch& x, const RowGroups& groups, const MatrixView<Scalar>& y,
+                                       Workspace& workspace) const {
+  bool shared = Passes::terms_are_cheap;
+  for (Index g = 0; g < groups.groups(); ++g) {
+    if (groups.choice(g) == base_row) continue;
+    const Adapter& adapter = adapters_[groups.choice(g)];
+    shared = shared && !adapter.uses_dora() && adapter.lora_bias.size() == 0 && adapter.bias.size() == 0;
+  }
+  if (shared) infer_with(x, {}, y, workspace);
+  for (Index g = 0; g < groups.groups(); ++g) {
+    const Index choice = groups.choice(g);
+    if (shared && choice == base_row) continue;
+    const Index rows = groups.end(g) - groups.begin(g);
+    const Batch part = Passes::middle_rows(x, groups.begin(g), rows);
+    const MatrixView<Scalar> out = y.middle_rows(groups.begin(g), rows);
+    const std::span<const Index> alone = choice == base_row ? std::span<const Index>() : std::span(&choice, 1);
+    if (!shared) {
+      infer_with(part, alone, out, workspace);
+      continue;
+    }
+    const WeightRef<Scalar> weight = weight_ref();
+    const Passes passes = kind_.passes(weight);
+    engine(passes, weight, alone).add_terms(part, out, workspace);
+  }
+}
+
+template <class KindType>
+auto LayerCore<KindType>::row_choice(std::string_view name, bool unknown_is_base) const -> Index {
+  if (name == base_adapter_name) return base_row;
+  const Index found = adapters_.find(name);
+  if (found < 0 && !unknown_is_base) static_cast<void>(adapters_.index_of(op("set_row_adapters").text(), name));
+  return found < 0 ? base_row : found;
+}
 
 }  // namespace lora

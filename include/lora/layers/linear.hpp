@@ -1,7 +1,6 @@
 // LoraLinear: a frozen linear layer with trainable low-rank adapters.
 #pragma once
 
-#include <concepts>
 #include <cstdint>
 #include <span>
 #include <type_traits>
@@ -67,9 +66,13 @@ class LoraLinear : public AdaptedLayer<LoraLinear<Scalar, Weight>, LinearKind<Sc
   }
 
   /// What is missing in a call that forgets the seed.
-  template <class W, class... Others>
-    requires((sizeof...(Others) == 1 || sizeof...(Others) == 2) && !(std::convertible_to<Others, std::uint64_t> || ...))
-  LoraLinear(const Eigen::DenseBase<W>& /*w0*/, const Others&... /*others*/) {
+  template <class W>
+  LoraLinear(const Eigen::DenseBase<W>& w0, const LoraConfig& config) : LoraLinear(w0, config, std::uint64_t{0}) {
+    static_assert(sizeof(W) == 0, "lora: LoraLinear wants (W0, config, seed) or (W0, bias, config, seed)");
+  }
+  template <class W, class B>
+  LoraLinear(const Eigen::DenseBase<W>& w0, const B& bias, const LoraConfig& config)
+      : LoraLinear(w0, bias, config, std::uint64_t{0}) {
     static_assert(sizeof(W) == 0, "lora: LoraLinear wants (W0, config, seed) or (W0, bias, config, seed)");
   }
 
@@ -79,5 +82,10 @@ class LoraLinear : public AdaptedLayer<LoraLinear<Scalar, Weight>, LinearKind<Sc
     return LinearKind<Scalar>("LoraLinear", weight.in_features(), OutputBlocks::all(weight.out_features()));
   }
 };
+
+#if defined(LORA_COMPILED)
+extern template class LayerCore<LinearKind<float>>;
+extern template class LayerCore<LinearKind<double>>;
+#endif
 
 }  // namespace lora

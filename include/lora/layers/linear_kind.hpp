@@ -28,8 +28,8 @@ struct FactorShape {
   Index b_cols = 0;
 };
 
-/// A linear layer whose adapters adapt all outputs, or E blocks of m of them: A is (r E) x in_features, B (m E) x r, and
-/// block e gains s B_e A_e x. A value; const functions are reentrant.
+/// A linear layer whose adapters adapt all outputs, or E blocks of m of them: A is (r E) x in_features, B (m E) x r,
+/// and block e gains s B_e A_e x. A value; const functions are reentrant.
 template <RealScalar ScalarType>
 class LinearKind {
  public:
@@ -204,8 +204,9 @@ class LinearKind {
 
  private:
   // Pissa and olora, in double.
-  [[nodiscard]] static LoraFactors<Scalar> part_of_weight(std::string_view operation, const WeightRef<Scalar>& weight,
-                                                          const LoraConfig& config, std::uint64_t seed) {
+  [[nodiscard]] LORA_COLD static LoraFactors<Scalar> part_of_weight(std::string_view operation,
+                                                                    const WeightRef<Scalar>& weight,
+                                                                    const LoraConfig& config, std::uint64_t seed) {
     const Index outputs = weight.out_features();
     const Index inputs = weight.in_features();
     std::vector<double> values(static_cast<std::size_t>(outputs * inputs));
@@ -242,5 +243,10 @@ class LinearKind {
   Index in_features_;
   OutputBlocks blocks_;
 };
+
+#if defined(LORA_COMPILED)
+extern template class AdapterPasses<LinearKind<float>, LinearPasses<float>>;
+extern template class AdapterPasses<LinearKind<double>, LinearPasses<double>>;
+#endif
 
 }  // namespace lora

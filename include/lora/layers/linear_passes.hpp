@@ -4,11 +4,11 @@
 #include <algorithm>
 #include <array>
 
+#include "lora/adapter/tape.hpp"
 #include "lora/core/view.hpp"
 #include "lora/core/workspace.hpp"
 #include "lora/kernels/columns.hpp"
 #include "lora/kernels/low_rank.hpp"
-#include "lora/adapter/tape.hpp"
 #include "lora/layers/factor_pass.hpp"
 #include "lora/layers/row_groups.hpp"
 #include "lora/weight/weight_ref.hpp"
@@ -18,12 +18,12 @@ namespace lora {
 /// With U = drop(X) A^T (N x r) and F = s B^T:
 ///   forward:  Y = X W^T + bias + U F;
 ///   backward: V = dY F^T, dA += V^T drop(X), dB += s dY^T U, dX = dY W + drop'(V A).
-/// With DoRA Z = drop(X) W^T + U F, Y = factors (.) Z + (X - drop(X)) W^T + bias, and dZ = factors (.) dY takes the place
-/// of dY but in the part of dX that did not drop. Where the adapter adapts some blocks of the outputs, F reaches those
-/// alone, and the others are those of the frozen layer, bit for bit.
+/// With DoRA Z = drop(X) W^T + U F, Y = factors (.) Z + (X - drop(X)) W^T + bias, and dZ = factors (.) dY takes the
+/// place of dY but in the part of dX that did not drop. Where the adapter adapts some blocks of the outputs, F reaches
+/// those alone, and the others are those of the frozen layer, bit for bit.
 ///
-/// A view of a layer's parts; const functions are reentrant and allocate only to grow the workspace. Arguments have been
-/// checked.
+/// A view of a layer's parts; const functions are reentrant and allocate only to grow the workspace. Arguments have
+/// been checked.
 template <RealScalar ScalarType>
 class LinearPasses {
  public:

@@ -17,9 +17,9 @@ namespace lora {
 /// One frozen linear layer that holds G = enable_lora.size() projections stacked, as attention keeps query, key and
 /// value in one weight. Projection g has the m = out_features / G outputs from g m on. For the e-th enabled one
 ///   y_g = W0_g x + bias_g + s B_e A_e drop(x),   s = alpha / rank (or alpha / sqrt(rank)),
-/// with A_e rows [e r, (e+1) r) of A (r E x in_features), B_e rows [e m, (e+1) m) of B (m E x r), E the number of enabled
-/// projections; the others are the frozen layer, bit for bit. All see one dropout mask. The magnitude of DoRA and the
-/// bias of B have an element for every output of an enabled projection.
+/// with A_e rows [e r, (e+1) r) of A (r E x in_features), B_e rows [e m, (e+1) m) of B (m E x r), E the number of
+/// enabled projections; the others are the frozen layer, bit for bit. All see one dropout mask. The magnitude of DoRA
+/// and the bias of B have an element for every output of an enabled projection.
 ///
 /// Starts: A Kaiming-uniform and B zero, or as the gaussian and random initialisations say with the rank of one
 /// projection. Forms of the passes, accepted inputs, and threads: as LoraLinear.

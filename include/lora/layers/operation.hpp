@@ -15,7 +15,7 @@ struct Operation {
   std::string_view layer;
   std::string_view call;
 
-  [[nodiscard]] std::string text() const {
+  [[nodiscard]] LORA_COLD std::string text() const {
     std::string name(layer);
     name.append("::").append(call);
     return name;
@@ -24,11 +24,12 @@ struct Operation {
 
 namespace detail {
 
-[[noreturn]] inline void throw_shape(const Operation& operation, std::string_view argument, Index rows, Index cols,
-                                     Index got_rows, Index got_cols) {
+[[noreturn]] LORA_COLD inline void throw_shape(const Operation& operation, std::string_view argument, Index rows,
+                                               Index cols, Index got_rows, Index got_cols) {
   throw ShapeError(operation.text(), argument, shape_text(rows, cols), shape_text(got_rows, got_cols));
 }
-[[noreturn]] inline void throw_overlap(const Operation& operation, std::string_view argument, std::string_view other) {
+[[noreturn]] LORA_COLD inline void throw_overlap(const Operation& operation, std::string_view argument,
+                                                 std::string_view other) {
   std::string expected = "memory apart from ";
   throw ShapeError(operation.text(), argument, expected.append(other), "overlapping memory");
 }

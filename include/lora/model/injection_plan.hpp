@@ -124,8 +124,11 @@ class InjectionPlan {
 
   void warn_of_unsaved(const LoraModelConfig& config) {
     for (const std::string& module : config.modules_to_save) {
+      LoraModelConfig alone;
+      alone.modules_to_save = {module};
+      const ModuleMatcher matcher(alone, operation_);
       const auto means = [&](const ModelParameter<Scalar>& parameter) {
-        return module_of(parameter.name()).ends_with(module);
+        return matcher.saves(module_of(parameter.name()));
       };
       if (std::none_of(parameters_.begin(), parameters_.end(), means)) {
         report_.warnings.push_back("modules_to_save " + quoted_name(module) + " matches no parameter");
@@ -162,13 +165,19 @@ class InjectionPlan {
       const auto found = weights.saved.find(name);
       if (found == weights.saved.end()) {
         add(trouble, "missing", name);
-      } else if (found->second.shape != shape) {
+      } else if (found->second.shape != shape || found->second.values.size() != elements(shape)) {
         add(trouble, "misshapen", name);
       }
     }
     for (const auto& [name, tensor] : weights.saved) {
       if (!shapes.contains(name)) add(trouble, "unknown", name);
     }
+  }
+
+  static std::size_t elements(const std::vector<Index>& shape) noexcept {
+    std::size_t count = 1;
+    for (const Index extent : shape) count *= static_cast<std::size_t>(extent);
+    return count;
   }
 
   // Of every tensor that an adapter of this plan replaces whole.

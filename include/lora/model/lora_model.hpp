@@ -28,9 +28,9 @@ namespace lora {
 /// those whose names a configuration matches, as PEFT's get_peft_model does.
 ///
 /// Adapters have names. The layers hold them all; those that are active answer and train, and the values of modules to
-/// save and of biases belong to the adapter that trains them. Weights are never changed but by merging, which is exactly
-/// undone, so that taking every adapter away leaves the model that was there. Where a function may throw, nothing has
-/// changed then, unless it says otherwise. One thread at a time.
+/// save and of biases belong to the adapter that trains them. Weights are never changed but by merging, which is
+/// exactly undone, so that taking every adapter away leaves the model that was there. Where a function may throw,
+/// nothing has changed then, unless it says otherwise. One thread at a time.
 template <RealScalar ScalarType>
 class LoraModel {
  public:
@@ -76,8 +76,8 @@ class LoraModel {
 
   /// Gives a new adapter to every layer that `config` targets, makes it the active one, and marks only it, the modules
   /// to save and the biases of `config.lora.bias` as trainable. Each layer's seed follows from `seed` and its name.
-  /// @throws ConfigError naming what matches nothing, is out of range or is refused by a layer, StateError while merged;
-  /// std::bad_alloc
+  /// @throws ConfigError naming what matches nothing, is out of range or is refused by a layer, StateError while
+  /// merged; std::bad_alloc
   InjectionReport inject(const LoraModelConfig& config, std::uint64_t seed, const std::string& adapter = "default") {
     constexpr std::string_view operation = "LoraModel::inject";
     require_new(operation, adapter);
@@ -109,7 +109,8 @@ class LoraModel {
       if (own == nullptr) continue;
       if (own->rank() > 0) weights.modules.emplace(name, layer->weights(*own));
       if (own->bias.size() == 0) continue;
-      weights.saved.emplace(name + ".bias", SavedTensor<Scalar>{{own->bias.size()}, {own->bias.begin(), own->bias.end()}});
+      weights.saved.emplace(name + ".bias",
+                            SavedTensor<Scalar>{{own->bias.size()}, {own->bias.begin(), own->bias.end()}});
     }
     for (const auto& saved : entry.saved) {
       const ModelParameter<Scalar>& parameter = parameters_[saved.parameter];
@@ -147,26 +148,27 @@ class LoraModel {
     activate(prepare_active(operation, adapters));
   }
 
-  /// Removes an adapter; if it was the only active one, none is active afterwards.
-  /// @throws ConfigError for an unknown name, StateError while it is active and the model is merged; std::bad_alloc
+  /// Removes an adapter; if it was the only active one, none is active afterwards. Rows choose no adapters any more.
+  /// @throws ConfigError for an unknown name, StateError while the model is merged; std::bad_alloc
   void delete_adapter(const std::string& adapter) {
     constexpr std::string_view operation = "LoraModel::delete_adapter";
     const auto found = find_adapter(operation, adapter);
     require_unmerged(operation);
     std::vector<std::string> rest = active_;
     rest.erase(std::remove(rest.begin(), rest.end(), adapter), rest.end());
-    activate(prepare_active(operation, rest));
     // Positions move where an adapter goes: what is active is set again, within room that is there.
-    std::vector<std::vector<Index>> positions = positions_without(adapter, rest);
+    const std::vector<std::vector<Index>> positions = positions_without(adapter, rest);
+    activate(prepare_active(operation, rest));  // from here on nothing throws, and `adapter` may be a name of active_
     for (std::size_t i = 0; i < layers_.size(); ++i) {
-      layers_[i].second->erase_adapter(adapter);
+      layers_[i].second->erase_adapter(found->first);
       layers_[i].second->set_active(positions[i]);
     }
+    clear_row_adapters();
     adapters_.erase(found);
   }
 
-  /// The scale of an adapter in every layer: s = factor * alpha / rank (or / sqrt(rank)). @throws ConfigError; StateError
-  /// while it is merged
+  /// The scale of an adapter in every layer: s = factor * alpha / rank (or / sqrt(rank)). @throws ConfigError;
+  /// StateError while it is merged
   void set_scale(const std::string& adapter, double factor) {
     constexpr std::string_view operation = "LoraModel::set_scale";
     static_cast<void>(find_adapter(operation, adapter));
@@ -182,10 +184,10 @@ class LoraModel {
     for (const auto& [name, layer] : layers_) layer->enable_adapters(true);
   }
 
-  /// Lets each sample of the batches to come choose its adapter in every layer, as PEFT's `adapter_names`: `names` holds
-  /// for every sample the name of an adapter, or "__base__". A layer that does not have an adapter answers its samples as
-  /// the frozen layer. Holds in evaluation until clear_row_adapters(). @throws ConfigError for an unknown name;
-  /// std::bad_alloc
+  /// Lets each sample of the batches to come choose its adapter in every layer, as PEFT's `adapter_names`: `names`
+  /// holds for every sample the name of an adapter, or "__base__". A layer that does not have an adapter answers its
+  /// samples as the frozen layer. Holds in evaluation until clear_row_adapters(). @throws ConfigError for an unknown
+  /// name; std::bad_alloc
   void set_row_adapters(const std::vector<std::string>& names) {
     for (const std::string& name : names) {
       if (name != base_adapter_name) static_cast<void>(find_adapter("LoraModel::set_row_adapters", name));
@@ -227,28 +229,32 @@ class LoraModel {
     return result;
   }
 
-  /// As PEFT counts: a module to save counts twice in `all`, as what was there and as what trains.
+  /// As PEFT counts: `all` has every adapter, active or not, and a module to save once more for each that trains it.
   [[nodiscard]] ParameterCount parameter_count() const {
     ParameterCount count;
     for (const auto& [name, layer] : layers_) {
-      count.all += layer->base_size();
-      for (const std::string& adapter : active_) {
-        const LoraAdapter<Scalar>* const own = layer->find_adapter(adapter);
-        if (own == nullptr) continue;
-        count.all += own->parameter_count() - own->bias.size();
-        count.trainable += own->parameter_count();
-      }
+      count.all += layer->base_size() + layer->adapter_size();
+      count.trainable += layer->trainable_size();
     }
-    for (std::size_t i = 0; i < parameters_.size(); ++i) {
-      count.all += replaced(i) ? 2 * parameters_[i].size() : parameters_[i].size();
-      if (parameters_[i].trainable()) count.trainable += parameters_[i].size();
+    for (const auto& parameter : parameters_) {
+      count.all += parameter.size();
+      if (parameter.trainable()) count.trainable += parameter.size();
+    }
+    for (const auto& [name, adapter] : adapters_) {
+      for (const Saved& saved : adapter.saved) {
+        if (saved.module_to_save) count.all += parameters_[saved.parameter].size();
+      }
     }
     return count;
   }
 
+  /// Of everything, whether or not it trains now.
   void zero_grad() noexcept {
     for (auto& [name, layer] : layers_) layer->zero_grad();
     for (auto& parameter : parameters_) parameter.zero_grad();
+    for (auto& [name, adapter] : adapters_) {
+      for (Saved& saved : adapter.saved) ModelParameter<Scalar>::zero_grad(saved.other);
+    }
   }
 
   /// Training mode in every layer. @throws as merge()
@@ -258,8 +264,11 @@ class LoraModel {
   /// Evaluation mode in every layer; merges those whose configuration says so and whose weight can be merged into.
   /// @throws as merge()
   void eval() { train(false); }
-  /// Merges the active adapters in every layer. @throws StateError, std::bad_alloc; then every layer is as it was
-  void merge() { merge(active_); }
+  /// Merges the active adapters in every layer. @throws StateError, also while adapters are disabled; std::bad_alloc
+  void merge() {
+    require_enabled("LoraModel::merge");
+    merge(active_);
+  }
   /// Merges these adapters, active or not, beside what is merged already. @throws also ConfigError
   void merge(const std::vector<std::string>& adapters) {
     require_distinct("LoraModel::merge", adapters);
@@ -278,13 +287,15 @@ class LoraModel {
     return std::any_of(layers_.begin(), layers_.end(), [](const auto& entry) { return entry.second->merged(); });
   }
 
-  /// Makes the active adapters part of the weights and biases for good; every adapter is gone afterwards. Modules to save
-  /// keep their trained values. @throws as merge(); StateError without an active adapter
+  /// Makes the active adapters, and what is merged beside them, part of the weights and biases for good; every adapter
+  /// is gone afterwards. Modules to save keep their trained values. @throws as merge(); StateError without an active
+  /// adapter
   void merge_and_unload() {
-    if (active_.empty()) throw StateError("LoraModel::merge_and_unload", "model", "an active adapter", "none");
+    constexpr std::string_view operation = "LoraModel::merge_and_unload";
+    if (active_.empty()) throw StateError(operation, "model", "an active adapter", "none");
+    require_enabled(operation);
     std::vector<RowVector<Scalar>> biases;
     for (const auto& [name, layer] : layers_) biases.push_back(layer->answer_bias());
-    unmerge();
     merge();
     for (std::size_t i = 0; i < layers_.size(); ++i) layers_[i].second->keep_merged(biases[i]);
     for (auto& [name, adapter] : adapters_) {
@@ -293,8 +304,8 @@ class LoraModel {
     }
     forget();
   }
-  /// Takes the model's adapters away: weights, biases and modules to save are what they were before the first injection,
-  /// bit for bit.
+  /// Takes the model's adapters away: layers and modules to save are what they were before the first injection, bit for
+  /// bit. The registered parameters stay frozen.
   void unload() noexcept {
     if (adapters_.empty()) return;
     unmerge();
@@ -302,6 +313,7 @@ class LoraModel {
       if (adapter.active) exchange(adapter);
       for (auto& [layer_name, layer] : layers_) layer->erase_adapter(name);
     }
+    for (auto& [name, layer] : layers_) layer->reset();
     forget();
   }
 
@@ -357,6 +369,11 @@ class LoraModel {
     if (merged())
       throw StateError(operation, "model", "unmerged layers (call train() or unmerge() first)", "merged ones");
   }
+  void require_enabled(std::string_view operation) const {
+    const auto enabled = [](const auto& entry) { return entry.second->adapters_enabled(); };
+    if (std::all_of(layers_.begin(), layers_.end(), enabled)) return;
+    throw StateError(operation, "model", "enabled adapters", "disabled ones");
+  }
   void require_distinct(std::string_view operation, const std::vector<std::string>& adapters) const {
     for (std::size_t i = 0; i < adapters.size(); ++i) {
       static_cast<void>(find_adapter(operation, adapters[i]));
@@ -374,6 +391,8 @@ class LoraModel {
       if (adapters_.empty() && layer->adapter_count() > 0) {
         throw StateError(operation, name, "a layer of rank 0", "one that has an adapter of its own");
       }
+      if (layer->find_adapter(adapter) == nullptr) continue;
+      throw ConfigError(operation, "adapter", "a name that no adapter of " + name + " has", adapter);
     }
   }
   [[nodiscard]] const std::string& sole_active(std::string_view operation) const {
@@ -463,15 +482,6 @@ class LoraModel {
       }
     }
   }
-  [[nodiscard]] bool replaced(std::size_t parameter) const noexcept {
-    for (const auto& [name, adapter] : adapters_) {
-      if (!adapter.active) continue;
-      for (const Saved& saved : adapter.saved) {
-        if (saved.parameter == parameter && saved.module_to_save) return true;
-      }
-    }
-    return false;
-  }
 
   [[nodiscard]] Activation prepare_active(std::string_view operation, const std::vector<std::string>& names) const {
     std::vector<std::string> owners(parameters_.size());
@@ -538,23 +548,13 @@ class LoraModel {
   // Every layer, or none: those that were brought to a new state go back when a later one fails.
   template <class Change>
   void all_or_none(const Change& change) {
-    struct Before {
-      bool training;
-      std::vector<std::string> merged;
-    };
-    std::vector<Before> before;
-    for (const auto& [name, layer] : layers_) before.push_back({layer->training(), layer->merged_adapters()});
+    std::vector<LayerMode> before;
+    for (const auto& [name, layer] : layers_) before.push_back(layer->mode());
     std::size_t touched = 0;
     try {
       for (; touched < layers_.size(); ++touched) change(*layers_[touched].second);
     } catch (...) {
-      for (std::size_t i = 0; i <= touched; ++i) {
-        ModelLayer<Scalar>& layer = *layers_[i].second;
-        layer.set_training(before[i].training);
-        if (layer.merged_adapters() == before[i].merged) continue;
-        layer.unmerge();
-        if (!before[i].merged.empty()) layer.merge(layer.positions(before[i].merged));
-      }
+      for (std::size_t i = 0; i <= touched; ++i) layers_[i].second->restore(before[i]);
       throw;
     }
   }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <concepts>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -23,6 +24,13 @@
 #include "lora/model/adapter_weights.hpp"
 
 namespace lora {
+
+/// What merging and the modes of a layer are at a time: whether it trains, and which adapters are merged, by their ids
+/// in the order of merging.
+struct LayerMode {
+  bool training = true;
+  std::vector<std::uint64_t> merged;
+};
 
 /// What LoraModel asks of a layer. The layer itself stays with its owner.
 template <RealScalar Scalar>
@@ -46,9 +54,13 @@ class ModelLayer {
   /// Scalars of the frozen weight and its bias.
   [[nodiscard]] virtual Index base_size() const noexcept = 0;
   [[nodiscard]] virtual Index bias_size() const noexcept = 0;
+  /// Scalars of all adapters, without the bias of the layer that one of them may train.
+  [[nodiscard]] virtual Index adapter_size() const noexcept = 0;
+  /// Scalars that train now.
+  [[nodiscard]] virtual Index trainable_size() const noexcept = 0;
 
-  /// The configuration this layer needs for an adapter that has `file_rank` in a file, and that `config` describes as the
-  /// file does or as the layer does.
+  /// The configuration this layer needs for an adapter that has `file_rank` in a file, and that `config` describes as
+  /// the file does or as the layer does.
   [[nodiscard]] virtual LoraConfig config_of_file(const LoraConfig& config, Index file_rank) const = 0;
   /// @throws ConfigError, StateError where the layer would refuse an adapter of this configuration.
   virtual void check_adapter(std::string_view operation, const LoraConfig& config) const = 0;
@@ -65,6 +77,7 @@ class ModelLayer {
   /// Makes these the active adapters while nothing is merged.
   virtual void set_active(const std::vector<Index>& positions) noexcept = 0;
   virtual void enable_adapters(bool enabled) noexcept = 0;
+  [[nodiscard]] virtual bool adapters_enabled() const noexcept = 0;
   /// @throws ConfigError; StateError while merged
   virtual void check_scale(std::string_view operation, std::string_view name, double factor) const = 0;
   virtual void set_scale(std::string_view operation, std::string_view name, double factor) = 0;
@@ -80,11 +93,12 @@ class ModelLayer {
 
   [[nodiscard]] virtual std::span<Parameter<Scalar>> parameters() = 0;
   virtual void zero_grad() noexcept = 0;
-  [[nodiscard]] virtual bool training() const noexcept = 0;
-  virtual void set_training(bool training) noexcept = 0;
   [[nodiscard]] virtual bool merged() const noexcept = 0;
-  [[nodiscard]] virtual bool merges_weights() const noexcept = 0;
-  [[nodiscard]] virtual std::vector<std::string> merged_adapters() const = 0;
+  /// A copy. @throws std::bad_alloc
+  [[nodiscard]] virtual LayerMode mode() const = 0;
+  /// Back to an earlier mode, with the adapters and factors of then. Allocates only where an adapter was taken out
+  /// since; without memory for it that one stays unmerged.
+  virtual void restore(const LayerMode& former) noexcept = 0;
   virtual void train() = 0;
   virtual void eval() = 0;
   virtual void merge(const std::vector<Index>& positions) = 0;
@@ -93,6 +107,8 @@ class ModelLayer {
   [[nodiscard]] virtual RowVector<Scalar> answer_bias() const = 0;
   /// What is merged stays for good, with this bias; the layer has no adapters afterwards.
   virtual void keep_merged(RowVector<Scalar>& bias) noexcept = 0;
+  /// The frozen layer again, unless it has adapters.
+  virtual void reset() noexcept = 0;
 };
 
 /// What a kind of layer is in files. Specialise it for a kind of your own.
@@ -141,6 +157,14 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
     return layer_.in_features() * layer_.out_features() + bias_size();
   }
   [[nodiscard]] Index bias_size() const noexcept override { return layer_.bias_.size(); }
+  [[nodiscard]] Index adapter_size() const noexcept override {
+    Index size = 0;
+    for (Index i = 0; i < layer_.adapters_.size(); ++i) {
+      size += layer_.adapters_[i].parameter_count() - layer_.adapters_[i].bias.size();
+    }
+    return size;
+  }
+  [[nodiscard]] Index trainable_size() const noexcept override { return layer_.trainable_parameter_count(); }
 
   [[nodiscard]] LoraConfig config_of_file(const LoraConfig& config, Index file_rank) const override {
     LoraConfig own = config;
@@ -166,7 +190,6 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
     const Index found = layer_.adapters_.find(name);
     if (found < 0) return;
     layer_.adapters_.erase(found);
-    layer_.row_choices_.clear();
     layer_.changed();
   }
   [[nodiscard]] const Adapter* find_adapter(std::string_view name) const noexcept override {
@@ -182,6 +205,7 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
   }
   void set_active(const std::vector<Index>& positions) noexcept override { layer_.set_active(positions); }
   void enable_adapters(bool enabled) noexcept override { layer_.enable(enabled); }
+  [[nodiscard]] bool adapters_enabled() const noexcept override { return layer_.adapters_enabled(); }
   void check_scale(std::string_view operation, std::string_view name, double factor) const override {
     const Adapter* const adapter = find_adapter(name);
     if (adapter == nullptr) return;
@@ -219,6 +243,13 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
     const Index count = blocks().whole() ? 1 : blocks().count();
     const FactorShape shape = layer_.kind_.factor_shape(config.rank);
     const Index outputs = blocks().outputs;
+    if constexpr (requires { layer_.kind_.geometry().kernel; }) {
+      const auto& kernel = layer_.kind_.geometry().kernel;
+      const auto& given = weights.kernel_size;
+      if (!given.empty() && !std::equal(given.begin(), given.end(), kernel.begin(), kernel.end())) {
+        return "its kernel has other extents";
+      }
+    }
     std::string text = differs("A", weights.A.rows(), weights.A.cols(), shape.a_rows, shape.a_cols);
     text += differs("B", weights.B.rows(), weights.B.cols(), outputs, shape.b_cols * count);
     text += differs("lora_bias", 1, weights.lora_bias.size(), 1, config.lora_bias ? outputs : 0);
@@ -235,11 +266,30 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
 
   [[nodiscard]] std::span<Parameter<Scalar>> parameters() override { return layer_.parameters(); }
   void zero_grad() noexcept override { layer_.zero_grad(); }
-  [[nodiscard]] bool training() const noexcept override { return layer_.training(); }
-  void set_training(bool training) noexcept override { layer_.training_ = training; }
   [[nodiscard]] bool merged() const noexcept override { return layer_.merged(); }
-  [[nodiscard]] bool merges_weights() const noexcept override { return layer_.plain_.merge_weights; }
-  [[nodiscard]] std::vector<std::string> merged_adapters() const override { return layer_.merged_adapters(); }
+  [[nodiscard]] LayerMode mode() const override {
+    LayerMode mode{layer_.training(), {}};
+    for (std::size_t m = 0; m < layer_.stack_.size(); ++m) mode.merged.push_back(layer_.stack_.key(m));
+    return mode;
+  }
+  void restore(const LayerMode& former) noexcept override {
+    layer_.training_ = former.training;
+    std::size_t common = 0;
+    while (common < std::min(former.merged.size(), layer_.stack_.size()) &&
+           layer_.stack_.key(common) == former.merged[common]) {
+      ++common;
+    }
+    layer_.stack_.truncate(layer_.weight_ref(), common);
+    layer_.mark_merged();
+    if (common == former.merged.size()) return;
+    try {
+      std::vector<Index> positions;
+      for (const std::uint64_t id : former.merged) positions.push_back(layer_.adapters_.position_of(id));
+      layer_.merge_positions(positions);
+    } catch (...) {
+      // No memory: the weight is exactly W0 and what is still merged.
+    }
+  }
   void train() override { layer_.train_mode(); }
   void eval() override { layer_.eval_mode(); }
   void merge(const std::vector<Index>& positions) override { layer_.merge_positions(positions); }
@@ -247,6 +297,10 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
   void unmerge() noexcept override { layer_.unmerge_all(); }
   [[nodiscard]] RowVector<Scalar> answer_bias() const override { return layer_.answer_bias(); }
   void keep_merged(RowVector<Scalar>& bias) noexcept override { layer_.keep_merged(bias); }
+  void reset() noexcept override {
+    layer_.row_choices_.clear();
+    if (layer_.adapters_.size() == 0) layer_.forget_adapters();
+  }
 
  private:
   [[nodiscard]] const OutputBlocks& blocks() const noexcept { return layer_.kind_.blocks(); }
@@ -305,9 +359,8 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
         throw ConfigError(operation, "lora_bias", "zeros outside the enabled projections", "other numbers");
       }
       constexpr double tolerance = 0.01;  // files of 16-bit numbers round the norms
-      if (weights.magnitude.size() > 0 &&
-          !(std::abs(static_cast<double>(weights.magnitude[j] - base_norm(j))) <=
-            tolerance * static_cast<double>(base_norm(j)))) {
+      if (weights.magnitude.size() > 0 && !(std::abs(static_cast<double>(weights.magnitude[j] - base_norm(j))) <=
+                                            tolerance * static_cast<double>(base_norm(j)))) {
         throw ConfigError(operation, "magnitude", "the norms of W0 outside the enabled projections", "other numbers");
       }
     }

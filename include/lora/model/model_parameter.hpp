@@ -12,8 +12,8 @@
 
 namespace lora {
 
-/// A reference to a Trainable with its name, the shape it has in files, and whether it trains. The Trainable outlives it
-/// and does not move. An adapter that trains it has values, gradient and moments of its own, which stand in the
+/// A reference to a Trainable with its name, the shape it has in files, and whether it trains. The Trainable outlives
+/// it and does not move. An adapter that trains it has values, gradient and moments of its own, which stand in the
 /// Trainable while the adapter is active.
 template <RealScalar Scalar>
 class ModelParameter {
@@ -39,7 +39,10 @@ class ModelParameter {
   [[nodiscard]] const void* address() const noexcept { return parameter_; }
   [[nodiscard]] bool trainable() const noexcept { return trainable_; }
   void set_trainable(bool trainable) noexcept { trainable_ = trainable; }
-  void zero_grad() noexcept { std::fill_n(parameter_->gradient.data(), parameter_->gradient.size(), Scalar(0)); }
+  void zero_grad() noexcept { zero_grad(*parameter_); }
+  static void zero_grad(Trainable<Scalar>& trainable) noexcept {
+    std::fill_n(trainable.gradient.data(), trainable.gradient.size(), Scalar(0));
+  }
   [[nodiscard]] Parameter<Scalar> handle() { return parameter_->parameter(name_, ParameterRole::weight); }
 
   /// What an adapter starts with: the values of now, without gradient and moments. @throws std::bad_alloc

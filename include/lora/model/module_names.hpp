@@ -124,7 +124,8 @@ class BasicLayerFilter {
   }
 
   // The pattern begins as early as it can; a number as late as it can ends it, as Python's greedy operators would.
-  [[nodiscard]] static std::optional<NumberedSegment> find_behind(const BasicNamePattern<Char>& pattern, std::string_view name,
+  [[nodiscard]] static std::optional<NumberedSegment> find_behind(const BasicNamePattern<Char>& pattern,
+                                                                  std::string_view name,
                                                                   const std::vector<NumberedSegment>& numbers) {
     for (std::size_t dot = name.find('.'); dot != std::string_view::npos; dot = name.find('.', dot + 1)) {
       const std::size_t begin = dot + 1;

@@ -55,16 +55,16 @@ class ByteSet {
 
 /// An expression in the syntax of Python's `re` without flags, over bytes: whether a whole text matches.
 ///
-/// It has characters and escapes (\n, \x41, \052, ...), `.`, classes ([a-z], [^]x]), \d \D \s \S \w \W, ^ $ \A \Z \b \B,
-/// groups ((...), (?:...), (?P<name>...)), |, the quantifiers * + ? {m} {m,} {,n} {m,n} with their lazy forms, which
-/// match the same texts, lookahead ((?=...), (?!...)) and comments. A pattern is refused that has what else Python
-/// knows: back-references, lookbehind, flags, conditions, atomic groups, possessive quantifiers, \N{...}, and in classes
-/// or escapes characters beyond ASCII. A character beyond ASCII in the text is so many bytes: to `.` and to a class it
-/// is each of them.
+/// It has characters and escapes (\n, \x41, \052, ...), `.`, classes ([a-z], [^]x]), \d \D \s \S \w \W, ^ $ \A \Z \b
+/// \B, groups ((...), (?:...), (?P<name>...)), |, the quantifiers * + ? {m} {m,} {,n} {m,n} with their lazy forms,
+/// which match the same texts, lookahead ((?=...), (?!...)) and comments. A pattern is refused that has what else
+/// Python knows: back-references, lookbehind, flags, conditions, atomic groups, possessive quantifiers, \N{...}, and in
+/// classes or escapes characters beyond ASCII. A character beyond ASCII in the text is so many bytes: to `.` and to a
+/// class it is each of them.
 ///
-/// The text is read once, from its end to its start, by all states that are possible at a time, so that no pattern takes
-/// more than (length of the text) * (number of states) steps; lookahead is known by the time the reader comes to it.
-/// Source: Thompson, Comm. ACM 11 (1968); https://swtch.com/~rsc/regexp/regexp1.html.
+/// The text is read once, from its end to its start, by all states that are possible at a time, so that no pattern
+/// takes more than (length of the text) * (number of states) steps; lookahead is known by the time the reader comes to
+/// it. Source: Thompson, Comm. ACM 11 (1968); https://swtch.com/~rsc/regexp/regexp1.html.
 ///
 /// A template so that only who compiles a pattern compiles this; Char is char.
 template <class Char>
@@ -86,8 +86,8 @@ class RegularExpression {
     group_names_ = {};
   }
 
-  /// Whether the pattern matches a part of the text that begins where `begins(i)` and ends where `ends(i)`, of positions
-  /// 0 ... text.size(). Any number of threads may ask one object. @throws std::bad_alloc
+  /// Whether the pattern matches a part of the text that begins where `begins(i)` and ends where `ends(i)`, of
+  /// positions 0 ... text.size(). Any number of threads may ask one object. @throws std::bad_alloc
   template <class Begins, class Ends>
   [[nodiscard]] bool matches(std::basic_string_view<Char> text, Begins begins, Ends ends) const {
     std::vector<Reader> readers(machines_.size());
@@ -483,7 +483,8 @@ class RegularExpression {
   unsigned parse_octal(char first, bool in_class) {
     const auto octal = [](char c) { return c >= '0' && c <= '7'; };
     const bool short_form = first == '0' || in_class;
-    const bool three = position_ + 1 < pattern_.size() && octal(first) && octal(peek()) && octal(pattern_[position_ + 1]);
+    const bool three =
+        position_ + 1 < pattern_.size() && octal(first) && octal(peek()) && octal(pattern_[position_ + 1]);
     if (!octal(first) || (!short_form && !three)) {
       fail(in_class ? "an escape of a digit that is not octal" : "a back-reference, which is not supported");
     }

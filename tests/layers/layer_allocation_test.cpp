@@ -1,0 +1,287 @@
+// What a layer allocates: nothing in a steady step; and when memory runs out, nothing has changed.
+#include <gtest/gtest.h>
+#include <new>
+
+#include "support/allocation_counter.hpp"
+#include "support/bits.hpp"
+#include "support/layer_cases.hpp"
+
+namespace lora::layer_allocation_test {
+namespace {
+
+using namespace testing;
+
+constexpr Index samples = 6;
+
+LORA_LAYER_LAWS(SteadySteps);
+LORA_LAYER_LAWS(OutOfMemory);
+
+// Every set of options, and several adapters at once.
+std::vector<std::unique_ptr<AnyLayer>> layers_of(const LayerCase& c) {
+  std::vector<std::unique_ptr<AnyLayer>> layers;
+  for (const auto& [name, config] : configurations(c)) {
+    layers.push_back(c.make(config, 5));
+    disturb(c, *layers.back(), "default", 8);
+  }
+  layers.push_back(layer_with(c, company(c)));
+  layers.push_back(layer_with(c, company_with_dora(c)));
+  layers.push_back(c.make({.rank = 0}, 1));
+  return layers;
+}
+
+// `body` allocates nothing once it has run, the second time included.
+template <class Body>
+void expect_steady(const char* what, const Body& body) {
+  body();
+  EXPECT_EQ(allocations_of([&] {
+              body();
+              body();
+            }),
+            0)
+      << what;
+}
+
+TEST_P(SteadySteps, AllocateNothing) {
+  const LayerCase& c = layer_case();
+  for (const auto& layer : layers_of(c)) {
+    const auto pass = layer->pass(c.inputs(samples, 3));
+    const auto columns = layer->pass(c.inputs(samples, 3), Order::columns);
+    pass->set_dy(c.output_gradient(samples, 4));
+    expect_steady("infer", [&] { pass->infer(); });
+    expect_steady("infer by columns", [&] { columns->infer(); });
+    expect_steady("forward", [&] { pass->forward(); });
+    expect_steady("backward", [&] { pass->backward(); });
+    expect_steady("backward without dx", [&] { pass->accumulate(); });
+    expect_steady("remembered forward", [&] { pass->remembered_forward(); });
+    expect_steady("remembered backward", [&] { pass->remembered_backward(); });
+    expect_steady("remembered backward without dx", [&] { pass->remembered_accumulate(); });
+    expect_steady("parameters", [&] { static_cast<void>(layer->parameter_count()); });
+    expect_steady("a step", [&] {
+      layer->zero_grad();
+      pass->remembered_forward();
+      pass->remembered_backward();
+      layer->step();
+    });
+    layer->eval();
+    expect_steady("evaluation", [&] { pass->remembered_forward(); });
+  }
+}
+
+// A smaller batch fits into what a larger one took.
+TEST_P(SteadySteps, ASmallerBatchAllocatesNothing) {
+  const LayerCase& c = layer_case();
+  const auto layer = layer_with(c, company(c));
+  const auto large = layer->pass(c.inputs(samples, 3)), small = layer->pass(c.inputs(2, 3));
+  small->set_dy(c.output_gradient(2, 4));
+  large->set_dy(c.output_gradient(samples, 4));
+  large->remembered_forward();
+  large->remembered_backward();
+  EXPECT_EQ(allocations_of([&] {
+              small->remembered_forward();
+              small->remembered_backward();
+            }),
+            0);
+}
+
+TEST_P(SteadySteps, RowsOfBatchesToComeAllocateNothing) {
+  const LayerCase& c = layer_case();
+  if (!c.by_row) GTEST_SKIP();
+  const auto layer = layer_with(c, company_with_dora(c));
+  layer->set_row_adapters({"second", "dora", "second", "__base__", "first", "third"}, false);
+  const auto pass = layer->pass(c.inputs(samples, 3));
+  expect_steady("infer", [&] { pass->infer(); });
+}
+
+// All that a caller can see of a layer.
+struct Snapshot {
+  Names names, active, merged;
+  bool training, enabled;
+  std::uint64_t dropout_step;
+  std::vector<AdapterValues> adapters;
+  Rows weight, base_weight, bias, answer;
+
+  Snapshot(const AnyLayer& layer, const Rows& x)
+      : names(layer.names()),
+        active(layer.active()),
+        merged(layer.merged_adapters()),
+        training(layer.training()),
+        enabled(layer.enabled()),
+        dropout_step(layer.dropout_step()),
+        weight(layer.weight()),
+        base_weight(layer.base_weight()),
+        bias(layer.bias()),
+        answer(layer.infer(x)) {
+    for (const std::string& name : names) adapters.push_back(layer.values(name));
+  }
+  void expect_same(const Snapshot& now, long n) const {
+    EXPECT_EQ(now.names, names) << n;
+    EXPECT_EQ(now.active, active) << n;
+    EXPECT_EQ(now.merged, merged) << n;
+    EXPECT_EQ(now.training, training) << n;
+    EXPECT_EQ(now.enabled, enabled) << n;
+    EXPECT_EQ(now.dropout_step, dropout_step) << n;
+    EXPECT_TRUE(same_bits(now.weight, weight)) << n;
+    EXPECT_TRUE(same_bits(now.base_weight, base_weight)) << n;
+    EXPECT_TRUE(same_bits(now.bias, bias)) << n;
+    EXPECT_TRUE(same_bits(now.answer, answer)) << n;
+    ASSERT_EQ(now.adapters.size(), adapters.size()) << n;
+    for (std::size_t i = 0; i < adapters.size(); ++i) {
+      EXPECT_TRUE(same_bits(now.adapters[i].A, adapters[i].A)) << n;
+      EXPECT_TRUE(same_bits(now.adapters[i].B, adapters[i].B)) << n;
+      EXPECT_EQ(now.adapters[i].merged, adapters[i].merged) << n;
+      EXPECT_EQ(now.adapters[i].scaling, adapters[i].scaling) << n;
+    }
+  }
+};
+
+// Fails the n-th allocation of `call` for every n, until it succeeds; `unchanged(n)` checks what each failure left.
+template <class Call, class Unchanged>
+void fail_each_allocation(const char* what, const Call& call, const Unchanged& unchanged) {
+  SCOPED_TRACE(what);
+  for (long n = 0; n < 2000; ++n) {
+    bool failed = false;
+    {
+      const FailingAllocation failing(n);
+      try {
+        call();
+      } catch (const std::bad_alloc&) {
+        failed = true;
+      }
+    }
+    if (!failed) return;
+    unchanged(n);
+    if (::testing::Test::HasFailure()) return;
+  }
+  ADD_FAILURE() << "never succeeds";
+}
+
+TEST_P(OutOfMemory, ChangesNothing) {
+  if (!allocations_can_fail) GTEST_SKIP() << "a sanitizer owns malloc";
+  const LayerCase& c = layer_case();
+  const Rows x = c.inputs(3, 3);
+  auto adapters = company(c);
+  adapters.push_back({"dora", {.rank = c.rank, .alpha = 4, .use_dora = true}});
+  auto layer = layer_with(c, adapters);
+  const auto changes = [&](const char* what, const auto& call) {
+    const Snapshot before(*layer, x);
+    fail_each_allocation(what, call, [&](long n) { before.expect_same(Snapshot(*layer, x), n); });
+  };
+  changes("construct", [&] { static_cast<void>(c.make({.rank = c.rank, .use_dora = true}, 1)); });
+  changes("add_adapter", [&] { layer->add("more", {.rank = c.rank, .use_dora = true}, 1); });
+  changes("set_adapters", [&] { layer->set_adapters({"more", "first"}); });
+  changes("set_factors", [&] { layer->set_factors("first", layer->values("first").A, layer->values("third").B); });
+  if (c.starts_from_weight) {
+    changes("pissa", [&] { layer->add("pissa", {.rank = c.rank, .init_lora_weights = InitLoraWeights::pissa}, 1); });
+  }
+  if (c.by_row) changes("set_row_adapters", [&] { layer->set_row_adapters({"first", "third", "second"}, false); });
+  if (c.by_row) layer->clear_row_adapters();
+  changes("erase", [&] { layer->erase("more"); });
+  layer->set_adapters({"first", "second", "third"});
+  if (c.mergeable) {
+    changes("merge", [&] { layer->merge(); });
+    layer->unmerge();
+    changes("merge names", [&] { layer->merge({"second", "first"}); });
+    layer->train();
+    changes("eval", [&] { layer->eval(); });
+    layer->train();
+    layer->merge({"first", "second"});
+    changes("merge on top", [&] { layer->merge({"third"}); });
+    layer->unmerge();
+    changes("merge_and_unload", [&] { layer->merge_and_unload(); });
+    EXPECT_TRUE(layer->names().empty());
+  }
+  layer = layer_with(c, adapters);
+  changes("reset",
+          [&] { layer->reset({.rank = c.rank, .fan_in_fan_out = c.name.find("Transposed") != std::string::npos}, 1); });
+}
+
+// Where an adapter that stays was merged above one that goes, memory may run out half-way: then what is merged is what
+// merged_adapters() names, and W0 is never lost. The same when one with DoRA goes below others.
+TEST_P(OutOfMemory, LeavesAWeightThatIsWhatItSays) {
+  if (!allocations_can_fail) GTEST_SKIP() << "a sanitizer owns malloc";
+  const LayerCase& c = layer_case();
+  if (!c.mergeable) GTEST_SKIP();
+  auto adapters = company(c);
+  adapters.push_back({"dora", {.rank = c.rank, .alpha = 4, .use_dora = true}});
+  const auto consistent = [&](const AnyLayer& layer, long n) {
+    EXPECT_TRUE(same_bits(layer.base_weight(), c.w0)) << n;
+    const auto twin = layer_with(c, adapters);
+    twin->merge(layer.merged_adapters());
+    EXPECT_TRUE(same_bits(layer.weight(), twin->weight())) << n;
+  };
+  for (long n = 0; n < 400; ++n) {
+    const auto layer = layer_with(c, adapters);
+    layer->merge({"first", "second", "third"});
+    bool failed = false;
+    {
+      const FailingAllocation failing(n);
+      try {
+        layer->unmerge({"first"});
+      } catch (const std::bad_alloc&) {
+        failed = true;
+      }
+    }
+    consistent(*layer, n);
+    EXPECT_FALSE(failed && layer->merged_adapters().size() == 3 && layer->values("first").merged != true) << n;
+    {
+      const FailingAllocation failing(n);
+      try {
+        layer->merge({"dora"});
+      } catch (const std::bad_alloc&) {
+        failed = true;
+      }
+    }
+    consistent(*layer, n);
+    layer->unmerge();
+    EXPECT_TRUE(same_bits(layer->weight(), c.w0)) << n;
+    if (!failed) break;
+  }
+}
+
+TEST_P(OutOfMemory, InAPassAddsNothingAndLeavesATapeThatIsRefused) {
+  if (!allocations_can_fail) GTEST_SKIP() << "a sanitizer owns malloc";
+  const LayerCase& c = layer_case();
+  const Rows x = c.inputs(samples, 3);
+  const auto layer = layer_with(c, company_with_dora(c));
+  const Snapshot before(*layer, x);
+  for (const bool remembered : {false, true}) {
+    const auto pass = layer->pass(x);
+    pass->set_dy(c.output_gradient(samples, 4));
+    fail_each_allocation(
+        "forward", [&] { remembered ? pass->remembered_forward() : pass->forward(); },
+        [&](long n) {
+          before.expect_same(Snapshot(*layer, x), n);
+          EXPECT_THROW(remembered ? pass->remembered_backward() : pass->backward(), StateError) << n;
+        });
+    const auto untouched = [&](long n) {
+      for (std::size_t i = 0; i < 5; ++i) {
+        const GradientValues g = remembered ? layer->gradients(layer->active()[i]) : pass->gradients()[i];
+        EXPECT_TRUE(g.A.isZero(0)) << n << " " << i;
+        EXPECT_TRUE(g.B.isZero(0)) << n << " " << i;
+      }
+    };
+    static_cast<void>(untouched);
+    const auto twin = layer->pass(x);
+    twin->set_dy(c.output_gradient(samples, 4));
+    layer->set_dropout_step(0);
+    twin->forward();
+    twin->backward();
+    layer->zero_grad();
+    // A backward pass that fails may have added a part; the tape stays good.
+    fail_each_allocation(
+        "backward",
+        [&] {
+          pass->renew_gradients();
+          layer->zero_grad();
+          remembered ? pass->remembered_backward() : pass->backward();
+        },
+        [](long) {});
+    const GradientValues g = remembered ? layer->gradients("first") : pass->gradients()[0];
+    EXPECT_TRUE(same_bits(g.A, twin->gradients()[0].A));
+    EXPECT_TRUE(same_bits(pass->dx(), twin->dx()));
+    layer->set_dropout_step(before.dropout_step);
+  }
+}
+
+}  // namespace
+}  // namespace lora::layer_allocation_test
