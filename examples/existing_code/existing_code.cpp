@@ -56,8 +56,8 @@ class ControllerAdapter {
     const lora::Matrix<float> error = layer2_.forward(hidden) - commands;
     const lora::Matrix<float> d_hidden = layer2_.backward(error * (2.0F / static_cast<float>(error.size())));
     layer1_.accumulate_gradients((d_hidden.array() * (1 - hidden.array().square())).matrix());
-    optimizer_.step(layer1_.parameters());
-    optimizer_.step(layer2_.parameters());
+    optimizer_.step(layer1_);
+    optimizer_.step(layer2_);
     layer1_.zero_grad();
     layer2_.zero_grad();
   }
@@ -70,7 +70,7 @@ class ControllerAdapter {
 
  private:
   static lora::DenseWeight<float> view(float* w, int rows, int cols) {
-    return lora::DenseWeight<float>(lora::MatrixView<float>{w, rows, cols, /*row_stride=*/cols});
+    return lora::DenseWeight<float>(lora::MatrixView<float>{w, rows, cols});
   }
   static Eigen::Map<const Eigen::VectorXf> bias(const float* b, int size) { return {b, size}; }
 

@@ -3,12 +3,12 @@
 
 #include <cmath>
 #include <gtest/gtest.h>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "lora/layers/linear.hpp"
 #include "lora/model/lora_model.hpp"
-#include "lora/model/model_layers.hpp"
 #include "lora/optim/adamw.hpp"
 #include "lora/optim/sgd.hpp"
 #include "mpi/job.hpp"
@@ -58,7 +58,7 @@ struct Regression {
     const Matrix<double> dy = (y - target.middleRows(part.begin, part.count)) / static_cast<double>(part.count);
     layer.accumulate_gradients(dy);
   }
-  void descend() { optimizer.step(layer.parameters()); }
+  void descend() { optimizer.step(layer); }
   [[nodiscard]] Matrix<double> residual() const { return layer.infer(x) - target; }
 };
 
@@ -171,12 +171,12 @@ TrainedNetwork train(bool overlapped, int rank, int size) {
   mpi::GradientReducer<float> reducer(ranks, network.model.trainable_parameters());
   TrainedNetwork result;
   for (int step = 0; step < 20; ++step) {
-    const double loss = network.differentiate(part, [&](const ParameterList<float>& list) {
+    const double loss = network.differentiate(part, [&](std::span<const Parameter<float>> list) {
       if (overlapped) reducer.start(list);
     });
     (step == 0 ? result.loss_before : result.loss_after) = loss;
     reducer.reduce(network.model.trainable_parameters(), static_cast<double>(part.count));
-    network.optimizer.step(network.model.trainable_parameters());
+    network.optimizer.step(network.model);
   }
   std::vector<float> values;
   for (const auto& parameter : network.model.trainable_parameters()) {
@@ -198,8 +198,8 @@ TEST(Training, OfAModelOnOneRankIsPlainTraining) {
   const auto reduced = train(true, 0, 1);
   Network network;
   for (int step = 0; step < 20; ++step) {
-    network.differentiate({0, 30}, [](const ParameterList<float>&) {});
-    network.optimizer.step(network.model.trainable_parameters());
+    network.differentiate({0, 30}, [](std::span<const Parameter<float>>) {});
+    network.optimizer.step(network.model);
   }
   Index position = 0;
   for (const auto& parameter : network.model.trainable_parameters()) {
