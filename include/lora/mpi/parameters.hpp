@@ -1,4 +1,4 @@
-// The parameters of a model on several ranks: that they are the same kind, and the same values to start from.
+// The parameters of a model on several ranks: checks that they match, and gives all ranks the same initial values.
 #pragma once
 
 #include <span>
@@ -13,7 +13,7 @@
 
 namespace lora::mpi {
 
-/// One line a parameter: "encoder.0.qkv.lora_A.weight 8 x 768 float", in order.
+/// One line per parameter: "encoder.0.qkv.lora_A.weight 8 x 768 float", in order.
 template <class Scalar>
 [[nodiscard]] std::string layout_text(std::span<const Parameter<Scalar>> parameters) {
   std::string text;
@@ -25,7 +25,7 @@ template <class Scalar>
 }
 
 /// Gives every rank the values that rank `root` has. Collective. Gradients and optimiser states stay.
-/// Each parameter travels by itself and in place: no allocation but for the comparison of names and shapes before.
+/// Each parameter is sent separately and in place: only the preceding comparison of names and shapes allocates.
 /// @throws ConfigError on every rank when names, shapes or scalars differ between ranks; StateError while merged;
 /// MpiError
 template <class Range>
