@@ -47,7 +47,7 @@ if(LORA_SANITIZE)
   target_link_options(lora_development INTERFACE -fsanitize=${LORA_SANITIZE})
 endif()
 
-# With the warnings and sanitizers of the programs that link to it.
+# With the warnings and sanitizers of the programs that link it.
 target_link_libraries(lora_compiled PRIVATE $<BUILD_INTERFACE:lora_development>)
 
 # find_package for packages that only the project's own programs need, with an error that says what to install.

@@ -13,7 +13,7 @@ function(lora_add_sentence_encoder)
   lora_add_program(sentence_encoder sentence_encoder bin ${sources})
   target_include_directories(sentence_encoder PRIVATE ${PROJECT_SOURCE_DIR}/examples)
   target_link_libraries(sentence_encoder PRIVATE lora::io CLI11::CLI11 utf8proc::utf8proc Threads::Threads)
-  # Only --ranks needs MPI.
+  # --ranks needs MPI; all else works without.
   if(TARGET MPI::MPI_CXX)
     target_compile_definitions(sentence_encoder PRIVATE LORA_EXAMPLES_WITH_MPI)
     target_link_libraries(sentence_encoder PRIVATE lora::mpi)

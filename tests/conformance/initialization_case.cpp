@@ -1,4 +1,4 @@
-// Initialisations that take A and B from the weight, which keeps the residual.
+// Initialisations that take A and B out of the weight, which keeps the residual.
 #include <cstdlib>
 #include <string>
 

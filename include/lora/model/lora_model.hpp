@@ -150,7 +150,7 @@ class LoraModel {
     activate(prepare_active(operation, adapters));
   }
 
-  /// Removes an adapter; if it was the only active one, none is active afterwards. Clears the adapters chosen for rows.
+  /// Removes an adapter; if it was the only active one, none is active afterwards. Rows choose no adapters any more.
   /// @throws ConfigError for an unknown name, StateError while the model is merged; std::bad_alloc
   void delete_adapter(const std::string& adapter) {
     constexpr std::string_view operation = "LoraModel::delete_adapter";
@@ -272,7 +272,7 @@ class LoraModel {
     require_enabled("LoraModel::merge");
     merge(active_);
   }
-  /// Merges these adapters, active or not, on top of what is already merged. @throws also ConfigError
+  /// Merges these adapters, active or not, beside what is merged already. @throws also ConfigError
   void merge(const std::vector<std::string>& adapters) {
     require_distinct("LoraModel::merge", adapters);
     all_or_none([&](ModelLayer<Scalar>& layer) { layer.merge(layer.positions(adapters)); });
