@@ -1,4 +1,4 @@
-# build/bin/lora, the tool in examples/tools; tests and examples both want it.
+# build/bin/lora, the tool in examples/tools, which tests and examples both use.
 function(lora_add_tool)
   if(TARGET lora_tool)
     return()

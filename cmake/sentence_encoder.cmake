@@ -1,4 +1,4 @@
-# build/bin/sentence_encoder, the program in examples/sentence_encoder; tests and examples both want it.
+# build/bin/sentence_encoder, the program in examples/sentence_encoder, which tests and examples both use.
 include(${CMAKE_CURRENT_LIST_DIR}/utf8proc.cmake)
 
 function(lora_add_sentence_encoder)

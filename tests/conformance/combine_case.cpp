@@ -1,4 +1,4 @@
-// Combinations of three adapters of one linear layer, as PEFT's add_weighted_adapter makes them.
+// Combinations of three adapters of one linear layer, compared with PEFT's add_weighted_adapter.
 #include <string>
 #include <vector>
 

@@ -31,7 +31,7 @@ namespace lora {
 /// @throws what the pool's Schedule throws when memory runs out; Eigen's throws nothing.
 class ThreadPoolExecutor final : public Executor {
  public:
-  // NOLINTNEXTLINE(google-explicit-constructor): a pool stands where an executor is asked for.
+  // NOLINTNEXTLINE(google-explicit-constructor): a pool converts wherever an executor is expected.
   ThreadPoolExecutor(Eigen::ThreadPoolInterface& pool) noexcept : pool_(pool) {}
 
   [[nodiscard]] int workers() const noexcept override { return pool_.NumThreads() + 1; }
