@@ -48,8 +48,8 @@ struct EncoderPass {
 };
 
 /// Two layers of attention and feed-forward over token embeddings, the mean over tokens, tanh of a projection, and
-/// division by the length. `Layers` is AdaptedLayers<float>, StackedAdaptedLayers<float> or TrainedLayers<float> (or of
-/// double). The layers are members: the encoder must not move once they are registered or parameters() given out.
+/// division by the length. `Layers` is AdaptedLayers<float> or TrainedLayers<float> (or of double). The layers are
+/// members: the encoder must not move once they are registered or parameters() given out.
 ///
 ///   SentenceEncoder<AdaptedLayers<float>> encoder(read_encoder_weights(folder));
 ///   lora::LoraModel<float> model;

@@ -1,5 +1,4 @@
-// Data parallelism: turns the gradients of several ranks into those of the whole batch, with the same bits on every
-// rank.
+// Data parallelism: gradients of several ranks become those of the whole batch, the same bits on every rank.
 #pragma once
 
 #include <algorithm>
@@ -21,20 +20,21 @@
 #include "lora/mpi/communicator.hpp"
 #include "lora/mpi/gradient_bucket.hpp"
 #include "lora/mpi/parameters.hpp"
+#include "lora/optim/moments.hpp"
 
 namespace lora::mpi {
 
-/// Bound on |g - g'| for one element of a gradient. One process computes g from a batch of `samples`; several ranks
-/// compute g' from shards of it with GradientReducer. The bound is a factor on the sum over the batch of the magnitudes
-/// of the element's terms, S = (1/N) sum_i |t_i|, with each factor of t_i = s (dY_i . B_j) x_ik in absolute value:
+/// Bound on |g - g'| for one element of a gradient, g computed by one process from a batch of `samples` and g' by
+/// several ranks from shards of it and GradientReducer, as a factor on the sum over the batch of the magnitudes of the
+/// element's terms, S = (1/N) sum_i |t_i|, where each factor of t_i = s (dY_i . B_j) x_ik stands in absolute value:
 ///
 ///     |g - g'| <= 2 gamma(samples + inner + 8) S,    gamma(n) = n u / (1 - n u)
 ///
-/// `inner` is the length of the longest inner product within a term: out_features for A, in_features for B. Both sides
-/// sum at most `samples` terms (Higham, "Accuracy and Stability of Numerical Algorithms", 2002, section 3.1: each sum
-/// of n products is off by at most gamma(n) times the sum of magnitudes, in any order). The 8 covers scaling by s, by
-/// 1/N and by alpha; on the ranks' side, the rounding of the mean to Scalar and the p + 3 roundings of factors,
-/// products and sums in double, which for float amount to at most one up to 2^28 ranks; for double, `ranks` is added.
+/// `inner` is the length of the longest inner product within a term: out_features for A, in_features for B. Either side
+/// sums at most `samples` terms (Higham, "Accuracy and Stability of Numerical Algorithms", 2002, section 3.1: each sum
+/// of n products is off by at most gamma(n) times the sum of magnitudes, in any order). The 8 are: scaling by s, by 1/N
+/// and by alpha; on the ranks' side the rounding of the mean to Scalar, and the p + 3 roundings of factors, products
+/// and sums in double, which for float count as one up to 2^28 ranks; for double `ranks` are added.
 template <RealScalar Scalar>
 [[nodiscard]] double gradient_tolerance(Index samples, Index inner, int ranks) noexcept {
   const double unit = static_cast<double>(std::numeric_limits<Scalar>::epsilon()) / 2;
@@ -48,29 +48,29 @@ template <RealScalar Scalar>
 ///
 /// With g_r the gradient of the mean loss over a rank's samples and w_r their number, g is the gradient of the mean
 /// loss over the whole batch, however unequal the shards. A rank of weight 0 takes part and adds nothing, whatever its
-/// gradients hold. Every rank ends with the same bits in every run; GradientBucket explains how. NaN and infinity
-/// propagate as in any sum. A single rank keeps its gradients bit for bit.
+/// gradients hold. Every rank ends with the same bits, the same in every run: GradientBucket says how. NaN and infinity
+/// pass on as in any sum. One rank keeps its gradients bit for bit.
 ///
-///     lora::mpi::GradientReducer<float> reducer(world, model.trainable_parameters());
+///     lora::mpi::GradientReducer<float> reducer(world, model);
 ///     ... model.zero_grad(), forward and backward over this rank's samples
-///     reducer.reduce(model.trainable_parameters(), samples);
-///     optimizer.step(model.trainable_parameters());
+///     reducer.reduce(model, samples);
+///     optimizer.step(model);
 ///
-/// All gradients travel in one buffer, r(d + k) scalars for a layer with factors. To overlap with the backward pass,
-/// call `start(layer.parameters())` as soon as a layer's gradients are complete; `reduce` then sends the rest and
-/// finishes. Half of the traffic, the first of two exchanges, can then overlap with the computation of earlier layers,
-/// with the same bits. This helps if the network moves data by itself, or within calls of start() and progress(), and
-/// if the layers take longer to compute than their gradients take to travel. It costs 2(p - 1) messages per call
-/// instead of per step, so start several small layers at once. On one machine, where the ranks' copies compete for the
-/// cores, it gains nothing.
+/// All that trains travels in one buffer, r(d + k) scalars for a layer with factors. To overlap with the backward pass,
+/// call `start(layer)` as soon as a layer's gradients are complete; `reduce` then takes the rest and
+/// finishes. Half of the traffic, the first of two exchanges, may so pass while earlier layers compute, with the same
+/// bits. That helps where the network moves data by itself, or within the calls of start() and progress(), and where
+/// the layers take longer to compute than their gradients to travel. It costs 2(p - 1) messages a call instead of a
+/// step: start several small layers at once. On one machine, where the ranks' copies compete for the cores, it gains
+/// nothing.
 ///
 /// Every member is collective: each rank calls the same ones in the same order. One thread at a time. After the first
 /// step, steps with the same starts allocate nothing.
 template <RealScalar Scalar>
 class GradientReducer {
  public:
-  /// Takes the layout of `parameters`; pass the same ones to `reduce`. @throws ConfigError on every rank when the
-  /// ranks' names, shapes or scalars differ; MpiError
+  /// Takes the layout of `parameters`; what `reduce` gets later must be the same. @throws ConfigError on every rank
+  /// when the ranks' names, shapes or scalars differ; MpiError
   GradientReducer(const Communicator& ranks, std::span<const Parameter<Scalar>> parameters)
       : state_(std::make_unique<State>(ranks)) {
     require_agreement(ranks, "parameters", layout_text(parameters));
@@ -79,17 +79,22 @@ class GradientReducer {
     }
     state_->taken.assign(parameters.size(), false);
   }
+  /// The same for a layer (its `parameters()`) or a model (its `trainable_parameters()`).
+  template <ParameterSource Source>
+    requires(!ParameterRange<Source>)
+  GradientReducer(const Communicator& ranks, Source& source)
+      : GradientReducer(ranks, lora::detail::span_of(lora::detail::parameter_range(source))) {}
   GradientReducer(GradientReducer&&) noexcept = default;
   GradientReducer(const GradientReducer&) = delete;
   GradientReducer& operator=(const GradientReducer&) = delete;
   GradientReducer& operator=(GradientReducer&&) = delete;
-  /// Between start() and reduce() MPI still uses the buffers, so they are leaked: only an exception leads here, and it
-  /// ends the job.
+  /// Between start() and reduce() MPI still uses the buffers, which then stay behind: only an exception leads here, and
+  /// the job ends with it.
   ~GradientReducer() {
     if (state_ && state_->used > 0) static_cast<void>(state_.release());
   }
 
-  /// Begins to exchange the gradients of these parameters, which must be complete and must not change until reduce().
+  /// Begins to exchange the gradients of these parameters, which must be complete and stay as they are until reduce().
   /// @throws StateError for a parameter that was not among those of the constructor or is under way already: this step
   /// cannot be finished then; MpiError
   void start(std::span<const Parameter<Scalar>> ready) {
@@ -99,17 +104,21 @@ class GradientReducer {
     }
     send_chosen();
   }
+  /// The same for what a layer or a model trains.
+  template <ParameterSource Source>
+    requires(!ParameterRange<Source>)
+  void start(Source& source) { start(lora::detail::span_of(lora::detail::parameter_range(source))); }
 
-  /// Lets MPI work on what start() began; never waits. Use it in long stretches without a start().
+  /// Lets MPI work on what start() began; never waits. For long stretches without a start().
   void progress() {
     for (std::size_t i = 0; i < state_->used; ++i) state_->buckets[i]->progress();
   }
 
-  /// Exchanges what was not started, waits, and writes the means into all gradients. `weight` is this rank's number of
-  /// samples, or any other weight of its gradient in the mean.
+  /// Exchanges what was not started, waits, and writes the means into the gradients of all. `weight` is this rank's
+  /// number of samples, or whatever its gradient counts in the mean.
   /// @throws StateError when `parameters` are not those of the constructor, or, on every rank, when the ranks started
   /// different ones; ConfigError on every rank when a weight is negative or not finite, or all are 0; MpiError. Unless
-  /// start() was called in this step, nothing changes then and the reducer can be used again.
+  /// something was started, nothing has changed then and the reducer can be used again.
   void reduce(std::span<const Parameter<Scalar>> parameters, double weight) {
     require_same(parameters);
     const std::vector<double>& factors = exchange_weights(weight);
@@ -124,6 +133,12 @@ class GradientReducer {
     state.used = 0;
     state.order = order_seed;
     state.taken.assign(state.taken.size(), false);
+  }
+  /// The same for what a layer or a model trains.
+  template <ParameterSource Source>
+    requires(!ParameterRange<Source>)
+  void reduce(Source& source, double weight) {
+    reduce(lora::detail::span_of(lora::detail::parameter_range(source)), weight);
   }
 
   /// Scalars that one reduce() averages.
@@ -140,15 +155,15 @@ class GradientReducer {
     return {parameter.gradient().data(), static_cast<std::size_t>(parameter.size())};
   }
 
-  // On the heap, because MPI holds addresses in it, and it may have to outlive the reducer.
+  // Of its own on the heap: MPI holds addresses in it, and it may have to outlive the reducer.
   struct State {
     explicit State(const Communicator& ranks) : data(ranks.handle()), control(ranks.handle()) {}
 
-    Communicator data;     // for gradients, always in the order of start()
-    Communicator control;  // for weights, and to check that this order is the same on all ranks
+    Communicator data;     // gradients, always in the order of start()
+    Communicator control;  // weights, and whether that order is the same everywhere
     std::vector<std::span<Scalar>> gradients;
-    std::vector<bool> taken;                // parameters that are under way
-    std::vector<std::span<Scalar>> chosen;  // gradients of the next bucket
+    std::vector<bool> taken;                // those that are under way
+    std::vector<std::span<Scalar>> chosen;  // those of the next bucket
     std::vector<std::unique_ptr<GradientBucket<Scalar>>> buckets;
     std::size_t used = 0;
     std::uint64_t order = order_seed;

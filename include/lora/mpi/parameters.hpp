@@ -1,4 +1,4 @@
-// The parameters of a model on several ranks: checks that they match, and gives all ranks the same initial values.
+// The parameters of a model on several ranks: that they are the same kind, and the same values to start from.
 #pragma once
 
 #include <span>
@@ -13,7 +13,7 @@
 
 namespace lora::mpi {
 
-/// One line per parameter: "encoder.0.qkv.lora_A.weight 8 x 768 float", in order.
+/// One line a parameter: "encoder.0.qkv.lora_A.weight 8 x 768 float", in order.
 template <class Scalar>
 [[nodiscard]] std::string layout_text(std::span<const Parameter<Scalar>> parameters) {
   std::string text;
@@ -24,15 +24,16 @@ template <class Scalar>
   return text;
 }
 
-/// Gives every rank the values that rank `root` has. Collective. Gradients and optimiser states stay.
-/// Each parameter is sent separately and in place: only the preceding comparison of names and shapes allocates.
+/// Gives every rank the values that rank `root` has, of a layer, a model, or a range of handles. Collective. Gradients
+/// and optimiser states stay. Each parameter travels by itself and in place: no allocation but for the comparison of
+/// names and shapes before.
 /// @throws ConfigError on every rank when names, shapes or scalars differ between ranks; StateError while merged;
 /// MpiError
-template <class Range>
-  requires ParameterRange<const Range>
-void broadcast_values(const Communicator& ranks, const Range& parameters, int root = 0) {
-  using Scalar = parameter_scalar_t<const Range>;
-  const std::span<const Parameter<Scalar>> list(parameters);
+template <ParameterSource Source>
+void broadcast_values(const Communicator& ranks, Source&& source, int root = 0) {
+  using Scalar = source_scalar_t<Source>;
+  const auto& parameters = lora::detail::parameter_range(source);
+  const std::span<const Parameter<Scalar>> list = lora::detail::span_of(parameters);
   require_agreement(ranks, "parameters", layout_text(list));
   for (const auto& parameter : list) {
     auto value = parameter.value();
