@@ -3,7 +3,7 @@
 
 #include <gtest/gtest.h>
 
-namespace lora {
+namespace lora::testing::adapter_weights_test {
 namespace {
 
 TEST(AdapterWeights, IsAValue) {
@@ -27,4 +27,4 @@ TEST(AdapterWeights, AModuleIsALinearOneOfTheRankOfItsFactors) {
 }
 
 }  // namespace
-}  // namespace lora
+}  // namespace lora::testing::adapter_weights_test

@@ -1,10 +1,13 @@
-// A parameter that an adapter may replace whole.
+// A parameter that an adapter may train whole.
 #include "lora/model/model_parameter.hpp"
 
 #include <gtest/gtest.h>
+#include <type_traits>
 #include <vector>
 
-namespace lora {
+#include "lora/model/adapter_weights.hpp"
+
+namespace lora::testing::model_parameter_test {
 namespace {
 
 TEST(ModelParameter, HasTheShapeOfFiles) {
@@ -16,23 +19,27 @@ TEST(ModelParameter, HasTheShapeOfFiles) {
   EXPECT_THROW(ModelParameter<double>("a", matrix, {7}), ShapeError);
 }
 
-TEST(ModelParameter, GivesFormerValuesBackUnlessTheyAreToBeKept) {
-  Trainable<double> value{Matrix<double>::Constant(2, 2, 1), {}, {}};
-  ModelParameter<double> parameter("a", value, {});
-  parameter.restore();
-  EXPECT_EQ(value.value(0, 0), 1);
-  parameter.replace();
-  EXPECT_TRUE(parameter.replaced());
-  parameter.set({2, 3, 4, 5});
-  EXPECT_EQ(parameter.saved().values, (std::vector<double>{2, 3, 4, 5}));
-  parameter.restore();
-  EXPECT_EQ(value.value, (Matrix<double>::Constant(2, 2, 1)));
-  EXPECT_FALSE(parameter.replaced());
-  parameter.replace();
-  parameter.set({2, 3, 4, 5});
-  parameter.keep();
-  parameter.restore();
-  EXPECT_EQ(value.value(1, 1), 5);
+// Values, gradient and moments change places with those of an adapter together.
+TEST(ModelParameter, ExchangesEverythingThatTrainingKeeps) {
+  Trainable<double> users{Matrix<double>::Constant(2, 2, 1), Matrix<double>::Constant(2, 2, 5), {}};
+  users.moments.steps = 3;
+  ModelParameter<double> parameter("a", users, {});
+  Trainable<double> other = parameter.copy();
+  EXPECT_EQ(other.value, users.value);
+  EXPECT_EQ(other.gradient.size(), 0);
+  EXPECT_EQ(other.moments.steps, 0);
+  other.value.setConstant(2);
+  parameter.swap(other);
+  EXPECT_EQ(users.value(0, 0), 2);
+  EXPECT_EQ(users.moments.steps, 0);
+  EXPECT_EQ(&parameter.current(), &users);
+  EXPECT_EQ(parameter.saved(users).values, (std::vector<double>{2, 2, 2, 2}));
+  EXPECT_EQ(parameter.saved(other).values, (std::vector<double>{1, 1, 1, 1}));
+  parameter.swap(other);
+  EXPECT_EQ(users.value(1, 1), 1);
+  EXPECT_EQ(users.gradient(1, 1), 5);
+  EXPECT_EQ(users.moments.steps, 3);
+  static_assert(noexcept(parameter.swap(other)) && std::is_nothrow_move_assignable_v<Trainable<double>>);
 }
 
 TEST(ModelParameter, HandsOutAHandleWithItsGradient) {
@@ -47,4 +54,4 @@ TEST(ModelParameter, HandsOutAHandleWithItsGradient) {
 }
 
 }  // namespace
-}  // namespace lora
+}  // namespace lora::testing::model_parameter_test
