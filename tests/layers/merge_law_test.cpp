@@ -152,6 +152,17 @@ TEST_P(Merging, ASumThatIsNotFiniteChangesNothing) {
     EXPECT_THROW(layer->merge_and_unload(), StateError);
     EXPECT_EQ(layer->names().size(), 3U);
     EXPECT_TRUE(same_bits(layer->weight(), before)) << bad;
+    // One with DoRA goes below what is merged, which is merged again when that fails.
+    layer->unmerge();
+    layer->add("dora", {.rank = c.rank, .alpha = 4, .use_dora = true}, 3);
+    disturb(c, *layer, "dora", 6);
+    AdapterValues dora = layer->values("dora");
+    dora.magnitude(0, 0) = bad == huge ? std::numeric_limits<double>::infinity() : bad;
+    layer->set_magnitude("dora", dora.magnitude);
+    layer->merge({"second"});
+    EXPECT_THROW(layer->merge({"dora"}), StateError);
+    EXPECT_EQ(layer->merged_adapters(), (Names{"second"}));
+    EXPECT_TRUE(same_bits(layer->weight(), before)) << bad;
     layer->unmerge();
     EXPECT_TRUE(same_bits(layer->weight(), c.w0)) << bad;
   }
@@ -328,6 +339,12 @@ TEST_P(Merging, UnloadGivesTheFrozenLayerBackBitForBit) {
     EXPECT_TRUE(same_bits(layer->bias(), layer->base_bias()));
     EXPECT_TRUE(same_bits(layer->infer(x), y));
     EXPECT_TRUE(layer->names().empty());
+    EXPECT_EQ(layer->dropout_step(), 0U);
+    EXPECT_THROW(pass->remembered_backward(), StateError);
+    // A pass of the frozen layer is forgotten too.
+    pass->remembered_forward();
+    EXPECT_NO_THROW(pass->remembered_backward());
+    merges ? layer->merge_and_unload() : layer->unload();
     EXPECT_THROW(pass->remembered_backward(), StateError);
   }
 }

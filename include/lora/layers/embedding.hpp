@@ -168,6 +168,9 @@ class LoraEmbedding
     differentiate_projection_into(projected_.batch(tape), tape, dy, pointers.data, dx, this->workspace_);
   }
 
+ protected:
+  void forget_passes() noexcept override { projection_tape_.clear(); }
+
  private:
   using Tied = TiedProjectionPasses<Scalar>;
   using Shared = typename Shell::Gradients* const*;

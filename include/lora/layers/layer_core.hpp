@@ -285,6 +285,8 @@ class LayerCore {
 
   [[nodiscard]] virtual WeightRef<Scalar> weight_ref() noexcept = 0;
   [[nodiscard]] virtual WeightRef<Scalar> weight_ref() const noexcept = 0;
+  /// Clears what a layer remembers of passes beside the tape here.
+  virtual void forget_passes() noexcept {}
 
   [[nodiscard]] Operation op(std::string_view call) const noexcept { return {kind_.name(), call}; }
 
@@ -442,6 +444,7 @@ class LayerCore {
   void changed() noexcept {
     handles_.valid = false;
     tape_.clear();
+    forget_passes();
   }
 
   [[nodiscard]] const Adapter& first_or_none() const noexcept {
