@@ -7,15 +7,15 @@ usage() {
   cat <<TXT
 usage: bench/compile_time.sh [--json FILE] [--repetitions N] [--case NAME]
 
-What including the library costs: processor seconds (user) and peak memory of the compiler for small translation units,
-with g++ and clang++ where they are installed, at -O0 and -O2; and their ratio to one with <Eigen/Dense> and a product.
-The median of N runs (3 without the option), in which the cases take turns. Its last lines say which goals are met:
+Measures what including the library costs: the compiler's processor time (user) and peak memory for small translation
+units, with g++ and clang++ if installed, at -O0 and -O2, and the ratio to a unit with <Eigen/Dense> and a product.
+Values are medians of N runs (3 by default) in which the cases take turns. The last lines say which goals are met:
 
   goal <compiler> <level> <case> <value> <=|< <target> met|short
 
   --json FILE      all results as JSON
-  --repetitions N  runs of each
-  --case NAME      only this case and product, which the others are compared with
+  --repetitions N  runs of each case
+  --case NAME      only this case and "product", the baseline
   --help           this text
 TXT
 }
@@ -57,7 +57,8 @@ done
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# The translation units. `ten` is the README's first sample in small, `few` the same from the two headers it needs.
+# The translation units. `ten` is a small form of the README's first sample, `few` the same with only the two headers it
+# needs.
 sample='
 int main() {
   const lora::Matrix<float> W0 = lora::Matrix<float>::Ones(8, 8), X = lora::Matrix<float>::Ones(4, 8);
@@ -106,7 +107,7 @@ if [ -n "$only" ]; then
   [ "$only" = product ] || cases+=("$only")
 fi
 
-# Runs a command and prints its exit code, its user seconds and its peak memory in kilobytes, descendants included.
+# Runs a command and prints its exit code, user seconds and peak memory in kilobytes, including descendants.
 cat >"$work/measure.cpp" <<'CODE'
 #include <cstdio>
 #include <sys/resource.h>

@@ -7,14 +7,14 @@ usage() {
   cat <<TXT
 usage: bench/run.sh [--quick] [--json FILE] [--plots DIR] [--eigen DIR] [--no-torch] [RATIOS_OPTION...]
 
-Installs what is missing (Debian packages), builds build/bin/ratios and the peers whose libraries are there, and runs it.
-Its last lines of output are one for each goal and case:
+Installs what is missing (Debian packages), builds build/bin/ratios and the peers whose libraries are present, and
+runs it. The last lines of output, one per goal and case, are
 
   goal <id> <case> <value> <=|>= <target> ok|short|absent:<peers>
 
-  --quick      under two minutes once it is built: fewer repetitions, without the largest cases
+  --quick      under two minutes once built: fewer repetitions, without the largest cases
   --json FILE  all results as JSON
-  --plots DIR  SVG plots: time over N against the roofline, ratio over r (measures more, for some minutes more)
+  --plots DIR  SVG plots: time over N against the roofline, ratio over r (takes some minutes more)
   --eigen DIR  another Eigen, the folder that holds Eigen/Core, as one more peer
   --no-torch   leave libtorch out: its package is large
   --goal, --case, --list, --cold-mib: see build/bin/ratios --help
@@ -49,14 +49,14 @@ packages_peers=(libopenblas-dev libdnnl-dev)
 [ $torch = OFF ] || packages_peers+=(libtorch-dev)
 
 install_packages "${packages_ratios[@]}"
-# A peer that cannot be had is reported as absent.
+# A peer that cannot be installed is reported as absent.
 for package in "${packages_peers[@]}"; do
   (install_packages "$package") || say "Going on without $package"
 done
 configure_part BENCHMARKS -D LORA_BENCH_EIGEN_DIR="$eigen" -D LORA_BENCH_TORCH=$torch
 build_target lora_ratios
 
-# Some machines set these two, and force a slow kernel on OpenBLAS with them. ratios itself sees to it again.
+# Some machines set these two, which forces a slow kernel on OpenBLAS. ratios also unsets them itself.
 unset OPENBLAS_CORETYPE OPENBLAS_L2_SIZE
 export OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 exec "$root/build/bin/ratios" ${arguments[@]+"${arguments[@]}"}

@@ -6,7 +6,7 @@
 # together, each in a namespace.
 #
 # This file is also the script that those tests run, with COMMAND (the compiler's command up to the file), FILE, and
-# PATTERN for a file that must be refused.
+# PATTERN for a file that must not compile.
 
 if(CMAKE_SCRIPT_MODE_FILE)
   execute_process(
@@ -31,7 +31,7 @@ set(LORA_COMPILE_FAIL_SCRIPT ${CMAKE_CURRENT_LIST_FILE})
 function(lora_add_compile_fail_tests)
   lora_syntax_command(command)
   lora_add_syntax_precompiled(precompiled)
-  # Declarations suffice: static assertions stand in them, and less is compiled.
+  # Declarations are enough: they contain the static assertions, and less is compiled.
   list(APPEND command -DLORA_COMPILED -include ${precompiled})
   set(twins "")
   foreach(file IN LISTS ARGN)
@@ -41,7 +41,7 @@ function(lora_add_compile_fail_tests)
       message(FATAL_ERROR "${file}: no line '// expect: <regular expression of the message>'")
     endif()
     string(REGEX REPLACE "^// expect: " "" expectation "${expectation}")
-    # A namespace each, as the files use the same names; their includes come first.
+    # Each file gets its own namespace, since the files use the same names; their includes come first.
     file(STRINGS ${file} includes REGEX "^#include ")
     foreach(line IN LISTS includes)
       list(APPEND twin_includes "${line}")

@@ -10,10 +10,10 @@ if(PROJECT_IS_TOP_LEVEL)
     set(CMAKE_BUILD_TYPE Release)
   endif()
   set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
-  # What the library promises to be fast with.
+  # The library promises to be fast with this level.
   set(CMAKE_CXX_FLAGS_RELEASE "-O2 -DNDEBUG")
 
-  # ccache where it is present. Precompiled headers need its leave and the compiler's.
+  # Use ccache if present. Precompiled headers need settings for both ccache and the compiler.
   find_program(LORA_CCACHE ccache)
   mark_as_advanced(LORA_CCACHE)
   if(LORA_CCACHE AND NOT DEFINED CMAKE_CXX_COMPILER_LAUNCHER)
@@ -39,7 +39,7 @@ target_compile_options(lora_warnings INTERFACE ${warnings})
 
 add_library(lora_development INTERFACE)
 target_link_libraries(lora_development INTERFACE lora_warnings)
-# A fifth of the time g++ takes for these sources goes into collecting its own garbage.
+# g++ spends a fifth of its time on these sources in its own garbage collector.
 target_compile_options(lora_development INTERFACE $<$<CXX_COMPILER_ID:GNU>:--param=ggc-min-heapsize=1000000>)
 if(LORA_SANITIZE)
   target_compile_options(lora_development INTERFACE -fsanitize=${LORA_SANITIZE} -fno-sanitize-recover=all
@@ -47,10 +47,13 @@ if(LORA_SANITIZE)
   target_link_options(lora_development INTERFACE -fsanitize=${LORA_SANITIZE})
 endif()
 
-# With the warnings and sanitizers of the programs that link it.
+# With the warnings and sanitizers of the programs that link it. Their kernels would crawl without optimisation.
 target_link_libraries(lora_compiled PRIVATE $<BUILD_INTERFACE:lora_development>)
+if(LORA_SANITIZE)
+  target_compile_options(lora_compiled PRIVATE -O1)
+endif()
 
-# find_package for what only the project's own programs need, with an error that says what to install.
+# find_package for packages that only the project's own programs need, with an error that says what to install.
 macro(lora_require package target debian_package)
   if(NOT TARGET ${target})
     find_package(${package} QUIET)

@@ -1,9 +1,9 @@
-# Finds Eigen and checks its version. The call to find_package carries no version: Eigen 3.4's version file refuses a
-# range, and Eigen 5's refuses 3.4. This file is installed beside lora-config.cmake, so both ask the same question.
+# Finds Eigen and checks its version. find_package is called without a version: Eigen 3.4's version file refuses a
+# range, and Eigen 5's refuses 3.4. This file is installed beside lora-config.cmake, so that both check the same.
 
 set(LORA_EIGEN_MINIMUM 3.4)
 
-# Sets `problem` to a message when there is no Eigen that will do, and to the empty string otherwise.
+# Sets `problem` to a message if there is no suitable Eigen, and to the empty string otherwise.
 macro(lora_look_for_eigen problem)
   set(${problem} "")
   if(NOT TARGET Eigen3::Eigen)

@@ -1,5 +1,5 @@
-# Every header alone in a translation unit, included twice, without generating code; then all of them in each of two
-# translation units that are linked, which finds definitions that are not inline.
+# Compiles every header alone, included twice, without generating code. Then includes all headers in two translation
+# units and links them, which finds definitions that are not inline.
 #
 # lora_add_header_checks(<folder>) adds the target lora_headers, which fails to build when a header does, and the test
 # Headers.AllLinked among those of <folder>.
@@ -18,7 +18,7 @@ function(lora_syntax_command result)
     endif()
   endforeach()
   list(REMOVE_DUPLICATES directories)
-  # The compiler knows its own folder; naming it again would put it out of order.
+  # The compiler knows its own folder; naming it again would change the order of folders.
   list(REMOVE_ITEM directories /usr/include)
   foreach(directory IN LISTS directories)
     list(APPEND command -isystem ${directory})
@@ -29,8 +29,8 @@ function(lora_syntax_command result)
   set(${result} "${command}" PARENT_SCOPE)
 endfunction()
 
-# What nearly every header includes through core/types.hpp anyway, parsed once. Both compilers take the .gch beside it.
-# Defines the target lora_syntax_precompiled and sets `result` to the path to give to -include.
+# Precompiles what nearly every header includes through core/types.hpp. Both compilers find the .gch beside it. Defines
+# the target lora_syntax_precompiled and sets `result` to the path to give to -include.
 function(lora_add_syntax_precompiled result)
   set(header ${PROJECT_BINARY_DIR}/syntax/common.hpp)
   if(NOT TARGET lora_syntax_precompiled)

@@ -1,5 +1,5 @@
-# Headers, licence and the CMake package. Everything is independent of the architecture, hence below share/, but the
-# compiled library: an install component of its own, `cmake --install build --component compiled`, once it is built.
+# Headers, licence and the CMake package. All of these are independent of the architecture, hence below share/. The
+# compiled library is a separate install component: `cmake --install build --component compiled`, once it is built.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
@@ -13,7 +13,7 @@ install(
   PATTERN "*.inc")
 install(FILES ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/lora)
 
-# An export set each: a user without a JSON parser or MPI never loads those that need it.
+# Separate export sets: a user without a JSON parser or MPI never loads the targets that need them.
 set(export_sets lora-targets lora-io-targets)
 install(TARGETS lora EXPORT lora-targets INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(TARGETS lora_io EXPORT lora-io-targets)

@@ -1,4 +1,4 @@
-# build/bin/lora, the tool in examples/tools; tests and examples both want it.
+# build/bin/lora, the tool in examples/tools, which tests and examples both use.
 function(lora_add_tool)
   if(TARGET lora_tool)
     return()
@@ -7,5 +7,5 @@ function(lora_add_tool)
   lora_require(CLI11 CLI11::CLI11 libcli11-dev)
   file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/examples/tools/*.cpp)
   lora_add_program(lora_tool lora bin ${sources})
-  target_link_libraries(lora_tool PRIVATE lora::io CLI11::CLI11)
+  target_link_libraries(lora_tool PRIVATE lora::io lora::compiled CLI11::CLI11)
 endfunction()

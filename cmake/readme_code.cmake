@@ -1,6 +1,7 @@
-# Compiles every ```cpp block of a Markdown file as part of the tests; tests/readme/README.md says how blocks are read.
+# Compiles every ```cpp block of a Markdown file as part of the tests; tests/readme/README.md describes how blocks are
+# read.
 
-# Writes a generated source, and leaves its time of change alone when it already says the same.
+# Writes a generated source; if its content is unchanged, so is its modification time.
 function(lora_write_if_different path content)
   if(EXISTS ${path})
     file(READ ${path} present)
@@ -18,8 +19,8 @@ function(lora_add_readme_tests page setup_folder)
     return()
   endif()
   file(READ ${page} rest)
-  # The page gets an empty line in front, so that a block on its first line is found like any other; hence the number of
-  # line ends before a piece of text is the page's own line number of that text.
+  # An empty line is put before the page, so that a block on its first line is found like any other. The number of line
+  # ends before a piece of text is therefore its line number on the page.
   string(PREPEND rest "\n")
   set(before "")
   set(number 0)
@@ -63,7 +64,8 @@ function(lora_add_readme_tests page setup_folder)
     if(code MATCHES "lora/mpi/" AND NOT TARGET MPI::MPI_CXX)
       continue()
     endif()
-    # Blocks that include the same become one program, a function each; a block with a main of its own stands alone.
+    # Blocks with the same includes become one program, with one function per block; a block with its own main is a
+    # separate program.
     string(REGEX MATCHALL "#include [^\n]*" includes "${code}")
     list(JOIN includes "\n" includes)
     set(position "#line ${line} \"${page}\"\n")
@@ -71,7 +73,7 @@ function(lora_add_readme_tests page setup_folder)
       set(key "alone ${number}")
       set(unit "${position}${code}\n")
     else()
-      # The empty lines that include lines leave keep the compiler's line numbers those of the page.
+      # Include lines are replaced by empty lines, so that the compiler's line numbers are those of the page.
       string(REGEX REPLACE "#include [^\n]*" "" code "${code}")
       set(key "${setup} ${includes}")
       set(unit "namespace block_${number} {\n")
@@ -123,7 +125,7 @@ function(lora_add_readme_tests page setup_folder)
       if(TARGET MPI::MPI_CXX)
         target_link_libraries(${target} PRIVATE lora::mpi)
       endif()
-      # A page shows results by their names, whether or not a later line uses them.
+      # A page may name results that no later line uses.
       target_compile_options(${target} PRIVATE -O0 -Wno-unused-variable -Wno-unused-but-set-variable)
       lora_folder_needs(readme ${target})
     endforeach()

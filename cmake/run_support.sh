@@ -1,5 +1,5 @@
-# What the run scripts share: installing Debian packages that are missing, configuring build/, building one part of it.
-# Sourced by bash scripts with the project's root in $root.
+# What the run scripts share: installing missing Debian packages, configuring build/, building one part of it. Sourced
+# by bash scripts with the project's root in $root.
 
 if [ -t 2 ] && [ -z "${NO_COLOR:-}" ]; then bold=$(printf '\033[1m') plain=$(printf '\033[0m'); else bold= plain=; fi
 say() { printf '%s\n' "$bold==> $*$plain" >&2; }
@@ -8,10 +8,10 @@ die() {
   exit 1
 }
 
-# As many as there are cores, or as LORA_JOBS says.
+# The number of cores, or LORA_JOBS.
 jobs() { echo "${LORA_JOBS:-}" | grep . || nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1; }
 
-# A tool counts as present wherever it comes from, a library when its package is installed.
+# A tool is present if it is found anywhere, a library if its package is installed.
 has_package() {
   case $1 in
     g++ | cmake | clang | clang-format | clang-tidy | git | curl) command -v "$1" >/dev/null && return ;;
@@ -21,7 +21,7 @@ has_package() {
   [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
 }
 
-# install_packages <package>...: installs those that are missing; touches neither apt nor the network when none is.
+# install_packages <package>...: installs those that are missing; uses neither apt nor the network if none is.
 install_packages() {
   local missing=() package as_root=() log
   if ! command -v dpkg-query >/dev/null; then
@@ -45,8 +45,8 @@ install_packages() {
   rm -f "$log"
 }
 
-# configure_part TESTS|BENCHMARKS|EXAMPLES [cmake argument...]: switches one part on in build/. A part that is on
-# already stays on, so that each script may be run after any other, and none needs the packages of the others.
+# configure_part TESTS|BENCHMARKS|EXAMPLES [cmake argument...]: enables one part in build/. Parts that are already
+# enabled stay so: scripts can run in any order, and none needs the packages of the others.
 configure_part() {
   local part=$1 other arguments=()
   shift

@@ -1,4 +1,4 @@
-# build/bin/sentence_encoder, the program in examples/sentence_encoder; tests and examples both want it.
+# build/bin/sentence_encoder, the program in examples/sentence_encoder, which tests and examples both use.
 include(${CMAKE_CURRENT_LIST_DIR}/utf8proc.cmake)
 
 function(lora_add_sentence_encoder)
@@ -12,7 +12,7 @@ function(lora_add_sentence_encoder)
   file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/examples/sentence_encoder/*.cpp)
   lora_add_program(sentence_encoder sentence_encoder bin ${sources})
   target_include_directories(sentence_encoder PRIVATE ${PROJECT_SOURCE_DIR}/examples)
-  target_link_libraries(sentence_encoder PRIVATE lora::io CLI11::CLI11 utf8proc::utf8proc Threads::Threads)
+  target_link_libraries(sentence_encoder PRIVATE lora::io lora::compiled CLI11::CLI11 utf8proc::utf8proc Threads::Threads)
   # --ranks needs MPI; all else works without.
   if(TARGET MPI::MPI_CXX)
     target_compile_definitions(sentence_encoder PRIVATE LORA_EXAMPLES_WITH_MPI)

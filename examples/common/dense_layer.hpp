@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <utility>
+#include <vector>
 
 #include "lora/core/parameter.hpp"
 #include "lora/core/random.hpp"
@@ -30,7 +31,7 @@ struct DenseGradients {
 };
 
 /// What backward needs beside X and dY: nothing.
-struct DenseRecord {
+struct DenseTape {
   [[nodiscard]] static constexpr std::size_t bytes() noexcept { return 0; }
 };
 
@@ -41,7 +42,7 @@ template <lora::RealScalar ScalarType>
 class DenseLayer {
  public:
   using Scalar = ScalarType;
-  using Record = DenseRecord;
+  using Tape = DenseTape;
   using Gradients = DenseGradients<Scalar>;
 
   /// @throws lora::ShapeError unless bias has one element per row of weight.
@@ -71,13 +72,13 @@ class DenseLayer {
     multiply(lora::view_of(weight_), lora::view_of(x), bias_.data(), lora::view_of(y), workspace);
   }
 
-  void forward(const lora::Matrix<Scalar>& x, Record& /*record*/, lora::Matrix<Scalar>& y,
+  void forward(const lora::Matrix<Scalar>& x, Tape& /*tape*/, lora::Matrix<Scalar>& y,
                lora::Workspace& workspace) const {
     infer(x, y, workspace);
   }
 
   /// Writes (does not add to) the gradients of this batch.
-  void backward(const lora::Matrix<Scalar>& x, const Record& /*record*/, const lora::Matrix<Scalar>& dy,
+  void backward(const lora::Matrix<Scalar>& x, const Tape& /*tape*/, const lora::Matrix<Scalar>& dy,
                 Gradients& gradients, lora::Workspace& workspace) const {
     lora::check_shape("DenseLayer::backward", "dy", dy, x.rows(), out_features());
     multiply(lora::view_of(x).transpose(), lora::view_of(dy).transpose(), nullptr, lora::view_of(gradients.weight),
@@ -86,9 +87,9 @@ class DenseLayer {
   }
 
   /// The same, and dX.
-  void backward(const lora::Matrix<Scalar>& x, const Record& record, const lora::Matrix<Scalar>& dy,
-                Gradients& gradients, lora::Matrix<Scalar>& dx, lora::Workspace& workspace) const {
-    backward(x, record, dy, gradients, workspace);
+  void backward(const lora::Matrix<Scalar>& x, const Tape& tape, const lora::Matrix<Scalar>& dy, Gradients& gradients,
+                lora::Matrix<Scalar>& dx, lora::Workspace& workspace) const {
+    backward(x, tape, dy, gradients, workspace);
     multiply(lora::view_of(weight_).transpose(), lora::view_of(dy), nullptr, lora::view_of(dx), workspace);
   }
 
@@ -105,13 +106,11 @@ class DenseLayer {
   void zero_grad() const noexcept {}
 
   /// "weight" and "bias". Valid while the layer stays where it is.
-  [[nodiscard]] lora::ParameterList<Scalar> parameters() {
-    lora::ParameterList<Scalar> list;
+  [[nodiscard]] std::vector<lora::Parameter<Scalar>> parameters() {
     Gradients& g = gradients();
-    list.push_back({"weight", lora::ParameterRole::weight, weight_.data(), g.weight.data(), weight_.rows(),
-                    weight_.cols(), states_[0]});
-    list.push_back({"bias", lora::ParameterRole::bias, bias_.data(), g.bias.data(), 1, bias_.size(), states_[1]});
-    return list;
+    return {{"weight", lora::ParameterRole::weight, weight_.data(), g.weight.data(), weight_.rows(), weight_.cols(),
+             states_[0]},
+            {"bias", lora::ParameterRole::bias, bias_.data(), g.bias.data(), 1, bias_.size(), states_[1]}};
   }
 
   [[nodiscard]] std::size_t parameter_bytes() const noexcept {

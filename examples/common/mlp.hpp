@@ -16,23 +16,23 @@
 
 namespace examples {
 
-/// What one pass through an Mlp needs beside its input: every layer's output, the gradients of these, what the layers
-/// record, and the kernels' scratch. One per concurrent caller. Reuse with the same number of rows allocates nothing.
+/// What one pass through an Mlp needs beside its input: every layer's output, the gradients of these, the layers'
+/// tapes, and the kernels' scratch. One per concurrent caller. Reuse with the same number of rows allocates nothing.
 template <class Layer>
 struct Pass {
   using Scalar = typename Layer::Scalar;
 
   std::vector<lora::Matrix<Scalar>> outputs;    ///< N x out_features, after the activation
   std::vector<lora::Matrix<Scalar>> gradients;  ///< of the loss by `outputs` before the activation
-  std::vector<typename Layer::Record> records;
+  std::vector<typename Layer::Tape> tapes;
   lora::Workspace workspace;
 
-  /// Bytes of outputs, their gradients and records.
+  /// Bytes of outputs, their gradients and tapes.
   [[nodiscard]] std::size_t activation_bytes() const noexcept {
     std::size_t total = 0;
     for (const auto& matrix : outputs) total += static_cast<std::size_t>(matrix.size()) * sizeof(Scalar);
     for (const auto& matrix : gradients) total += static_cast<std::size_t>(matrix.size()) * sizeof(Scalar);
-    for (const auto& record : records) total += record.bytes();
+    for (const auto& tape : tapes) total += tape.bytes();
     return total;
   }
 };
@@ -64,9 +64,9 @@ class Mlp {
 
   /// The same in training: fills the pass for `backward`.
   const lora::Matrix<Scalar>& forward(const lora::Matrix<Scalar>& x, Pass<Layer>& pass) const {
-    pass.records.resize(layers_.size());
+    pass.tapes.resize(layers_.size());
     return run(x, pass, [&](std::size_t l, const lora::Matrix<Scalar>& in, lora::Matrix<Scalar>& out) {
-      layers_[l].forward(in, pass.records[l], out, pass.workspace);
+      layers_[l].forward(in, pass.tapes[l], out, pass.workspace);
     });
   }
 
@@ -80,11 +80,11 @@ class Mlp {
   void backward(const lora::Matrix<Scalar>& x, Pass<Layer>& pass) {
     for (std::size_t l = layers_.size(); l-- > 1;) {
       auto& below = pass.gradients[l - 1];
-      layers_[l].backward(pass.outputs[l - 1], pass.records[l], pass.gradients[l], layers_[l].gradients(), below,
+      layers_[l].backward(pass.outputs[l - 1], pass.tapes[l], pass.gradients[l], layers_[l].gradients(), below,
                           pass.workspace);
       below = (pass.outputs[l - 1].array() > Scalar(0)).select(below, Scalar(0));
     }
-    layers_[0].backward(x, pass.records[0], pass.gradients[0], layers_[0].gradients(), pass.workspace);
+    layers_[0].backward(x, pass.tapes[0], pass.gradients[0], layers_[0].gradients(), pass.workspace);
   }
 
   void zero_grad() {
@@ -95,9 +95,9 @@ class Mlp {
   [[nodiscard]] std::vector<lora::Parameter<Scalar>> parameters() {
     std::vector<lora::Parameter<Scalar>> all;
     for (std::size_t l = 0; l < layers_.size(); ++l) {
-      for (auto& parameter : layers_[l].parameters()) {
+      for (lora::Parameter<Scalar> parameter : layers_[l].parameters()) {
         parameter.rename(layer_name(l) + "." + parameter.name());
-        all.push_back(parameter);
+        all.push_back(std::move(parameter));
       }
     }
     return all;

@@ -20,7 +20,7 @@ struct MemoryUse {
   std::size_t weights = 0;  ///< all weights, frozen or not
   std::size_t gradients = 0;
   std::size_t optimizer_state = 0;
-  std::size_t activations = 0;  ///< the batch, layer outputs, their gradients, what layers record
+  std::size_t activations = 0;  ///< the batch, layer outputs, their gradients, the layers' tapes
   std::size_t scratch = 0;      ///< workspace of the kernels
 
   [[nodiscard]] std::size_t total() const noexcept {

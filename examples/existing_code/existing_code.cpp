@@ -1,9 +1,9 @@
-// Adapts a network that lives in somebody's raw buffers: no copy of its weights, no change to its code.
+// Adapts a network in existing raw buffers: no copy of its weights, no change to its code.
 //
-// A walking robot's controller reads an inertial sensor and its joints. After a fall the sensor sits turned by 40
-// degrees about its z axis, and the commands are wrong. LoRA learns the correction from recorded readings; merging
-// writes it into the controller's own buffers, so that the unchanged controller_run() answers correctly; unmerging
-// restores the buffers bit for bit.
+// A walking robot's controller reads an inertial sensor and its joints. After a fall the sensor is turned by 40 degrees
+// about its z axis, and the commands are wrong. LoRA learns the correction from recorded readings; merging writes it
+// into the controller's own buffers, so that the unchanged controller_run() works correctly; unmerging restores the
+// buffers bit for bit.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -43,21 +43,21 @@ static void controller_run(const Controller* c, const float* readings, float* co
 // ==== What you add ========================================================================================
 
 class ControllerAdapter {
-  using Layer = lora::LoraLinear<float, lora::DenseWeight<float>>;  // DenseWeight: a view of memory that stays yours
+  using Layer = lora::LoraLinear<float, lora::DenseWeight<float>>;  // DenseWeight: a view of your own memory
 
  public:
   ControllerAdapter(const Controller& c, const lora::LoraConfig& config)
       : layer1_(view(c.w1, c.hidden, c.inputs), bias(c.b1, c.hidden), config, /*seed=*/1),
         layer2_(view(c.w2, c.outputs, c.hidden), bias(c.b2, c.outputs), config, /*seed=*/2) {}
 
-  // One step of AdamW on the mean squared error of a batch, one sample a row.
+  // One step of AdamW on the mean squared error of a batch, one sample per row.
   void train(const lora::Matrix<float>& readings, const lora::Matrix<float>& commands) {
     const lora::Matrix<float> hidden = layer1_.forward(readings).array().tanh();
     const lora::Matrix<float> error = layer2_.forward(hidden) - commands;
     const lora::Matrix<float> d_hidden = layer2_.backward(error * (2.0F / static_cast<float>(error.size())));
     layer1_.accumulate_gradients((d_hidden.array() * (1 - hidden.array().square())).matrix());
-    optimizer_.step(layer1_.parameters());
-    optimizer_.step(layer2_.parameters());
+    optimizer_.step(layer1_);
+    optimizer_.step(layer2_);
     layer1_.zero_grad();
     layer2_.zero_grad();
   }
@@ -70,7 +70,7 @@ class ControllerAdapter {
 
  private:
   static lora::DenseWeight<float> view(float* w, int rows, int cols) {
-    return lora::DenseWeight<float>(lora::MatrixView<float>{w, rows, cols, /*row_stride=*/cols});
+    return lora::DenseWeight<float>(lora::MatrixView<float>{w, rows, cols});
   }
   static Eigen::Map<const Eigen::VectorXf> bias(const float* b, int size) { return {b, size}; }
 
@@ -91,7 +91,7 @@ float uniform(std::uint32_t& state) {  // in [-1, 1)
   return static_cast<float>(state >> 8U) * 0x1p-23F - 1.0F;
 }
 
-// The controller as its owner loads it from somewhere, here from a generator; the buffers are the owner's.
+// The controller as its owner loads it, here from a generator; the owner keeps the buffers.
 struct OwnedController {
   std::vector<float> w1, b1, w2, b2;
 
@@ -115,7 +115,7 @@ lora::Matrix<float> run_rows(const Controller& c, const lora::Matrix<float>& rea
   return commands;
 }
 
-// Readings of the turned sensor, with the commands the controller gave for what the sensor read before.
+// Readings of the turned sensor, with the controller's commands for the same readings before the fall.
 struct Recording {
   lora::Matrix<float> readings, commands;
 
@@ -183,7 +183,7 @@ void demonstrate() {
   check(error_merged < error_before / 10, "the unchanged controller_run() errs less than a tenth of what it did");
   check(layer1.frozen_weight().view().data == buffers.w1.data(),
         "the adapted weights are the controller's own buffers");
-  // tanh does not stretch a difference, and rounds to 2 epsilon; the second layer stretches it by its weight's norm.
+  // tanh does not amplify a difference, and rounds to 2 epsilon; the second layer amplifies it by its weight's norm.
   const float stretch = layer2.weight().cwiseAbs().rowwise().sum().maxCoeff();
   const float hidden_bound = rounding_bound(layer1, test.readings.cwiseAbs().maxCoeff()) + 4 * epsilon;
   const float tolerance = hidden_bound * stretch + rounding_bound(layer2, 1);

@@ -45,11 +45,11 @@ inline void add_options(CLI::App& app, Options& options) {
       ->check(CLI::Range(Index{1}, Index{1000}));
   app.add_option("--seed", options.seed, "Seed of the initial weights and of the order of the images")
       ->capture_default_str();
-  app.add_option("--jobs", options.jobs, "Training runs at the same time; the results do not depend on it")
+  app.add_option("--jobs", options.jobs, "Number of parallel training runs; the results do not depend on it")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   app.add_option("--output-dir", options.output_dir,
-                 "Where report.html, base.safetensors and adapter.safetensors go; made if it does not exist")
+                 "Folder for report.html, base.safetensors and adapter.safetensors; created if it does not exist")
       ->capture_default_str();
   app.add_option("--data-dir", options.data_dir, "Folder of the dataset's four .gz files")->capture_default_str();
 }

@@ -113,7 +113,7 @@ int main(int argc, char** argv) {
   try {
     return find_dimension(options);
   } catch (const Interrupted& interruption) {
-    std::fprintf(stderr, "intrinsic_dimension: interrupted; no file was touched\n");
+    std::fprintf(stderr, "intrinsic_dimension: interrupted; no file was written\n");
     return interruption.exit_code();
   } catch (const std::exception& error) {
     std::fprintf(stderr, "intrinsic_dimension: %s\n", error.what());

@@ -68,12 +68,13 @@ inline void add_options(CLI::App& app, Options& options) {
       ->check(CLI::Range(Index{1}, Index{1000}));
   app.add_option("--seed", options.seed, "Seed of the initial weights, the projections and the order of the images")
       ->capture_default_str();
-  app.add_option("--jobs", options.jobs, "Training runs at the same time; the results do not depend on it")
+  app.add_option("--jobs", options.jobs, "Number of parallel training runs; the results do not depend on it")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   app.add_option("--base", options.base, "A base.safetensors of fashion_mnist to start from instead of pretraining")
       ->check(CLI::ExistingFile);
-  app.add_option("--output-dir", options.output_dir, "Where intrinsic_dimension.html goes; made if it does not exist")
+  app.add_option("--output-dir", options.output_dir,
+                 "Folder for intrinsic_dimension.html; created if it does not exist")
       ->capture_default_str();
   app.add_option("--data-dir", options.data_dir, "Folder of the dataset's four .gz files")->capture_default_str();
 }

@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <span>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -15,8 +14,8 @@
 #include "lora/core/shape.hpp"
 #include "lora/core/workspace.hpp"
 #include "lora/layers/embedding_ids.hpp"
+#include "lora/layers/operation.hpp"
 #include "lora/model/lora_model.hpp"
-#include "lora/model/model_layers.hpp"
 #include "sentence_encoder/encoder_weights.hpp"
 #include "sentence_encoder/linear_kinds.hpp"
 #include "sentence_encoder/packed_texts.hpp"
@@ -24,7 +23,7 @@
 
 namespace examples::sentence_encoder {
 
-/// What one pass through an encoder keeps: activations, the layers' records, gradients and scratch. One per concurrent
+/// What one pass through an encoder keeps: activations, the layers' tapes, gradients and scratch. One per concurrent
 /// caller; it grows with the largest batch.
 template <class Layers>
 struct EncoderPass {
@@ -41,7 +40,7 @@ struct EncoderPass {
   lora::Matrix<Scalar> projected;         ///< texts x output, after tanh
   lora::Matrix<Scalar> embeddings;        ///< texts x output, rows of length 1
   lora::RowVector<Scalar> inverse_norms;  ///< texts
-  typename Layers::Linear::Record projection_record;
+  typename Layers::Linear::Tape projection_tape;
   lora::Matrix<Scalar> projected_gradient;  ///< texts x output
   lora::Matrix<Scalar> pooled_gradient;     ///< texts x width
   lora::Matrix<Scalar> token_gradient;      ///< tokens x width
@@ -49,8 +48,8 @@ struct EncoderPass {
 };
 
 /// Two layers of attention and feed-forward over token embeddings, the mean over tokens, tanh of a projection, and
-/// division by the length. `Layers` is AdaptedLayers<float>, StackedAdaptedLayers<float> or TrainedLayers<float> (or of
-/// double). The layers are members: the encoder must not move once they are registered or parameters() given out.
+/// division by the length. `Layers` is AdaptedLayers<float> or TrainedLayers<float> (or of double). The layers are
+/// members: the encoder must not move once they are registered or parameters() given out.
 ///
 ///   SentenceEncoder<AdaptedLayers<float>> encoder(read_encoder_weights(folder));
 ///   lora::LoraModel<float> model;
@@ -60,7 +59,7 @@ struct EncoderPass {
 ///   const auto& embeddings = encoder.forward(pack(ids), {.step = step}, pass);
 ///   model.zero_grad();
 ///   encoder.backward(gradient_by_embeddings, pass);          // into the layers' gradients()
-///   optimizer.step(model.trainable_parameters());
+///   optimizer.step(model);
 ///
 /// A text without tokens has the embedding of a zero mean, as in the package's batches; alone, or last in a batch, the
 /// package refuses it or leaves it out.
@@ -91,7 +90,7 @@ class SentenceEncoder {
   /// Embeddings without dropout, texts x embedding_size(), which stay in the pass. Merged or not.
   /// @throws lora::ShapeError for an id beyond the vocabulary
   const lora::Matrix<Scalar>& infer(const PackedTexts& texts, Pass& pass) const {
-    begin("SentenceEncoder::infer", texts, pass);
+    begin({"SentenceEncoder", "infer"}, texts, pass);
     for (std::size_t l = 0; l < layers_.size(); ++l) {
       layers_[l].infer(pass.texts, input_of(pass, l), pass.layers[l], pass.workspace);
     }
@@ -126,13 +125,13 @@ class SentenceEncoder {
   /// The forward pass of training, with the adapters' dropout at `position`.
   /// @throws lora::ShapeError; lora::StateError while merged
   const lora::Matrix<Scalar>& forward(const PackedTexts& texts, const BatchPosition& position, Pass& pass) const {
-    begin("SentenceEncoder::forward", texts, pass);
+    begin({"SentenceEncoder", "forward"}, texts, pass);
     for (std::size_t l = 0; l < layers_.size(); ++l) {
       layers_[l].forward(pass.texts, input_of(pass, l), position, pass.layers[l], pass.workspace);
     }
     pool(pass);
-    Layer::set_position(pass.projection_record, position.step, position.first_text);
-    projection_.forward(pass.pooled, pass.projection_record, pass.projected, pass.workspace);
+    Layer::set_position(pass.projection_tape, position.step, position.first_text);
+    projection_.forward(pass.pooled, pass.projection_tape, pass.projected, pass.workspace);
     return normalise(pass);
   }
 
@@ -143,7 +142,7 @@ class SentenceEncoder {
                       embedding_size());
     normalise_backward(embeddings_gradient, pass);
     pass.pooled_gradient.resize(pass.pooled.rows(), pass.pooled.cols());
-    projection_.backward(pass.pooled, pass.projection_record, pass.projected_gradient, projection_.gradients(),
+    projection_.backward(pass.pooled, pass.projection_tape, pass.projected_gradient, projection_.gradients(),
                          pass.pooled_gradient, pass.workspace);
     pool_backward(pass);
     for (std::size_t l = layers_.size(); l-- > 0;) {
@@ -165,9 +164,9 @@ class SentenceEncoder {
   [[nodiscard]] std::vector<lora::Parameter<Scalar>> parameters() {
     std::vector<lora::Parameter<Scalar>> all;
     for_each_linear([&](const std::string& name, auto& layer) {
-      for (auto& parameter : layer.parameters()) {
+      for (lora::Parameter<Scalar> parameter : layer.parameters()) {
         parameter.rename(name + "." + parameter.name());
-        all.push_back(parameter);
+        all.push_back(std::move(parameter));
       }
     });
     if constexpr (Layers::trains_norms) {
@@ -204,7 +203,7 @@ class SentenceEncoder {
   }
 
   // Makes room, and fills pass.input: 2 e + position, since the graph adds the embedding e and e + position.
-  void begin(std::string_view operation, const PackedTexts& texts, Pass& pass) const {
+  void begin(const lora::Operation& operation, const PackedTexts& texts, Pass& pass) const {
     lora::with_ids(texts.ids, [&](const auto& ids) { lora::check_ids(operation, ids, vocabulary_size()); });
     pass.texts = texts;
     pass.layers.resize(layers_.size());

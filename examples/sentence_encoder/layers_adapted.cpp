@@ -1,4 +1,4 @@
-// All that is instantiated for LoRA and rsLoRA: training runs, classifiers, embeddings of the frozen encoder.
+// All that is instantiated for LoRA, rsLoRA and DoRA: training runs, classifiers, embeddings of the frozen encoder.
 #include <iostream>
 
 #include "common/parallel_runs.hpp"

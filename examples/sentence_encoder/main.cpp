@@ -39,7 +39,7 @@ void prepare_output_folder(const Options& options) {
   }
 }
 
-/// Methods with what a step of each costs, where rank 0 has measured it.
+/// The methods with the cost of a step each, if rank 0 has measured it.
 Results start_results(const Options& options, bool measure) {
   Results results;
   results.scale = scale_for(options);
@@ -122,13 +122,13 @@ int start_training(const Options& options, int argc, char** argv) {
   return run_as_job(argc, argv, [&](const Job& job) { return train_command(options, job, results); });
 }
 
-/// The exit code of `body`, or of what it throws.
+/// The exit code of `body`, or the one for what it throws.
 template <class Body>
 int guarded(const Body& body) {
   try {
     return body();
   } catch (const Interrupted& interruption) {
-    std::fprintf(stderr, "sentence_encoder: interrupted; go on with the same options and --resume\n");
+    std::fprintf(stderr, "sentence_encoder: interrupted; to continue, use the same options and --resume\n");
     return interruption.exit_code();
   } catch (const std::exception& error) {
     std::fprintf(stderr, "sentence_encoder: %s\n", error.what());
@@ -137,28 +137,27 @@ int guarded(const Body& body) {
 }
 
 CLI::App* add_classify(CLI::App& app, ClassifyOptions& options) {
-  auto* command = app.add_subcommand("classify", "Label texts: arguments, or a line each from standard input");
+  auto* command = app.add_subcommand("classify", "Label texts: arguments, or lines of standard input");
   command->add_option("text", options.texts, "Texts to label");
-  command->add_option("--adapter", options.adapter, "Folder of an adapter, its head and labels.json")
+  command->add_option("--adapter", options.adapter, "Folder with an adapter, its head and labels.json")
       ->capture_default_str();
   command->add_option("--model-dir", options.model_dir, "Folder of the model")->capture_default_str();
   command->add_flag("--merged", options.merged, "Merge the adapter into the weights first");
   command->footer(
-      "Prints label, confidence and text, tab-separated; the latency goes to standard error.\n"
+      "Prints label, confidence and text, separated by tabs, and the latency to standard error.\n"
       "Example: echo 'a game of cards' | build/bin/sentence_encoder classify --merged");
   return command;
 }
 
 CLI::App* add_embed(CLI::App& app, std::filesystem::path& model_dir) {
-  auto* command = app.add_subcommand("embed", "Read one text a line, print one JSON array of 512 numbers a line");
+  auto* command = app.add_subcommand("embed", "Read one text per line, print one JSON array of 512 numbers per line");
   command->add_option("--model-dir", model_dir, "Folder of the model")->capture_default_str();
   command->footer("Example: echo 'a game of cards' | build/bin/sentence_encoder embed");
   return command;
 }
 
 CLI::App* add_train(CLI::App& app, Options& options) {
-  auto* command =
-      app.add_subcommand("train", "Compare the ways of adapting the encoder (what happens without a command)");
+  auto* command = app.add_subcommand("train", "Compare the ways of adapting the encoder (the default command)");
   add_options(*command, options);
   command->footer("Example: build/bin/sentence_encoder train --data mine.tsv --output-dir mine");
   return command;

@@ -57,11 +57,10 @@ struct Method {
   return config;
 }
 
-/// The same as files say it. But for DoRA, queries, keys and values have factors of their own of rank r, which together
-/// are a layer of rank 3 r whose B is zero outside three blocks; its alpha keeps the scaling.
+/// The same as files say it. Queries, keys and values have factors of their own of rank r, which together are a layer
+/// of rank 3 r whose B is zero outside three blocks; its alpha keeps the scaling.
 [[nodiscard]] inline lora::LoraModelConfig file_config(const Method& method) {
   lora::LoraModelConfig config = adapter_config(method);
-  if (config.lora.use_dora) return config;
   config.rank_pattern = {{"qkv", 3 * config.lora.rank}};
   config.alpha_pattern = {{"qkv", (config.lora.use_rslora ? std::sqrt(3.0) : 3.0) * config.lora.alpha}};
   return config;

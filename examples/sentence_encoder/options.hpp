@@ -70,19 +70,18 @@ inline void add_options(CLI::App& app, Options& options) {
   auto* quick = app.add_flag("--quick", options.quick, "A short run: few texts, LoRA at one rank, one learning rate");
   app.add_flag("--full", options.full, "A long run: all texts, more ranks and learning rates, three seeds")
       ->excludes(quick);
-  app.add_flag("--resume", options.resume, "Go on where a run with the same options was stopped");
+  app.add_flag("--resume", options.resume, "Continue an interrupted run with the same options");
   app.add_option("--epochs", options.epochs, "Epochs of every method")->check(CLI::Range(Index{1}, Index{1000}));
   app.add_option("--seed", options.seed, "Seed of the adapters, of dropout and of the order of the texts")
       ->capture_default_str();
-  app.add_option("--jobs", options.jobs, "Training runs at the same time; the results do not depend on it")
+  app.add_option("--jobs", options.jobs, "Number of parallel training runs; the results do not depend on it")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
-  app.add_option("--data", options.data,
-                 "Table of label, tab, text (and optionally a tab and a group that is kept whole)")
+  app.add_option("--data", options.data, "Table: label, tab, text (optionally a tab and a group; groups are not split)")
       ->capture_default_str();
-  app.add_option("--model-dir", options.model_dir, "Folder of the model, see fetch_model.sh")->capture_default_str();
+  app.add_option("--model-dir", options.model_dir, "Folder of the model; see fetch_model.sh")->capture_default_str();
   app.add_option("--output-dir", options.output_dir,
-                 "Where report.html, results.json, adapter/ and runs/ go; made if it does not exist")
+                 "Folder for report.html, results.json, adapter/ and runs/; created if it does not exist")
       ->capture_default_str();
 }
 

@@ -51,8 +51,8 @@ inline void add_headline(Report& report, const Results& results) {
                          fixed_text(training.warmup_share * 100, 0) + " % of the steps, then half a cosine to 0"},
        {"start", "every method starts from the head trained on the frozen encoder, so that what it gains is its own"},
        {"adapters",
-        "on every linear layer: queries, keys and values (stacked in one kernel; LoRA and rsLoRA give each "
-        "factors of its own, DoRA one pair over all), output projections, feed-forward, residual, final "
+        "on every linear layer: queries, keys and values (stacked in one kernel, each with factors of its own), "
+        "output projections, feed-forward, residual, final "
         "projection; alpha = 2 r (rsLoRA: 16), dropout 0.05; the head trains whole"},
        {"full fine-tuning",
         "every kernel, bias and norm, and the head; the token embeddings stay frozen in all methods"},

@@ -20,7 +20,7 @@ template <class Layers>
 struct LayerPass {
   using Matrix = lora::Matrix<typename Layers::Scalar>;
   using Norm = NormRecord<typename Layers::Scalar>;
-  using Record = typename Layers::Linear::Record;
+  using Tape = typename Layers::Linear::Tape;
 
   Norm attention_norm;
   Matrix normed;  ///< T x in
@@ -34,11 +34,11 @@ struct LayerPass {
   Matrix hidden;      ///< T x hidden, after max(0, .)
   Matrix output;      ///< T x out
 
-  typename Layers::Qkv::Record qkv_record;
-  Record output_record;
-  Record residual_record;
-  Record hidden_record;
-  Record ffn_record;
+  typename Layers::Qkv::Tape qkv_tape;
+  Tape output_tape;
+  Tape residual_tape;
+  Tape hidden_tape;
+  Tape ffn_tape;
 
   Matrix hidden_gradient;
   Matrix normed_gradient;
@@ -72,7 +72,7 @@ class TransformerLayer {
 
   /// Y (T x out), which stays in the pass.
   const Matrix& infer(const PackedTexts& texts, const Matrix& x, Pass& pass, lora::Workspace& workspace) const {
-    return run(texts, x, pass, workspace, [&](const auto& layer, const Matrix& in, auto& /*record*/, Matrix& out) {
+    return run(texts, x, pass, workspace, [&](const auto& layer, const Matrix& in, auto& /*tape*/, Matrix& out) {
       layer.infer(in, out, workspace);
     });
   }
@@ -80,9 +80,9 @@ class TransformerLayer {
   /// The same in training, with dropout at `position`.
   const Matrix& forward(const PackedTexts& texts, const Matrix& x, const BatchPosition& position, Pass& pass,
                         lora::Workspace& workspace) const {
-    return run(texts, x, pass, workspace, [&](const auto& layer, const Matrix& in, auto& record, Matrix& out) {
-      set_position(record, position.step, position.first_token);
-      layer.forward(in, record, out, workspace);
+    return run(texts, x, pass, workspace, [&](const auto& layer, const Matrix& in, auto& tape, Matrix& out) {
+      set_position(tape, position.step, position.first_token);
+      layer.forward(in, tape, out, workspace);
     });
   }
 
@@ -93,10 +93,10 @@ class TransformerLayer {
     attention_backward(texts, x, gradient, pass, workspace);
     const bool passes_on = !first || Layers::trains_norms;
     if (!passes_on) {
-      qkv_.backward(pass.normed, pass.qkv_record, pass.qkv_gradient, qkv_.gradients(), workspace);
+      qkv_.backward(pass.normed, pass.qkv_tape, pass.qkv_gradient, qkv_.gradients(), workspace);
     } else {
       pass.normed_gradient.resize(x.rows(), x.cols());
-      qkv_.backward(pass.normed, pass.qkv_record, pass.qkv_gradient, qkv_.gradients(), pass.normed_gradient, workspace);
+      qkv_.backward(pass.normed, pass.qkv_tape, pass.qkv_gradient, qkv_.gradients(), pass.normed_gradient, workspace);
     }
     residual_backward(x, gradient, first, pass, workspace);
     if constexpr (Layers::trains_norms) {
@@ -122,9 +122,9 @@ class TransformerLayer {
   }
 
   /// Layers without dropout have no position.
-  template <class Record>
-  static void set_position(Record& record, std::uint64_t step, Index first_row) {
-    if constexpr (requires { record.position; }) record.position = {step, first_row};
+  template <class Tape>
+  static void set_position(Tape& tape, std::uint64_t step, Index first_row) {
+    if constexpr (requires { tape.position; }) tape.position = {step, first_row};
   }
 
  private:
@@ -134,24 +134,24 @@ class TransformerLayer {
     const Index tokens = x.rows();
     attention_norm_.forward(x, pass.attention_norm, pass.normed);
     pass.qkv.resize(tokens, qkv_.out_features());
-    apply(qkv_, pass.normed, pass.qkv_record, pass.qkv);
+    apply(qkv_, pass.normed, pass.qkv_tape, pass.qkv);
     pass.context.resize(tokens, output_.in_features());
     attention_.forward(texts, pass.qkv, pass.attention, pass.context, workspace.executor());
     pass.attended.resize(tokens, out_features());
-    apply(output_, pass.context, pass.output_record, pass.attended);
+    apply(output_, pass.context, pass.output_tape, pass.attended);
     if (residual_) {
       pass.residual.resize(tokens, out_features());
-      apply(*residual_, x, pass.residual_record, pass.residual);
+      apply(*residual_, x, pass.residual_tape, pass.residual);
       pass.attended += pass.residual;
     } else {
       pass.attended += x;
     }
     ffn_norm_.forward(pass.attended, pass.ffn_norm, pass.ffn_normed);
     pass.hidden.resize(tokens, ffn_hidden_.out_features());
-    apply(ffn_hidden_, pass.ffn_normed, pass.hidden_record, pass.hidden);
+    apply(ffn_hidden_, pass.ffn_normed, pass.hidden_tape, pass.hidden);
     pass.hidden = pass.hidden.cwiseMax(Scalar(0));
     pass.output.resize(tokens, out_features());
-    apply(ffn_output_, pass.hidden, pass.ffn_record, pass.output);
+    apply(ffn_output_, pass.hidden, pass.ffn_tape, pass.output);
     pass.output += pass.attended;
     return pass.output;
   }
@@ -159,11 +159,11 @@ class TransformerLayer {
   // dH from dY, in place.
   void feed_forward_backward(Matrix& gradient, Pass& pass, lora::Workspace& workspace) {
     pass.hidden_gradient.resize(pass.hidden.rows(), pass.hidden.cols());
-    ffn_output_.backward(pass.hidden, pass.ffn_record, gradient, ffn_output_.gradients(), pass.hidden_gradient,
+    ffn_output_.backward(pass.hidden, pass.ffn_tape, gradient, ffn_output_.gradients(), pass.hidden_gradient,
                          workspace);
     pass.hidden_gradient = (pass.hidden.array() > Scalar(0)).select(pass.hidden_gradient, Scalar(0));
     pass.normed_gradient.resize(gradient.rows(), gradient.cols());
-    ffn_hidden_.backward(pass.ffn_normed, pass.hidden_record, pass.hidden_gradient, ffn_hidden_.gradients(),
+    ffn_hidden_.backward(pass.ffn_normed, pass.hidden_tape, pass.hidden_gradient, ffn_hidden_.gradients(),
                          pass.normed_gradient, workspace);
     if constexpr (Layers::trains_norms) {
       ffn_norm_.parameter_gradients(pass.attended, pass.ffn_norm, pass.normed_gradient);
@@ -175,7 +175,7 @@ class TransformerLayer {
   void attention_backward(const PackedTexts& texts, const Matrix& x, const Matrix& gradient, Pass& pass,
                           lora::Workspace& workspace) {
     pass.context_gradient.resize(x.rows(), output_.in_features());
-    output_.backward(pass.context, pass.output_record, gradient, output_.gradients(), pass.context_gradient, workspace);
+    output_.backward(pass.context, pass.output_tape, gradient, output_.gradients(), pass.context_gradient, workspace);
     pass.qkv_gradient.resize(x.rows(), qkv_.out_features());
     attention_.backward(texts, pass.qkv, pass.attention, pass.context_gradient, pass.qkv_gradient,
                         workspace.executor());
@@ -185,10 +185,10 @@ class TransformerLayer {
   void residual_backward(const Matrix& x, Matrix& gradient, bool first, Pass& pass, lora::Workspace& workspace) {
     if (!residual_) return;
     if (first) {
-      residual_->backward(x, pass.residual_record, gradient, residual_->gradients(), workspace);
+      residual_->backward(x, pass.residual_tape, gradient, residual_->gradients(), workspace);
     } else {
       pass.context_gradient.resize(x.rows(), x.cols());
-      residual_->backward(x, pass.residual_record, gradient, residual_->gradients(), pass.context_gradient, workspace);
+      residual_->backward(x, pass.residual_tape, gradient, residual_->gradients(), pass.context_gradient, workspace);
       gradient.swap(pass.context_gradient);
     }
   }

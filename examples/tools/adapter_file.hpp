@@ -1,4 +1,4 @@
-// An adapter from whatever holds one: a PEFT directory, a GGUF file, or a safetensors file with pairs of factors.
+// Reads an adapter from a PEFT directory, a GGUF file, or a safetensors file with pairs of factors.
 #pragma once
 
 #include <array>
@@ -22,7 +22,7 @@ namespace lora::tools {
 /// An adapter and where it comes from.
 struct AdapterFile {
   std::string format;      ///< "PEFT", "GGUF" or "pairs"
-  LoraModelConfig config;  ///< of PEFT; else rank and alpha alone
+  LoraModelConfig config;  ///< PEFT's; otherwise only rank and alpha
   AdapterWeights<float> weights;
   std::vector<std::string> warnings;
   std::uintmax_t bytes = 0;
@@ -30,7 +30,7 @@ struct AdapterFile {
 
 namespace detail {
 
-/// How files that are not PEFT's name the two factors of a module.
+/// How files not written by PEFT name the two factors of a module.
 inline constexpr std::array<std::pair<std::string_view, std::string_view>, 4> pair_suffixes = {{
     {".lora_A.weight", ".lora_B.weight"},
     {".lora_down.weight", ".lora_up.weight"},
@@ -66,7 +66,7 @@ inline constexpr std::array<std::pair<std::string_view, std::string_view>, 4> pa
 }
 
 /// Reads pairs of factors. A tensor "<module>.alpha" gives a module's alpha; without it the scaling is 1.
-/// @throws FormatError for a pair that does not fit together, or none at all
+/// @throws FormatError for a pair whose shapes do not match, or if there is no pair
 [[nodiscard]] inline AdapterFile read_pairs(const SafetensorsFile& file) {
   AdapterFile adapter;
   adapter.format = "pairs";

@@ -22,8 +22,8 @@ struct Shard {
   SafetensorsFile file;
 };
 
-/// Opens `path`: a safetensors file, an index (*.safetensors.index.json), or a folder that holds either as PEFT and
-/// transformers name them. Tensor data is not read before it is used.
+/// Opens `path`: a safetensors file, an index (*.safetensors.index.json), or a folder that holds either under the names
+/// of PEFT and transformers. Tensor data is read only when it is used.
 class Checkpoint {
  public:
   /// @throws IoError, FormatError
@@ -56,7 +56,7 @@ class Checkpoint {
     }
     return std::nullopt;
   }
-  /// Gives the memory of tensor data that has been read back to the system.
+  /// Returns the memory of tensor data that has been read to the system.
   void release(const TensorView& tensor) const noexcept {
     for (const Shard& shard : shards_) {
       if (shard.file.label() == tensor.file) shard.file.release(tensor.bytes);

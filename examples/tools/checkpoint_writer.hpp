@@ -1,4 +1,4 @@
-// Writing a checkpoint that differs from another in some tensors, in bounded memory.
+// Writes a checkpoint that differs from another in some tensors, in bounded memory.
 #pragma once
 
 #include <filesystem>
@@ -15,12 +15,12 @@
 
 namespace lora::tools {
 
-/// Gives the bytes of a tensor to the sink.
+/// Passes the bytes of a tensor to the sink.
 using Producer = std::function<void(const SafetensorsWriter::Sink&)>;
 
 /// Writes `source` to `target` with the same files, names, dtypes, shapes and metadata; tensors named in `changed` get
-/// their bytes from there, all others are copied. Data is read and written in pieces, and its pages are given back.
-/// A checkpoint with an index goes to a folder, one file to a file.
+/// their bytes from there, all others are copied. Data is read and written in pieces, and its pages are released. A
+/// checkpoint with an index is written to a folder, a single file to a file.
 /// @throws ConfigError for an existing target without `force`; IoError, FormatError
 inline void write_checkpoint(const Checkpoint& source, const std::filesystem::path& target, bool force,
                              const std::map<std::string, Producer>& changed, const std::string& doing) {

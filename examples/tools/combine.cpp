@@ -1,4 +1,4 @@
-// lora combine: several adapters of a model become one.
+// lora combine: makes one adapter out of several.
 #include "lora/model/combine.hpp"
 
 #include <cstdio>
@@ -65,18 +65,17 @@ void add_combine(CLI::App& app) {
       ->required()
       ->check(CLI::ExistingPath);
   command->add_option("--output,-o", arguments->output, "New PEFT directory")->required();
-  command->add_option("--weights,-w", arguments->weights, "One for each adapter; 1 each without them");
+  command->add_option("--weights,-w", arguments->weights, "One per adapter; 1 each by default");
   command
       ->add_option("--type,-t", arguments->type,
                    "linear, cat, svd, ties, ties_svd, dare_linear, dare_ties, dare_linear_svd, dare_ties_svd, "
                    "magnitude_prune, magnitude_prune_svd")
       ->capture_default_str();
-  command->add_option("--density", arguments->density, "Share that pruning keeps")->check(CLI::Range(0.0, 1.0));
-  command->add_option("--svd-rank", arguments->svd_rank, "Rank of the types that end in svd")
-      ->check(CLI::PositiveNumber);
-  command->add_option("--seed", arguments->seed, "Of what dare_* drops");
-  command->add_flag("--peft", arguments->peft, "PEFT's arithmetic where it differs from the exact sum");
-  command->add_flag("--force", arguments->force, "Overwrite");
+  command->add_option("--density", arguments->density, "Fraction that pruning keeps")->check(CLI::Range(0.0, 1.0));
+  command->add_option("--svd-rank", arguments->svd_rank, "Rank, for types that end in svd")->check(CLI::PositiveNumber);
+  command->add_option("--seed", arguments->seed, "Seed of the random pruning of dare_*");
+  command->add_flag("--peft", arguments->peft, "Compute as PEFT does where that differs from the exact sum");
+  command->add_flag("--force", arguments->force, "Overwrite an existing output");
   command->footer("Example: lora combine style task --weights 0.7 0.3 --type ties --density 0.5 --output both");
   command->callback([arguments] { run(*arguments); });
 }

@@ -1,4 +1,4 @@
-// The commands of build/bin/lora. Each adds itself to the command line and runs when it is the one called.
+// The commands of build/bin/lora. Each function adds its command to the command line; the command runs if it is called.
 #pragma once
 
 #include <CLI/CLI.hpp>

@@ -71,21 +71,21 @@ void run(const Arguments& arguments) {
 }  // namespace
 
 void add_convert(CLI::App& app) {
-  auto* command = app.add_subcommand("convert", "Turn a PEFT directory into llama.cpp's GGUF, or anything into PEFT");
+  auto* command = app.add_subcommand("convert", "Convert a PEFT directory to llama.cpp's GGUF, or any format to PEFT");
   const auto arguments = std::make_shared<Arguments>();
   command->add_option("input", arguments->input, "PEFT directory, GGUF or safetensors file")
       ->required()
       ->check(CLI::ExistingPath);
-  command->add_option("output", arguments->output, "*.gguf for GGUF, else a new PEFT directory")->required();
+  command->add_option("output", arguments->output, "*.gguf for GGUF, otherwise a new PEFT directory")->required();
   command->add_option("--architecture", arguments->architecture,
-                      "Of the base model, as llama.cpp calls it: llama, qwen2");
+                      "Base model's architecture, by llama.cpp's name: llama, qwen2");
   command->add_option("--dtype", arguments->dtype, "F32, F16 or BF16")->capture_default_str();
   command->add_option(
       "--heads", arguments->heads,
       "num_attention_heads, for architecture llama: permutes the rows of query and key as llama.cpp does");
-  command->add_option("--heads-kv", arguments->heads_kv, "num_key_value_heads; that of --heads without it");
+  command->add_option("--heads-kv", arguments->heads_kv, "num_key_value_heads; by default that of --heads");
   command->add_flag("--keep-names", arguments->keep_names, "Do not translate module names");
-  command->add_flag("--force", arguments->force, "Overwrite");
+  command->add_flag("--force", arguments->force, "Overwrite an existing output");
   command->footer("Example: lora convert my-adapter my-adapter.gguf --architecture llama --heads 32 --heads-kv 8");
   command->callback([arguments] { run(*arguments); });
 }

@@ -115,12 +115,12 @@ void run(const Arguments& arguments) {
 }  // namespace
 
 void add_diff(CLI::App& app) {
-  auto* command = app.add_subcommand("diff", "Say how two checkpoints differ");
+  auto* command = app.add_subcommand("diff", "Show how two checkpoints differ");
   const auto arguments = std::make_shared<Arguments>();
   command->add_option("first", arguments->first, "Safetensors file, index, or folder")
       ->required()
       ->check(CLI::ExistingPath);
-  command->add_option("second", arguments->second, "Another")->required()->check(CLI::ExistingPath);
+  command->add_option("second", arguments->second, "The same, to compare with")->required()->check(CLI::ExistingPath);
   command->add_flag("--all", arguments->all, "List equal tensors too");
   command->add_flag("--json", arguments->json, "Print JSON");
   command->footer("Example: lora diff base.safetensors merged.safetensors");

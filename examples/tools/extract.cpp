@@ -1,4 +1,4 @@
-// lora extract: the adapter that is nearest to the difference of two checkpoints.
+// lora extract: the adapter closest to the difference of two checkpoints.
 #include <cmath>
 #include <cstdio>
 #include <memory>
@@ -30,9 +30,7 @@ struct Decomposition {
   TruncatedSvd<double> svd;
   double energy = 0;
 
-  [[nodiscard]] auto values() const {
-    return Eigen::VectorXd::Map(svd.S.data(), static_cast<Index>(svd.S.size()));
-  }
+  [[nodiscard]] auto values() const { return Eigen::VectorXd::Map(svd.S.data(), static_cast<Index>(svd.S.size())); }
 };
 
 Decomposition decompose(const TensorView& base, const TensorView& tuned, Index most) {
@@ -52,7 +50,7 @@ Decomposition decompose(const TensorView& base, const TensorView& tuned, Index m
   return result;
 }
 
-// The first rank whose parts hold `share` of the energy; all of `most` when none does.
+// The smallest rank whose parts hold `share` of the energy; `most` if none does.
 Index rank_for(const Decomposition& decomposition, double share, Index most) {
   double held = 0;
   for (Index r = 0; r < most; ++r) {
@@ -126,19 +124,21 @@ void run(const Arguments& arguments) {
 }  // namespace
 
 void add_extract(CLI::App& app) {
-  auto* command = app.add_subcommand("extract", "Make an adapter out of the difference of two checkpoints");
+  auto* command = app.add_subcommand("extract", "Make an adapter from the difference of two checkpoints");
   const auto arguments = std::make_shared<Arguments>();
   command->add_option("base", arguments->base, "Safetensors file, index, or folder")
       ->required()
       ->check(CLI::ExistingPath);
   command->add_option("tuned", arguments->tuned, "The same after training")->required()->check(CLI::ExistingPath);
   command->add_option("output", arguments->output, "New PEFT directory")->required();
-  command->add_option("--rank", arguments->rank, "Rank; the largest one with --energy")
+  command->add_option("--rank", arguments->rank, "Rank; with --energy, the largest rank")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  command->add_option("--energy", arguments->energy, "Smallest rank that holds this share of the squared difference")
+  command
+      ->add_option("--energy", arguments->energy,
+                   "Use the smallest rank that holds this fraction of the squared difference")
       ->check(CLI::Range(0.0, 1.0));
-  command->add_flag("--force", arguments->force, "Overwrite");
+  command->add_flag("--force", arguments->force, "Overwrite an existing output");
   command->footer("Example: lora extract base.safetensors tuned.safetensors my-adapter --rank 64 --energy 0.99");
   command->callback([arguments] { run(*arguments); });
 }

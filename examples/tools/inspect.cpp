@@ -129,12 +129,13 @@ void run(const Arguments& arguments) {
 }  // namespace
 
 void add_inspect(CLI::App& app) {
-  auto* command = app.add_subcommand("inspect", "Say what an adapter or checkpoint holds");
+  auto* command = app.add_subcommand("inspect", "Show what an adapter or checkpoint contains");
   const auto arguments = std::make_shared<Arguments>();
   command->add_option("path", arguments->path, "PEFT directory, GGUF or safetensors file, or checkpoint")
       ->required()
       ->check(CLI::ExistingPath);
-  command->add_option("--adapter", arguments->adapter, "Which of a directory's adapters")->capture_default_str();
+  command->add_option("--adapter", arguments->adapter, "Adapter to read from a directory with several")
+      ->capture_default_str();
   command->add_flag("--json", arguments->json, "Print JSON");
   command->footer("Example: lora inspect my-adapter --json | jq .parameters");
   command->callback([arguments] { run(*arguments); });

@@ -12,8 +12,8 @@ int main(int argc, char** argv) {
   app.name("lora");
   app.require_subcommand(1);
   app.footer(
-      "lora COMMAND --help has an example of each.\n"
-      "Exit codes: 0 done, 1 refused or failed (nothing is half written), 2 a wrong call.");
+      "lora COMMAND --help shows an example.\n"
+      "Exit codes: 0 done, 1 refused or failed (no partial output), 2 wrong usage.");
   lora::tools::add_inspect(app);
   lora::tools::add_merge(app);
   lora::tools::add_diff(app);

@@ -1,4 +1,4 @@
-// lora merge, lora unmerge: a checkpoint with an adapter added to its weights, or taken out again.
+// lora merge, lora unmerge: adds an adapter to a checkpoint's weights, or subtracts it again.
 #include <cstdio>
 #include <map>
 #include <memory>
@@ -24,7 +24,7 @@ struct Arguments {
   bool unmerge = false;
 };
 
-// What every tensor of the checkpoint becomes, found before anything is written.
+// The change of every tensor of the checkpoint, determined before anything is written.
 class Merge {
  public:
   Merge(const Checkpoint& base, const AdapterFile& adapter, const Arguments& arguments)
@@ -130,7 +130,7 @@ void run(const Arguments& arguments) {
 
 void add_one(CLI::App& app, bool unmerge) {
   auto* command = app.add_subcommand(unmerge ? "unmerge" : "merge",
-                                     unmerge ? "Take an adapter out of a checkpoint it was merged into (up to rounding)"
+                                     unmerge ? "Remove an adapter from a checkpoint it was merged into (up to rounding)"
                                              : "Add an adapter to a checkpoint's weights");
   const auto arguments = std::make_shared<Arguments>();
   arguments->unmerge = unmerge;
@@ -141,9 +141,10 @@ void add_one(CLI::App& app, bool unmerge) {
       ->required()
       ->check(CLI::ExistingPath);
   command->add_option("output", arguments->output, "New file; new folder for a checkpoint with an index")->required();
-  command->add_option("--adapter", arguments->adapter_name, "Which of a directory's adapters")->capture_default_str();
-  command->add_option("--prefix", arguments->prefix, "What stands before the adapter's module names in the checkpoint");
-  command->add_flag("--force", arguments->force, "Overwrite");
+  command->add_option("--adapter", arguments->adapter_name, "Adapter to read from a directory with several")
+      ->capture_default_str();
+  command->add_option("--prefix", arguments->prefix, "Prefix of the adapter's module names in the checkpoint");
+  command->add_flag("--force", arguments->force, "Overwrite an existing output");
   command->footer(unmerge ? "Example: lora unmerge merged.safetensors my-adapter base.safetensors"
                           : "Example: lora merge base-model my-adapter merged-model");
   command->callback([arguments] { run(*arguments); });

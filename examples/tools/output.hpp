@@ -1,4 +1,4 @@
-// Where a command writes: nothing is overwritten unless the user says so.
+// Checks where a command writes: nothing is overwritten without --force.
 #pragma once
 
 #include <filesystem>

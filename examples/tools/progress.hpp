@@ -1,4 +1,4 @@
-// A line on the terminal that says how far a long job is.
+// A line on the terminal that shows the progress of a long job.
 #pragma once
 
 #include <unistd.h>
@@ -10,7 +10,7 @@
 
 namespace lora::tools {
 
-/// Writes to standard error, and only when that is a terminal; at most five times a second.
+/// Writes to standard error, only if that is a terminal, and at most five times a second.
 class Progress {
  public:
   Progress(std::string what, std::uintmax_t total) : what_(std::move(what)), total_(total) {}

@@ -1,4 +1,4 @@
-// What merging an adapter does to one tensor of a checkpoint, block of rows by block of rows.
+// The update of one tensor of a checkpoint when an adapter is merged, one block of rows at a time.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@
 
 namespace lora::tools {
 
-/// How far stored values are from what was computed in float.
+/// The distance of stored values from those computed in float.
 struct RoundingError {
   double largest = 0;
   double squares = 0;        ///< of the errors
@@ -32,7 +32,7 @@ struct RoundingError {
 };
 
 /// W <- W + sign * s * B * A over the rows of a stored tensor, and with DoRA W <- (m / |W + s B A|) (W + s B A), where
-/// each output is a row of the tensor, or a column where the tensor is stored transposed (fan_in_fan_out, embeddings).
+/// each output is a row of the tensor, or a column if the tensor is stored transposed (fan_in_fan_out, embeddings).
 /// Computes in Scalar.
 template <RealScalar Scalar>
 class TensorUpdate {
@@ -56,7 +56,7 @@ class TensorUpdate {
     }
   }
 
-  /// Gives the bytes of the new tensor to `sink`. `error` gains what storing rounds away.
+  /// Passes the bytes of the new tensor to `sink`, and adds the rounding errors of storing to `error`.
   void produce(const SafetensorsWriter::Sink& sink, RoundingError& error) const {
     const RowVector<Scalar> column_factors =
         magnitude_.size() > 0 && transposed_ ? dora_columns() : RowVector<Scalar>();

@@ -66,6 +66,23 @@ TYPED_TEST(Gradients, BytesCountWhatTrains) {
   EXPECT_EQ((LoraGradients<TypeParam>{}).bytes(), 0U);
 }
 
+// Those of a layer with several active adapters, in their order.
+TYPED_TEST(Gradients, OfSeveralAdaptersAreAddedEach) {
+  auto sum = this->numbered(1);
+  sum.others.push_back(this->numbered(200));
+  EXPECT_EQ(sum.size(), 2U);
+  EXPECT_EQ(&sum[0], &sum);
+  EXPECT_EQ(&sum[1], &sum.others[0]);
+  EXPECT_EQ(sum.bytes(), 2 * this->numbered(1).bytes());
+  auto other = this->numbered(10);
+  other.others.push_back(this->numbered(1000));
+  sum += other;
+  EXPECT_EQ(sum[0].B, this->numbered(1).B + this->numbered(10).B);
+  EXPECT_EQ(sum[1].B, this->numbered(200).B + this->numbered(1000).B);
+  sum.set_zero();
+  EXPECT_TRUE(sum[1].magnitude.isZero(0));
+}
+
 TYPED_TEST(Gradients, NoneIsHeldBeforeSomethingTrains) {
   LoraGradients<TypeParam> none;
   none.set_zero();

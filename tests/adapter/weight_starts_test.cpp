@@ -1,10 +1,9 @@
-#include "lora/adapter/starts.hpp"
-
 #include <cmath>
 #include <gtest/gtest.h>
 #include <limits>
 #include <string>
 
+#include "lora/adapter/starts.hpp"
 #include "support/random_matrix.hpp"
 
 namespace {
@@ -18,7 +17,7 @@ using lora::LoraConfig;
 using lora::Matrix;
 using lora::view_of;
 
-MatrixXd random(Index rows, Index cols) { return lora::testing::random_matrix<double>(rows, cols, 1); }
+MatrixXd random_weight(Index rows, Index cols) { return lora::testing::random_matrix<double>(rows, cols, 1); }
 
 lora::MatrixView<const double> view(const MatrixXd& w) { return view_of(w); }
 
@@ -29,7 +28,7 @@ auto pissa_factors(const MatrixXd& w, Index rank, double scaling, Index iteratio
 // s*B*A is the best approximation of rank r: what is left has the norm of the other singular values (Eckart and Young).
 TEST(PissaFactors, TakeThePrincipalPart) {
   for (const double s : {0.5, 2.0}) {
-    const MatrixXd w = random(14, 20);
+    const MatrixXd w = random_weight(14, 20);
     const auto factors = pissa_factors(w, 4, s, 0, 1);
     const auto whole = lora::truncated_svd(view(w), 14);
     const VectorXd values = VectorXd::Map(whole.S.data(), 14);
@@ -45,17 +44,17 @@ TEST(PissaFactors, TakeThePrincipalPart) {
 
 TEST(PissaFactors, WithIterationsApproachTheExactOnes) {
   // Each iteration brings the parts nearer by the square of the gap between the fourth and the fifth singular value.
-  const MatrixXd w = random(14, 4) * random(4, 20) + 0.05 * random(14, 20);
+  const MatrixXd w = random_weight(14, 4) * random_weight(4, 20) + 0.05 * random_weight(14, 20);
   const auto exact = pissa_factors(w, 4, 2, 0, 1);
   const auto close = pissa_factors(w, 4, 2, 30, 1);
   EXPECT_LE((close.A - exact.A).norm() + (close.B - exact.B).norm(), 1e-9);
-  const auto rough = pissa_factors(random(14, 20), 4, 2, 1, 1);
-  EXPECT_GT((rough.A - pissa_factors(random(14, 20), 4, 2, 0, 1).A).norm(), 1e-3);
-  EXPECT_NE(rough.A, pissa_factors(random(14, 20), 4, 2, 1, 2).A);
+  const auto rough = pissa_factors(random_weight(14, 20), 4, 2, 1, 1);
+  EXPECT_GT((rough.A - pissa_factors(random_weight(14, 20), 4, 2, 0, 1).A).norm(), 1e-3);
+  EXPECT_NE(rough.A, pissa_factors(random_weight(14, 20), 4, 2, 1, 2).A);
 }
 
 TEST(OloraFactors, AreTheFirstPartOfTheFactorisation) {
-  const MatrixXd w = random(14, 20);
+  const MatrixXd w = random_weight(14, 20);
   const auto factors = lora::olora_factors(view(w), 4);
   EXPECT_LE((factors.B.transpose() * factors.B - MatrixXd::Identity(4, 4)).norm(), 1e-14);
   const MatrixXd residual = w - factors.B * factors.A;
@@ -69,7 +68,7 @@ TEST(OloraFactors, AreTheFirstPartOfTheFactorisation) {
 
 TEST(OloraFactors, OfAnyRankUpToTheSmallerSide) {
   for (const auto& [m, n] : {std::pair<Index, Index>{5, 9}, {9, 5}, {1, 1}}) {
-    const MatrixXd w = random(m, n);
+    const MatrixXd w = random_weight(m, n);
     const auto factors = lora::olora_factors(view(w), std::min(m, n));
     EXPECT_LE((w - factors.B * factors.A).norm(), 1e-13);
   }
@@ -85,7 +84,7 @@ std::string refusal(const Matrix<double>& w, const LoraConfig& config) {
 }
 
 TEST(FactorsFromWeight, RefuseWhatCannotBe) {
-  Matrix<double> w = random(5, 9);
+  Matrix<double> w = random_weight(5, 9);
   const auto pissa = InitLoraWeights::pissa;
   const auto olora = InitLoraWeights::olora;
   EXPECT_EQ(refusal(w, {.rank = 5, .init_lora_weights = pissa}), "accepted");
@@ -102,7 +101,7 @@ TEST(FactorsFromWeight, RefuseWhatCannotBe) {
 }
 
 TEST(FactorsFromWeight, ReadTheWeightByOutputs) {
-  const Matrix<double> w = random(6, 4);
+  const Matrix<double> w = random_weight(6, 4);
   const Matrix<double> stored = w.transpose();
   const LoraConfig config{.rank = 3, .alpha = 6, .init_lora_weights = InitLoraWeights::pissa};
   const auto one = lora::factors_from_weight<double>("test", view_of(w), config, 1);

@@ -1,4 +1,4 @@
-// Adapter directories: read, injected by name, counted, run, merged, and compared with what PEFT made of them.
+// Adapter directories: read, injected by name, counted, run, merged, and compared with PEFT's results.
 #include <algorithm>
 #include <set>
 #include <string>

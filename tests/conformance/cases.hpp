@@ -16,7 +16,7 @@ void check_initialization(GoldenCase& golden, Comparison& comparison);
 void check_combination(GoldenCase& golden, Comparison& comparison);
 void check_training(GoldenCase& golden, Comparison& comparison);
 
-/// A directory that PEFT's save_pretrained wrote, its base model, and what PEFT made of both.
+/// A directory written by PEFT's save_pretrained, its base model, and PEFT's results for both.
 void check_adapter(const std::filesystem::path& directory, Comparison& comparison);
 
 /// A file and the verdict of the reference implementation of its format.

@@ -1,4 +1,4 @@
-// How far our numbers are from the reference, as shares of what rounding may explain.
+// The distance of our numbers from the reference, relative to what rounding can explain.
 #pragma once
 
 #include <algorithm>
@@ -12,9 +12,9 @@
 
 namespace lora::conformance {
 
-/// The largest error of a case. An error is |ours - theirs| relative to the largest element of theirs, or to the
-/// product of the norms that made them where sums cancel; a bound is that of the tensor's scalar type, or a wider one
-/// where the reference went through a singular value decomposition.
+/// The largest error of a case. An error is |ours - theirs| relative to the largest element of theirs, or, if sums
+/// cancel, to the product of the norms behind them. The bound is that of the tensor's scalar type, or a wider one if
+/// the reference used a singular value decomposition.
 class Comparison {
  public:
   static constexpr double svd_bound = 1e-4;

@@ -1,4 +1,4 @@
-// The conformance program must be able to fail: copies of golden cases with something wrong in them.
+// The conformance program must be able to fail: it is run on corrupted copies of golden cases.
 #include <filesystem>
 #include <fstream>
 #include <gtest/gtest.h>
@@ -26,7 +26,8 @@ Run run_on(const std::string& folder) {
 
 void write_file(const std::string& path, const std::string& bytes) { std::ofstream(path, std::ios::binary) << bytes; }
 
-// A golden case with one text in its header replaced by another of the same length, or with its last byte changed.
+// Writes a golden case with one text in its header replaced by another of the same length, or with its last byte
+// changed.
 void write_changed(const std::string& target, const std::string& name, const std::string& from, const std::string& to) {
   std::string original = LORA_GOLDEN_DIR;
   original.append("/").append(name).append(".safetensors");

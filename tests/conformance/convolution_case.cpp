@@ -52,6 +52,10 @@ template <class Scalar, int Dim>
 void check(GoldenCase& golden, Comparison& comparison) {
   const LoraConfig config = layer_config(golden.nested("lora"));
   auto layer = make_layer<Scalar, Dim>(golden, config);
+  if (config.use_dora) {  // B is zero at the start, so the magnitude is the norm of W0
+    const Matrix<Scalar> norms = golden.matrix<Scalar>("base.weight").rowwise().norm().transpose();
+    comparison.close<Scalar>("initial magnitude", layer.magnitude(), norms);
+  }
   layer.set_factors(golden.matrix<Scalar>("param.lora_A.weight"), golden.matrix<Scalar>("param.lora_B.weight"));
   if (config.lora_bias) layer.set_lora_bias(golden.matrix<Scalar>("param.lora_B.bias"));
   if (config.use_dora) {
@@ -62,6 +66,7 @@ void check(GoldenCase& golden, Comparison& comparison) {
   std::copy(shape.begin() + 2, shape.end(), image.begin());
   const auto x = golden.matrix<Scalar>("x");
   comparison.close<Scalar>("y", layer.forward(x, image), golden.matrix<Scalar>("y"));
+  comparison.close<Scalar>("y of infer", layer.infer(x, image), golden.matrix<Scalar>("y"));
   const Matrix<Scalar> dx = layer.backward(golden.matrix<Scalar>("grad_y"));
   comparison.close<Scalar>("grad_x", dx, golden.matrix<Scalar>("grad_x"));
   const auto& gradients = layer.gradients();

@@ -20,6 +20,7 @@ void check(GoldenCase& golden, Comparison& comparison) {
 
   const auto ids = golden.vector<std::int64_t>("x");
   comparison.close<Scalar>("y", layer.forward(ids), golden.matrix<Scalar>("y"));
+  comparison.close<Scalar>("y of infer", layer.infer(ids), golden.matrix<Scalar>("y"));
   layer.backward(golden.matrix<Scalar>("grad_y"));
   const auto& gradients = layer.gradients();
   comparison.close<Scalar>("grad.lora_embedding_A", gradients.A, golden.matrix<Scalar>("grad.lora_embedding_A"));

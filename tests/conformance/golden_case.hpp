@@ -14,13 +14,13 @@
 
 namespace lora::conformance {
 
-/// A case that cannot be judged: of a kind, with an option or a tensor that nothing here knows.
+/// A case that cannot be judged: its kind, an option or a tensor is unknown here.
 class UnknownCase : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };
 
-/// The members of a JSON object. Every one must be asked for, or finish() refuses the case.
+/// The members of a JSON object. Every member must be read, or finish() refuses the case.
 class Options {
  public:
   Options(std::string where, nlohmann::json object) : where_(std::move(where)), object_(std::move(object)) {}
@@ -41,7 +41,7 @@ class Options {
     return object_.at(key);
   }
   [[nodiscard]] bool contains(const std::string& key) const { return object_.contains(key); }
-  /// For members that say nothing about what must agree.
+  /// Skips a member that does not affect the results.
   void ignore(const std::string& key) { used_.insert(key); }
 
   void finish() const {
@@ -56,14 +56,14 @@ class Options {
   std::set<std::string> used_;
 };
 
-/// A file of reference vectors. Every tensor must be asked for, or finish() refuses the case.
+/// A file of reference vectors. Every tensor must be read, or finish() refuses the case.
 class GoldenCase {
  public:
   explicit GoldenCase(const std::filesystem::path& path)
       : file_(SafetensorsFile::open(path)), options_("the description", description(file_)) {}
 
   [[nodiscard]] Options& options() noexcept { return options_; }
-  /// The object `key` of the description; empty when it has none.
+  /// The object `key` of the description; empty if there is none.
   [[nodiscard]] Options nested(const std::string& key) {
     return {key, options_.contains(key) ? options_.at(key) : nlohmann::json::object()};
   }
@@ -71,7 +71,7 @@ class GoldenCase {
   [[nodiscard]] bool contains(const std::string& name) const { return file_.contains(name); }
   [[nodiscard]] std::vector<Index> shape(const std::string& name) const { return file_.tensor(name).shape; }
 
-  /// A tensor (n_0, n_1, ...) as n_0 rows; one of fewer than two dimensions is one row.
+  /// A tensor (n_0, n_1, ...) as n_0 rows; a tensor with fewer than two dimensions is one row.
   template <class Scalar>
   [[nodiscard]] Matrix<Scalar> matrix(const std::string& name) {
     used_.insert(name);

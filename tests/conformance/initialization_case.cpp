@@ -1,4 +1,4 @@
-// Initialisations that take A and B out of the weight, which keeps the residual.
+// Initialisations that take A and B from the weight. PEFT leaves the rest of it in the layer; here W0 stays.
 #include <cstdlib>
 #include <string>
 
@@ -39,9 +39,15 @@ void check(GoldenCase& golden, Comparison& comparison) {
   const auto theirs_A = golden.matrix<Scalar>("param.lora_A");
   const auto theirs_B = golden.matrix<Scalar>("param.lora_B");
   const double bound = Comparison::svd_bound;
+  const auto& start = layer.adapter("default").start;
+  const Matrix<Scalar> taken = layer.scaling() * (start.B * start.A);
   comparison.close<Scalar>("the product B A", layer.lora_B() * layer.lora_A(), theirs_B * theirs_A, bound);
-  comparison.close<Scalar>("residual_weight", layer.weight(), golden.matrix<Scalar>("residual_weight"), bound);
-  comparison.close<Scalar>("residual + s B A", layer.weight() + layer.delta_weight(), base);
+  comparison.close<Scalar>("residual_weight", layer.base_weight() - taken, golden.matrix<Scalar>("residual_weight"),
+                           bound);
+  comparison.equal("W0, bit for bit", layer.weight() == base, true);
+  comparison.close<Scalar>("delta before training", layer.delta_weight(),
+                           Matrix<Scalar>::Zero(base.rows(), base.cols()), Comparison::rounding_bound<Scalar>,
+                           static_cast<double>(taken.norm()));
   comparison.close<Scalar>("lora_A up to sign", layer.lora_A().cwiseAbs(), theirs_A.cwiseAbs(), bound);
   comparison.close<Scalar>("lora_B up to sign", layer.lora_B().cwiseAbs(), theirs_B.cwiseAbs(), bound);
 }

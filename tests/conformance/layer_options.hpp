@@ -6,7 +6,7 @@
 
 namespace lora::conformance {
 
-/// Reads the options that layers of every kind have. Strict: `options` must have no others.
+/// Reads the options common to all kinds of layers. Strict: `options` must have no others.
 inline LoraConfig layer_config(Options options) {
   LoraConfig config;
   config.rank = options.get<Index>("r");

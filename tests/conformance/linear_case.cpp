@@ -30,6 +30,7 @@ void check(GoldenCase& golden, Comparison& comparison) {
 
   const auto x = golden.matrix<Scalar>("x");
   comparison.close<Scalar>("y", layer.forward(x), golden.matrix<Scalar>("y"));
+  comparison.close<Scalar>("y of infer", layer.infer(x), golden.matrix<Scalar>("y"));
   const auto dy = golden.matrix<Scalar>("grad_y");
   const Matrix<Scalar> dx = layer.backward(dy);
   const double norms = static_cast<double>(dy.rowwise().norm().maxCoeff()) *

@@ -1,4 +1,4 @@
-// Runs reference vectors through the library: every case in the folders given, a line for each.
+// Runs reference vectors through the library: every case in the given folders, one line per case.
 #include <algorithm>
 #include <cstdio>
 #include <exception>
@@ -107,10 +107,9 @@ int run(const std::vector<std::filesystem::path>& folders) {
 int main(int argc, char** argv) {
   constexpr std::string_view usage =
       "usage: conformance DIR...\n\n"
-      "Runs every case of reference vectors in the folders through the library. A line a case with its largest error\n"
-      "and the bound for it; last \"N passed, M failed\". Exit code 0 when every case passed, 1 when one failed or "
-      "there\n"
-      "was none, 2 for a wrong call.\n\n"
+      "Runs every case of reference vectors in the folders through the library. Prints one line per case, with its\n"
+      "largest error and the bound, and finally \"N passed, M failed\". Exit code 0 if every case passed, 1 if one\n"
+      "failed or there was none, 2 for wrong usage.\n\n"
       "A case is a .safetensors file with a description under __metadata__.case, a folder with adapter_config.json,\n"
       "adapter_model.safetensors, model.safetensors and expected.safetensors, or a file named in an expect.json.\n";
   const std::vector<std::string_view> arguments(argv + 1, argv + argc);

@@ -1,4 +1,4 @@
-// Files that break the format, and the name the reference implementation of safetensors gives to what is wrong.
+// Files that break the format, and the reference implementation's name for the error.
 #include <stdexcept>
 #include <string>
 

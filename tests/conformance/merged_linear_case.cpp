@@ -32,6 +32,7 @@ void check(GoldenCase& golden, Comparison& comparison) {
   layer.set_factors(golden.matrix<Scalar>("param.lora_A"), golden.matrix<Scalar>("param.lora_B"));
   const auto x = golden.matrix<Scalar>("x");
   comparison.close<Scalar>("y", layer.forward(x), golden.matrix<Scalar>("y"));
+  comparison.close<Scalar>("y of infer", layer.infer(x), golden.matrix<Scalar>("y"));
   const Matrix<Scalar> dx = layer.backward(golden.matrix<Scalar>("grad_y"));
   comparison.close<Scalar>("grad_x", dx, golden.matrix<Scalar>("grad_x"));
   comparison.close<Scalar>("grad.lora_A", layer.gradients().A, golden.matrix<Scalar>("grad.lora_A"));

@@ -30,6 +30,8 @@ void train(GoldenCase& golden, Comparison& comparison, Optimizer optimizer, doub
   layer.set_factors(golden.matrix<Scalar>("step0.lora_A.weight"), golden.matrix<Scalar>("step0.lora_B.weight"));
   if (config.use_dora) layer.set_magnitude(golden.matrix<Scalar>("step0.lora_magnitude_vector.weight"));
 
+  lora_plus(layer, lora_plus_ratio);
+
   const auto x = golden.matrix<Scalar>("x");
   const auto target = golden.matrix<Scalar>("target");
   const auto losses = golden.matrix<Scalar>("losses");
@@ -39,9 +41,7 @@ void train(GoldenCase& golden, Comparison& comparison, Optimizer optimizer, doub
     const auto count = static_cast<Scalar>(difference.size());
     ours(0, step) = difference.squaredNorm() / count;
     layer.accumulate_gradients(difference * (2 / count));
-    auto parameters = layer.parameters();
-    lora_plus(parameters, lora_plus_ratio);
-    optimizer.step(parameters);
+    optimizer.step(layer);
     layer.zero_grad();
     compare_parameters(golden, comparison, layer, step + 1);
   }

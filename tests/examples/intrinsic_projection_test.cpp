@@ -70,10 +70,11 @@ class Projection : public ::testing::TestWithParam<std::pair<Index, Index>> {
 };
 
 INSTANTIATE_TEST_SUITE_P(Shapes, Projection,
-                         ::testing::Values(std::pair<Index, Index>{535818, 300}, std::pair<Index, Index>{2 * group, 1024},
-                                         std::pair<Index, Index>{2 * group + 1, 64},
-                                         std::pair<Index, Index>{2 * group - 1, 1}, std::pair<Index, Index>{100, 100},
-                                         std::pair<Index, Index>{1, 1}, std::pair<Index, Index>{40000, 1025}));
+                         ::testing::Values(std::pair<Index, Index>{535818, 300},
+                                           std::pair<Index, Index>{2 * group, 1024},
+                                           std::pair<Index, Index>{2 * group + 1, 64},
+                                           std::pair<Index, Index>{2 * group - 1, 1}, std::pair<Index, Index>{100, 100},
+                                           std::pair<Index, Index>{1, 1}, std::pair<Index, Index>{40000, 1025}));
 
 TEST_P(Projection, TransposeIsTheAdjoint) {
   for (std::uint64_t stream = 0; stream < 2; ++stream) {

@@ -70,7 +70,9 @@ class Case final : public LayerCase {
     w0 = random(geometry.out_channels, geometry.fan_in(), 1);
     if (with_bias) bias0 = random(1, geometry.out_channels, 2);
     for (Index j = 0; j < geometry.out_channels; ++j) adapted.push_back(j);
-    sums_in_one_product = false;
+    for_each_product(geometry, extents, [&](Index o, Index q, Index k, Index element) {
+      products_.push_back({o, o * positions + q, k, element});
+    });
   }
 
   [[nodiscard]] std::unique_ptr<AnyLayer> make(const LoraConfig& config, std::uint64_t seed) const override {
@@ -93,23 +95,20 @@ class Case final : public LayerCase {
 
   [[nodiscard]] WideRows apply(const WideRows& w, const WideRows& x) const override {
     WideRows y = WideRows::Zero(x.rows(), output_width());
-    for_each_product(geometry_, extents_, [&](Index o, Index q, Index k, Index element) {
-      y.col(o * positions + q) += w(o, k) * x.col(element);
-    });
+    for (const Product& p : products_)
+      for (Index i = 0; i < x.rows(); ++i) y(i, p.at) += w(p.o, p.k) * x(i, p.element);
     return y;
   }
   [[nodiscard]] WideRows adjoint(const WideRows& w, const WideRows& dy) const override {
     WideRows dx = WideRows::Zero(dy.rows(), detail::saturated_product(geometry_.in_channels, extents_));
-    for_each_product(geometry_, extents_, [&](Index o, Index q, Index k, Index element) {
-      dx.col(element) += w(o, k) * dy.col(o * positions + q);
-    });
+    for (const Product& p : products_)
+      for (Index i = 0; i < dy.rows(); ++i) dx(i, p.element) += w(p.o, p.k) * dy(i, p.at);
     return dx;
   }
   [[nodiscard]] WideRows outer(const WideRows& dy, const WideRows& x) const override {
     WideRows dw = WideRows::Zero(w0.rows(), w0.cols());
-    for_each_product(geometry_, extents_, [&](Index o, Index q, Index k, Index element) {
-      dw(o, k) += dy.col(o * positions + q).dot(x.col(element));
-    });
+    for (const Product& p : products_)
+      for (Index i = 0; i < x.rows(); ++i) dw(p.o, p.k) += dy(i, p.at) * x(i, p.element);
     return dw;
   }
   // Outputs of a group see the rows of A of their group.
@@ -128,8 +127,12 @@ class Case final : public LayerCase {
   [[nodiscard]] Index first_of(Index output, Index group_rank) const {
     return output / geometry_.group_outputs() * group_rank;
   }
+  struct Product {
+    Index o, at, k, element;  // output channel, column of y, column of the weight, column of x
+  };
   ConvGeometry<Dim> geometry_;
   ImageExtents<Dim> extents_;
+  std::vector<Product> products_;
 };
 
 }  // namespace

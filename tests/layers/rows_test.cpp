@@ -168,7 +168,7 @@ TEST(MakeOutput, AnswersMapsAndExpressionsWithMatricesOfTheirOwn) {
 // The law of an output: writing through the rows writes the object, sample by sample.
 template <class Output>
 void expect_written_in_place(Output&& output, Index rows, Index features) {
-  const auto view = output_rows<float>("test", "y", output, rows, features);
+  const auto view = output_rows<float>({"test", "test"}, "y", output, rows, features);
   ASSERT_EQ(view.rows, rows);
   ASSERT_EQ(view.cols, features);
   EXPECT_TRUE(view.row_major() || features <= 1);
@@ -197,11 +197,11 @@ TEST(OutputRows, AreTheObjectsOwnMemory) {
 TEST(OutputRows, RefuseTheWrongShape) {
   Matrix<float> matrix(3, 4);
   Eigen::VectorXf column(4);
-  EXPECT_THROW((void)output_rows<float>("test", "y", matrix, 3, 5), lora::ShapeError);
-  EXPECT_THROW((void)output_rows<float>("test", "y", matrix, 2, 4), lora::ShapeError);
-  EXPECT_THROW((void)output_rows<float>("test", "y", column, 4, 1), lora::ShapeError);
+  EXPECT_THROW((void)output_rows<float>({"test", "test"}, "y", matrix, 3, 5), lora::ShapeError);
+  EXPECT_THROW((void)output_rows<float>({"test", "test"}, "y", matrix, 2, 4), lora::ShapeError);
+  EXPECT_THROW((void)output_rows<float>({"test", "test"}, "y", column, 4, 1), lora::ShapeError);
   try {
-    (void)output_rows<float>("LoraLinear::infer", "y", matrix, 3, 5);
+    (void)output_rows<float>({"LoraLinear", "infer"}, "y", matrix, 3, 5);
     FAIL() << "accepted";
   } catch (const lora::ShapeError& error) {
     EXPECT_STREQ(error.what(), "LoraLinear::infer: y: expected 3 x 5, got 3 x 4");
@@ -213,22 +213,22 @@ TEST(OutputRows, RefuseRowsThatAreNotContiguous) {
   auto column = matrix.col(2);
   std::array<float, 24> memory{};
   Eigen::Map<Matrix<float>, Eigen::Unaligned, Eigen::InnerStride<2>> spread(memory.data(), 3, 4);
-  EXPECT_THROW((void)output_rows<float>("test", "y", column, 1, 6), lora::ShapeError);
-  EXPECT_THROW((void)output_rows<float>("test", "y", spread, 3, 4), lora::ShapeError);
+  EXPECT_THROW((void)output_rows<float>({"test", "test"}, "y", column, 1, 6), lora::ShapeError);
+  EXPECT_THROW((void)output_rows<float>({"test", "test"}, "y", spread, 3, 4), lora::ShapeError);
 }
 
 // The stride of one element does not matter.
 TEST(OutputRows, OneFeatureHasContiguousRowsWhateverItsStride) {
   Matrix<float> matrix(1, 8);
   auto column = matrix.col(2);
-  EXPECT_NO_THROW((void)output_rows<float>("test", "y", column, 1, 1));
+  EXPECT_NO_THROW((void)output_rows<float>({"test", "test"}, "y", column, 1, 1));
 }
 
 TEST(OutputRows, TheMessageOfAStrideNamesOperationAndArgument) {
   Matrix<float> matrix(6, 8);
   auto column = matrix.col(2);
   try {
-    (void)output_rows<float>("LoraLinear::infer", "dx", column, 1, 6);
+    (void)output_rows<float>({"LoraLinear", "infer"}, "dx", column, 1, 6);
     FAIL() << "accepted";
   } catch (const lora::ShapeError& error) {
     EXPECT_STREQ(error.what(), "LoraLinear::infer: dx: expected contiguous rows, got an inner stride of 8");

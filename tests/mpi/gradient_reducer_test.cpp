@@ -35,10 +35,7 @@ struct Case {
   Matrix<Scalar> x = random_matrix<Scalar>(32, in_features, 3);
   Matrix<Scalar> dy = random_matrix<Scalar>(32, out_features, 4);
 
-  std::span<const Parameter<Scalar>> parameters() {
-    list = layer.parameters();
-    return list;
-  }
+  std::span<const Parameter<Scalar>> parameters() { return layer.parameters(); }
   /// The gradient of the mean loss over these samples; zero for none.
   void differentiate(const Shard& part) {
     layer.zero_grad();
@@ -57,8 +54,6 @@ struct Case {
     return layer.scaling() / 32.0 * absolute(dy).transpose() * U;
   }
   static Matrix<double> absolute(const Matrix<Scalar>& m) { return m.template cast<double>().cwiseAbs(); }
-
-  ParameterList<Scalar> list;
 };
 
 template <class Scalar>

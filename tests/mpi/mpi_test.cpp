@@ -8,7 +8,6 @@
 
 #include "lora/layers/linear.hpp"
 #include "lora/model/lora_model.hpp"
-#include "lora/model/model_layers.hpp"
 #include "lora/optim/adamw.hpp"
 #include "lora/optim/sgd.hpp"
 #include "mpi/job.hpp"
@@ -58,7 +57,7 @@ struct Regression {
     const Matrix<double> dy = (y - target.middleRows(part.begin, part.count)) / static_cast<double>(part.count);
     layer.accumulate_gradients(dy);
   }
-  void descend() { optimizer.step(layer.parameters()); }
+  void descend() { optimizer.step(layer); }
   [[nodiscard]] Matrix<double> residual() const { return layer.infer(x) - target; }
 };
 
@@ -138,7 +137,7 @@ struct Network {
     head.ensure_gradient();
   }
 
-  /// The loss over this rank's samples, times their number. `ready(list)` is told of parameters whose gradients are
+  /// The loss over this rank's samples, times their number. `ready(layer)` is told of layers whose gradients are
   /// done.
   template <class Ready>
   double differentiate(const mpi::Shard& part, const Ready& ready) {
@@ -150,9 +149,9 @@ struct Network {
     const Matrix<float> dy = difference / static_cast<float>(part.count);
     head.gradient += dy.transpose() * b;
     const Matrix<float> dh = second.backward((dy * head.value).eval());
-    ready(second.parameters());
+    ready(second);
     first.accumulate_gradients((dh.array() * (a.array() > 0).cast<float>()).matrix().eval());
-    ready(first.parameters());
+    ready(first);
     return difference.squaredNorm() / 2;
   }
 };
@@ -167,16 +166,16 @@ TrainedNetwork train(bool overlapped, int rank, int size) {
   Network network;
   const mpi::Communicator ranks(size == 1 ? MPI_COMM_SELF : world().handle());
   const mpi::Shard part = mpi::shard(30, rank, size);
-  mpi::broadcast_values(ranks, network.model.trainable_parameters());
-  mpi::GradientReducer<float> reducer(ranks, network.model.trainable_parameters());
+  mpi::broadcast_values(ranks, network.model);
+  mpi::GradientReducer<float> reducer(ranks, network.model);
   TrainedNetwork result;
   for (int step = 0; step < 20; ++step) {
-    const double loss = network.differentiate(part, [&](const ParameterList<float>& list) {
-      if (overlapped) reducer.start(list);
+    const double loss = network.differentiate(part, [&](LoraLinear<float>& layer) {
+      if (overlapped) reducer.start(layer);
     });
     (step == 0 ? result.loss_before : result.loss_after) = loss;
-    reducer.reduce(network.model.trainable_parameters(), static_cast<double>(part.count));
-    network.optimizer.step(network.model.trainable_parameters());
+    reducer.reduce(network.model, static_cast<double>(part.count));
+    network.optimizer.step(network.model);
   }
   std::vector<float> values;
   for (const auto& parameter : network.model.trainable_parameters()) {
@@ -198,8 +197,8 @@ TEST(Training, OfAModelOnOneRankIsPlainTraining) {
   const auto reduced = train(true, 0, 1);
   Network network;
   for (int step = 0; step < 20; ++step) {
-    network.differentiate({0, 30}, [](const ParameterList<float>&) {});
-    network.optimizer.step(network.model.trainable_parameters());
+    network.differentiate({0, 30}, [](LoraLinear<float>&) {});
+    network.optimizer.step(network.model);
   }
   Index position = 0;
   for (const auto& parameter : network.model.trainable_parameters()) {

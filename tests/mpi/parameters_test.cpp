@@ -56,7 +56,7 @@ TYPED_TEST(BroadcastValues, NothingIsBroadcastBetweenDifferentModels) {
 TYPED_TEST(BroadcastValues, AMergedLayerRefuses) {
   LoraLinear<TypeParam> layer(random_matrix<TypeParam>(4, 6, 1), {.rank = 2}, 1);
   layer.eval();
-  EXPECT_THROW(mpi::broadcast_values(world(), layer.parameters()), StateError);
+  EXPECT_THROW(mpi::broadcast_values(world(), layer), StateError);
 }
 
 TEST(LayoutText, NamesShapesAndScalars) {

@@ -13,7 +13,6 @@
 #include "lora/layers/embedding.hpp"
 #include "lora/layers/linear.hpp"
 #include "lora/model/lora_model.hpp"
-#include "lora/model/model_layers.hpp"
 
 namespace lora::testing {
 

@@ -1,4 +1,5 @@
-// Layers of every kind, weight and scalar behind one interface, so that a law about layers is written and compiled once.
+// Layers of every kind, weight and scalar behind one interface, so that a law about layers is written and compiled
+// once.
 //
 // Numbers cross the interface as double, which holds every float exactly: what has the same bits here has the same bits
 // in the layer. Each kind's file (layers/linear_test.cpp and its like) makes its cases, with support/native_layer.hpp.
@@ -177,7 +178,6 @@ class LayerCase {
   bool has_dx = true;
   bool mergeable = true;
   bool starts_from_weight = false;  ///< takes pissa, olora and orthogonal
-  bool sums_in_one_product = true;  ///< several adapters with dropout share the product with W
 
   virtual ~LayerCase() = default;
 
@@ -202,9 +202,7 @@ class LayerCase {
   [[nodiscard]] Index input_width() const { return inputs(1, 1).cols(); }
 
   /// Rounds to the layer's scalar.
-  [[nodiscard]] Rows rounded(const Rows& m) const {
-    return epsilon > 1e-10 ? Rows(m.cast<float>().cast<double>()) : m;
-  }
+  [[nodiscard]] Rows rounded(const Rows& m) const { return epsilon > 1e-10 ? Rows(m.cast<float>().cast<double>()) : m; }
   [[nodiscard]] Rows random(Index rows, Index cols, std::uint64_t seed, double bound = 1.0) const {
     return rounded(random_matrix<double>(rows, cols, seed, bound));
   }
@@ -232,8 +230,8 @@ class LayerLaw : public ::testing::TestWithParam<CasePointer> {
   [[nodiscard]] static const LayerCase& layer_case() { return *GetParam(); }
 };
 
-#define LORA_LAYER_LAWS(Suite)              \
-  class Suite : public testing::LayerLaw {}; \
+#define LORA_LAYER_LAWS(Suite)                                                         \
+  class Suite : public testing::LayerLaw {};                                           \
   INSTANTIATE_TEST_SUITE_P(Of, Suite, ::testing::ValuesIn(testing::all_layer_cases()), \
                            [](const auto& tested) { return tested.param->name; })
 
@@ -313,7 +311,8 @@ inline void disturb(const LayerCase& c, AnyLayer& layer, std::string_view name, 
 }
 
 /// A layer of no adapters, and then these, disturbed and active in their order.
-[[nodiscard]] inline std::unique_ptr<AnyLayer> layer_with(const LayerCase& c, const std::vector<NamedConfig>& adapters) {
+[[nodiscard]] inline std::unique_ptr<AnyLayer> layer_with(const LayerCase& c,
+                                                          const std::vector<NamedConfig>& adapters) {
   auto layer = c.make({.rank = 0}, 1);
   Names active;
   for (const auto& [name, config] : adapters) {

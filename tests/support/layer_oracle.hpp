@@ -130,8 +130,8 @@ struct Signs {
       if (c.frozen_column() >= 0) g.A.col(c.frozen_column()).setZero();
       g.B = c.gathered(WideRows(s * scaled_outer * signs.of(a.A).transpose()), a.B.cols());
       if (c.has_dx) {
-        const WideRows seen = dora ? WideRows(c.adjoint(scaled, dy) + signs.minus() * c.adjoint(w, dy))
-                                   : c.adjoint(delta, dy);
+        const WideRows seen =
+            dora ? WideRows(c.adjoint(scaled, dy) + signs.minus() * c.adjoint(w, dy)) : c.adjoint(delta, dy);
         answer.dx += seen.cwiseProduct(mask);
       }
     }
@@ -204,8 +204,8 @@ struct Expected {
 }
 
 /// The bound of a sum of `longest_sum` products, with each factor rounded some times (Higham, Accuracy and Stability of
-/// Numerical Algorithms, section 3.1): the ranks in between, scaling, mask, and norms of DoRA, which lose what two terms
-/// of a square lose.
+/// Numerical Algorithms, section 3.1): the ranks in between, scaling, mask, and norms of DoRA, which lose what two
+/// terms of a square lose.
 [[nodiscard]] inline Expected expected(const LayerCase& c, const std::vector<AdapterValues>& adapters, const Rows& bias,
                                        const Rows& x, const Rows& dy, const Masks& masks = {}) {
   Index terms = c.longest_sum() + x.rows() * c.positions + 24;

@@ -32,11 +32,19 @@ template <class Derived>
 
 template <class Scalar>
 [[nodiscard]] AdapterValues values_of(const LoraAdapter<Scalar>& a) {
-  return {a.name(),          a.config(),     a.seed(),
-          static_cast<double>(a.scaling()),  a.scale(),
-          a.merged(),        doubled(a.A),   doubled(a.B),
-          doubled(a.start.A), doubled(a.start.B), doubled(a.lora_bias),
-          doubled(a.magnitude), doubled(a.bias)};
+  return {a.name(),
+          a.config(),
+          a.seed(),
+          static_cast<double>(a.scaling()),
+          a.scale(),
+          a.merged(),
+          doubled(a.A),
+          doubled(a.B),
+          doubled(a.start.A),
+          doubled(a.start.B),
+          doubled(a.lora_bias),
+          doubled(a.magnitude),
+          doubled(a.bias)};
 }
 
 template <class Scalar>
@@ -243,9 +251,13 @@ class NativeLayer final : public AnyLayer {
   using Storage = std::shared_ptr<std::vector<Scalar>>;
 
  public:
-  /// `memory` is what the weight views, if it views; `outputs` columns of y; `transposed` as the layer hands out weights.
+  /// `memory` is what the weight views, if it views; `outputs` columns of y; `transposed` as the layer hands out
+  /// weights.
   NativeLayer(Layer&& layer, Use use, Index outputs, bool transposed, Storage memory)
-      : memory_(std::move(memory)), layer_(std::move(layer)), use_(std::move(use)), outputs_(outputs),
+      : memory_(std::move(memory)),
+        layer_(std::move(layer)),
+        use_(std::move(use)),
+        outputs_(outputs),
         transposed_(transposed) {}
 
   [[nodiscard]] std::unique_ptr<LayerPass> pass(const Rows& x, Order order) override {
@@ -386,8 +398,8 @@ template <class Weight>
                                  std::shared_ptr<std::vector<typename Weight::Scalar>>& memory) {
   using Scalar = typename Weight::Scalar;
   const bool transposed = lies == Lies::by_input;
-  const Matrix<Scalar> stored = transposed ? Matrix<Scalar>(w.transpose().template cast<Scalar>())
-                                           : Matrix<Scalar>(w.template cast<Scalar>());
+  const Matrix<Scalar> stored =
+      transposed ? Matrix<Scalar>(w.transpose().template cast<Scalar>()) : Matrix<Scalar>(w.template cast<Scalar>());
   memory = std::make_shared<std::vector<Scalar>>(stored.data(), stored.data() + stored.size());
   const MatrixView<Scalar> view{memory->data(), stored.rows(), stored.cols(), stored.cols(), 1};
   const MatrixView<Scalar> whole = transposed ? view.transpose() : view;

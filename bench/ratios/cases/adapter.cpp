@@ -1,4 +1,4 @@
-// What the adapter adds to the layer's own base product: forward, a whole step, dropout, and nothing once merged.
+// What the adapter adds to the layer's own base product: forward, a whole step, dropout, DoRA, and nothing once merged.
 #include <cmath>
 #include <memory>
 
@@ -14,6 +14,7 @@ struct Size {
 };
 
 constexpr Size sizes[] = {{256, 768}, {256, 1024}, {256, 4096}, {2048, 768}, {2048, 1024}, {2048, 4096}};
+constexpr Size dora_sizes[] = {{256, 1024}, {256, 4096}, {2048, 1024}, {2048, 4096}};
 constexpr Size merged_sizes[] = {{1, 1024}, {1, 4096}, {256, 1024}, {256, 4096}, {2048, 1024}};
 
 bool is_large(const Size& size) { return size.n * size.d > 2048 * 1024; }
@@ -84,6 +85,26 @@ void measure_dropout(Session& session) {
                  .name = name,
                  .relation = Relation::at_most,
                  .target = 1.05,
+                 .value = ratio(timings[1], timings[0]),
+                 .absent = {}});
+  }
+}
+
+void measure_dora(Session& session) {
+  constexpr Index r = 8;
+  for (const Size& size : dora_sizes) {
+    const auto [n, d] = size;
+    const std::string name = case_name(n, d, d, r);
+    if (!session.wants({"dora_step"}, name, is_large(size))) continue;
+    LayerData data(n, d, d);
+    TimedLayer lora(data, r);
+    TimedLayer dora(data, {.rank = r, .alpha = 16, .use_dora = true, .init_lora_weights = InitLoraWeights::random});
+    const auto timings =
+        session.compare({"dora", name, 0, 0, {}}, {{"lora", [&] { lora.step(); }}, {"dora", [&] { dora.step(); }}});
+    session.add({.id = "dora_step",
+                 .name = name,
+                 .relation = Relation::at_most,
+                 .target = 1.15,
                  .value = ratio(timings[1], timings[0]),
                  .absent = {}});
   }

@@ -8,6 +8,7 @@ namespace lora::bench {
 void measure_base(Session& session);         ///< base_peak, base_peer, base_small, dx_peer
 void measure_adapter(Session& session);      ///< lora_forward, lora_step
 void measure_dropout(Session& session);      ///< dropout
+void measure_dora(Session& session);         ///< dora_step
 void measure_merged(Session& session);       ///< merged
 void measure_torch(Session& session);        ///< torch_forward, torch_step
 void measure_full_update(Session& session);  ///< full_step

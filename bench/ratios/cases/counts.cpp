@@ -37,7 +37,7 @@ double allocations_of_a_step(double dropout, Executor& executor) {
   const auto step = [&] {
     layer.forward(data.x, data.y);
     layer.backward(data.dy, data.dx);
-    optimizer.step(layer.parameters());
+    optimizer.step(layer);
     layer.zero_grad();
   };
   step();
@@ -78,7 +78,7 @@ void count_saved(Session& session) {
     LayerData data(n, k, k);
     TimedLayer timed(data, r, dropout);
     timed.forward();
-    session.add(at_most("saved", name, static_cast<double>(timed.record().bytes()), 4.0 * n * r + n * k / 8.0));
+    session.add(at_most("saved", name, static_cast<double>(timed.tape().bytes()), 4.0 * n * r + n * k / 8.0));
   }
 }
 

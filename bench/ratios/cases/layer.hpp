@@ -42,14 +42,14 @@ struct LayerData {
 class TimedLayer {
  public:
   TimedLayer(LayerData& data, Index rank, double dropout = 0)
-      : data_(data),
-        layer_(data.w0, data.bias,
-               {.rank = rank, .alpha = 16, .dropout = dropout, .init_lora_weights = InitLoraWeights::random}, 1),
-        gradients_(layer_.make_gradients()) {}
+      : TimedLayer(data,
+                   {.rank = rank, .alpha = 16, .dropout = dropout, .init_lora_weights = InitLoraWeights::random}) {}
+  TimedLayer(LayerData& data, const LoraConfig& config)
+      : data_(data), layer_(data.w0, data.bias, config, 1), gradients_(layer_.make_gradients()) {}
 
   void infer() { layer_.infer(data_.x, data_.y, workspace_); }
-  void forward() { layer_.forward(data_.x, record_, data_.y, workspace_); }
-  void backward() { layer_.backward(data_.x, record_, data_.dy, gradients_, data_.dx, workspace_); }
+  void forward() { layer_.forward(data_.x, tape_, data_.y, workspace_); }
+  void backward() { layer_.backward(data_.x, tape_, data_.dy, gradients_, data_.dx, workspace_); }
   void step() {
     forward();
     backward();
@@ -58,13 +58,13 @@ class TimedLayer {
   void run_on(Executor& executor) { workspace_ = Workspace(executor); }
 
   [[nodiscard]] LoraLinear<float>& layer() { return layer_; }
-  [[nodiscard]] const LoraRecord<float>& record() const { return record_; }
+  [[nodiscard]] const LoraTape<float>& tape() const { return tape_; }
 
  private:
   LayerData& data_;
   LoraLinear<float> layer_;
   LoraGradients<float> gradients_;
-  LoraRecord<float> record_;
+  LoraTape<float> tape_;
   Workspace workspace_;
 };
 

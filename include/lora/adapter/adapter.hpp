@@ -18,10 +18,10 @@
 
 namespace lora {
 
-/// The name that stands for no adapter where each row of a batch chooses its own.
+/// The name a row uses for "no adapter" when each row of a batch chooses its own.
 inline constexpr std::string_view base_adapter_name = "__base__";
 
-/// The name of an adapter that is given none.
+/// The name of an adapter created without one.
 inline constexpr std::string_view default_adapter_name = "default";
 
 namespace detail {
@@ -32,7 +32,7 @@ namespace detail {
   return text;
 }
 
-/// @throws ConfigError for a name that is empty, holds a dot or stands for the base.
+/// @throws ConfigError for a name that is empty, contains a dot or is base_adapter_name.
 LORA_COLD inline std::string checked_adapter_name(std::string_view operation, std::string_view name) {
   if (name.empty() || name.find('.') != std::string_view::npos || name == base_adapter_name) {
     std::string expected = "a name without dots other than \"\" and ";
@@ -44,13 +44,13 @@ LORA_COLD inline std::string checked_adapter_name(std::string_view operation, st
 }  // namespace detail
 
 /// What one adapter adds to a layer: s (B A - B0 A0), with A (rank x in_features) and B (out_features x rank) trainable
-/// and s = scale * alpha / rank (or / sqrt(rank)). A0 and B0 are the start of an adapter that began as a part of the
-/// frozen weight (pissa, olora): frozen, of the same shapes; other adapters have none. Optional, where the
-/// configuration asks for them: a bias of B, DoRA's magnitude, and the layer's bias as this adapter trains it.
+/// and s = scale * alpha / rank (or / sqrt(rank)). A0 and B0 are the start of an adapter that was initialised from the
+/// frozen weight (pissa, olora): frozen, with the same shapes; other adapters have none. If the configuration asks for
+/// them, there are also a bias of B, DoRA's magnitude, and the layer's bias as this adapter trains it.
 ///
-/// A value that knows nothing of the weight it adapts; the layer that made it gave it its shapes. Gradients and the
-/// optimisers' moments live here, so that they follow the adapter. Handles on its parameters hold while it stays where
-/// it is.
+/// A value with no reference to the weight it adapts; the layer that creates it sets its shapes. Gradients and the
+/// optimisers' moments are stored here, so that they are copied and moved with the adapter. Handles on its parameters
+/// are valid until it is moved or destroyed.
 template <RealScalar Scalar>
 class LoraAdapter {
  public:
@@ -68,7 +68,7 @@ class LoraAdapter {
 
   Matrix<Scalar> A;
   Matrix<Scalar> B;
-  LoraFactors<Scalar> start;    ///< A0 and B0; empty without
+  LoraFactors<Scalar> start;    ///< A0 and B0; empty if there is no start
   RowVector<Scalar> lora_bias;  ///< of B; empty without lora_bias
   RowVector<Scalar> magnitude;  ///< DoRA's m; empty without use_dora
   RowVector<Scalar> bias;       ///< the layer's bias while this adapter is active; empty unless it trains the bias
@@ -77,25 +77,25 @@ class LoraAdapter {
   [[nodiscard]] const LoraConfig& config() const noexcept { return config_; }
   [[nodiscard]] std::uint64_t seed() const noexcept { return seed_; }
   [[nodiscard]] Index rank() const noexcept { return config_.rank; }
-  /// Rows of A and, where there is a start, of A0.
+  /// Rows of A plus, if there is a start, rows of A0.
   [[nodiscard]] Index total_rank() const noexcept { return A.rows() + start.A.rows(); }
   [[nodiscard]] bool uses_dora() const noexcept { return config_.use_dora; }
   [[nodiscard]] bool drops() const noexcept { return config_.rank > 0 && config_.dropout > 0; }
 
-  /// s, the scale included.
+  /// s, including the scale.
   [[nodiscard]] Scalar scaling() const noexcept { return scaling_; }
   /// The factor on alpha / rank.
   [[nodiscard]] double scale() const noexcept { return scale_; }
-  /// @throws ConfigError when the scaling that `factor` gives is not finite; then nothing has changed.
+  /// @throws ConfigError when the scaling with `factor` is not finite; nothing changes then.
   void set_scale(std::string_view operation, double factor) {
     scaling_ = checked_scaling(operation, "scale", factor, config_, factor);
     scale_ = factor;
   }
-  /// @throws ConfigError as set_scale would
+  /// @throws ConfigError like set_scale
   void check_scale(std::string_view operation, double factor) const {
     static_cast<void>(checked_scaling(operation, "scale", factor, config_, factor));
   }
-  /// @throws ConfigError when alpha, or the scaling it gives, is not finite; then nothing has changed.
+  /// @throws ConfigError when alpha, or the scaling with it, is not finite; nothing changes then.
   void set_alpha(std::string_view operation, double alpha) {
     LoraConfig changed = config_;
     changed.alpha = alpha;
@@ -104,12 +104,13 @@ class LoraAdapter {
     config_ = changed;
   }
 
-  /// Tells this adapter from every other one that its layer ever had; a layer gives it. A tape names adapters so.
+  /// Assigned by the layer, and unique among all adapters the layer ever had. A tape refers to adapters by this number.
   [[nodiscard]] std::uint64_t id() const noexcept { return id_; }
   void set_id(std::uint64_t id) noexcept { id_ = id; }
   void set_name(std::string name) noexcept { name_ = std::move(name); }
 
-  /// True while the update stands merged in the weight, and nothing that it was made from may change.
+  /// True while the update is merged into the weight. Until it is unmerged, nothing the update was computed from may
+  /// change.
   [[nodiscard]] bool merged() const noexcept { return merged_; }
   void set_merged(bool merged) noexcept { merged_ = merged; }
   /// @throws StateError naming the adapter while it is merged.
@@ -131,7 +132,7 @@ class LoraAdapter {
     zero.set_zero();
     return zero;
   }
-  /// The adapter's own gradients; memory for them comes with the first use. @throws std::bad_alloc
+  /// The adapter's own gradients, allocated at the first use. @throws std::bad_alloc
   [[nodiscard]] LoraGradients<Scalar>& gradients() {
     if (gradients_.A.size() != A.size() || gradients_.B.size() != B.size() || gradients_.bias.size() != bias.size()) {
       gradients_ = make_gradients();
@@ -141,7 +142,7 @@ class LoraAdapter {
   void zero_grad() noexcept { gradients_.set_zero(); }
 
   /// Calls body(role, value, gradient, moments) for what trains: A, B, then the magnitude, the bias of B and the
-  /// layer's bias where there are any. @throws std::bad_alloc for the first memory of the gradients
+  /// layer's bias if present. @throws std::bad_alloc when the gradients are allocated at the first use
   template <class Body>
   void for_each_parameter(const Body& body) {
     LoraGradients<Scalar>& g = gradients();
@@ -156,11 +157,11 @@ class LoraAdapter {
   }
   [[nodiscard]] const bool* merged_flag() const noexcept { return &merged_; }
 
-  /// Scalars that train.
+  /// Number of scalars that train.
   [[nodiscard]] Index parameter_count() const noexcept {
     return A.size() + B.size() + lora_bias.size() + magnitude.size() + bias.size();
   }
-  /// Bytes of the factors, with those of the start, the biases and the magnitude.
+  /// Bytes of the factors, including the start, the biases and the magnitude.
   [[nodiscard]] std::size_t bytes() const noexcept {
     return static_cast<std::size_t>(parameter_count() + start.A.size() + start.B.size()) * sizeof(Scalar);
   }

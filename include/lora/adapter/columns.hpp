@@ -1,5 +1,5 @@
-// Matrices stored by columns, and the few loops over them that decompositions are made of. Plain loops over memory: as
-// Eigen's expressions they would take seconds to compile. All are templates, so that only who calls them pays.
+// Column-major matrices, and the few loops over them that decompositions need. The loops are plain: as Eigen
+// expressions they would take seconds to compile. All are templates, so that only callers pay for them.
 #pragma once
 
 #include <cmath>
@@ -38,7 +38,7 @@ class Columns {
 
 namespace detail {
 
-/// As many scalars as 16 bytes hold. Without it g++ 12 at -O2 computes these loops one scalar at a time.
+/// A vector of 16 bytes. Without it g++ 12 at -O2 computes these loops one scalar at a time.
 template <class Real>
 struct Lanes {
   static constexpr auto count = static_cast<Index>(16 / sizeof(Real));
@@ -120,7 +120,7 @@ template <class Real>
   return std::sqrt(dot(x, x, n));
 }
 
-/// X Y, X being m x k and Y k x n. Columns of X pass once; the result should be narrow.
+/// X Y, where X is m x k and Y is k x n. Reads the columns of X once; the result should be narrow.
 template <class Real>
 [[nodiscard]] Columns<Real> product(const Columns<Real>& x, const Columns<Real>& y) {
   Columns<Real> result(x.rows(), y.cols());
@@ -129,11 +129,11 @@ template <class Real>
   return result;
 }
 
-/// X^T Y, X being m x k and Y m x n.
+/// X^T Y, where X is m x k and Y is m x n.
 template <class Real>
 [[nodiscard]] Columns<Real> transposed_product(const Columns<Real>& x, const Columns<Real>& y) {
   Columns<Real> result(x.cols(), y.cols());
-  // The narrow one stays in cache while the columns of the other pass.
+  // The narrower matrix stays in cache while the columns of the other stream by.
   if (x.cols() < y.cols()) {
     for (Index j = 0; j < y.cols(); ++j)
       for (Index i = 0; i < x.cols(); ++i) result(i, j) = dot(x.col(i), y.col(j), x.rows());

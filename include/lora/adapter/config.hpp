@@ -16,17 +16,17 @@ namespace lora {
 /// Which biases train. `lora_only` trains those of adapted layers, `all` those of every layer.
 enum class BiasMode : std::uint8_t { none, all, lora_only };
 
-/// How A and B start, by the names of PEFT's `init_lora_weights`.
+/// How A and B are initialised; the names are those of PEFT's `init_lora_weights`.
 enum class InitLoraWeights : std::uint8_t {
   kaiming_uniform,  ///< A ~ U(-1/sqrt(in_features), 1/sqrt(in_features)), B = 0; PEFT's `true`
   gaussian,         ///< A ~ N(0, 1/rank^2), B = 0; PEFT's "gaussian"
   random,           ///< A as kaiming_uniform, B ~ U(-1/sqrt(rank), 1/sqrt(rank)); PEFT's `false`, for tests
-  orthogonal,       ///< A and B random with B A = 0; PEFT's "orthogonal"; the rank is even
+  orthogonal,       ///< A and B random with B A = 0; PEFT's "orthogonal"; the rank must be even
   pissa,            ///< s*B*A is the principal part of W0 (arXiv 2404.02948); PEFT's "pissa"
   olora             ///< B A is the first part of W0's QR factorisation (arXiv 2406.01775); PEFT's "olora"
 };
 
-/// Whether an initialisation takes A and B out of the frozen weight. Over W0 such an adapter is s (B A - B0 A0), where
+/// Whether an initialisation computes A and B from the frozen weight. Such an adapter adds s (B A - B0 A0) to W0, where
 /// A0 and B0 are its start; W0 itself is never written.
 [[nodiscard]] constexpr bool takes_from_weight(InitLoraWeights init) noexcept {
   return init == InitLoraWeights::pissa || init == InitLoraWeights::olora;
@@ -36,8 +36,8 @@ enum class InitLoraWeights : std::uint8_t {
 struct LoraConfig {
   Index rank = 8;      ///< r; 0 makes a plain frozen layer
   double alpha = 8;    ///< scaling is alpha / rank, or alpha / sqrt(rank) with `use_rslora`
-  double dropout = 0;  ///< probability in [0, 1) of dropping an element of the adapter's input in training; the nearest
-                       ///< multiple of 2^-32 counts, which is below 1
+  double dropout = 0;  ///< probability in [0, 1) of dropping an element of the adapter's input in training, rounded to
+                       ///< a multiple of 2^-32, which must be below 1
   bool fan_in_fan_out = false;  ///< the weight is stored in_features x out_features, as GPT-2's Conv1D stores it
   bool merge_weights = true;    ///< eval() merges and train() unmerges
   bool use_rslora = false;      ///< rank-stabilised scaling (arXiv 2312.03732)
@@ -55,7 +55,7 @@ struct LoraConfig {
     return alpha / (use_rslora ? std::sqrt(r) : r);
   }
 
-  /// Whether the bias of a layer with this configuration trains. A layer of rank 0 is no LoRA layer.
+  /// Whether the bias of a layer with this configuration trains. A layer of rank 0 is not a LoRA layer.
   [[nodiscard]] bool trains_bias() const noexcept {
     return bias == BiasMode::all || (bias == BiasMode::lora_only && rank > 0);
   }
@@ -68,8 +68,8 @@ namespace detail {
   return (std::bit_cast<std::uint64_t>(x) >> 52U & 0x7FFU) != 0x7FFU;
 }
 
-/// A word of 32 random bits drops its element where it is below this: probability * 2^32, rounded. Pre: probability in
-/// [0, 1]. The result is 2^32, and nothing is kept, from 1 - 2^-33 on.
+/// An element is dropped if its 32 random bits are below this threshold: probability * 2^32, rounded. Pre: probability
+/// in [0, 1]. From 1 - 2^-33 on, the result is 2^32 and every element is dropped.
 [[nodiscard]] constexpr std::uint64_t drop_threshold(double probability) noexcept {
   return static_cast<std::uint64_t>(probability * 0x1p32 + 0.5);
 }

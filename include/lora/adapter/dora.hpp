@@ -1,4 +1,4 @@
-// DoRA: the norms of the adapted weight's rows, and what a magnitude makes of them.
+// DoRA: the norms of the adapted weight's rows, and the output factors they give with a magnitude.
 #pragma once
 
 #include <cmath>
@@ -17,14 +17,14 @@
 #include "lora/weight/weight_ref.hpp"
 
 // With a magnitude m (out_features), row j of the adapted weight is m_j / n_j (W_j + s B_j A), where n_j = |W_j + s B_j
-// A| counts as a constant in the backward pass. With x~ = drop(x) and z = (W + s B A) x~,
+// A| is treated as a constant in the backward pass. With x~ = drop(x) and z = (W + s B A) x~,
 //
-//   y = bias + W (x - x~) + (m/n) (.) z,      which is bias + (m/n) (.) z without dropout;
+//   y = bias + W (x - x~) + (m/n) (.) z, and without dropout bias + (m/n) (.) z;
 //   dm = sum over rows of dY (.) z / n;   dZ = dY (.) m/n;   dX = dZ W + V A with V = s dZ B;
 //   with dropout dX = dY W + drop'((dZ - dY) W + V A).
 //
-// A row of zeros, or one too small to be squared, has no direction: its factor m_j / n_j is taken as 1 and its dm_j as
-// 0, so that nothing becomes NaN and B_j can lead the row away from 0.
+// A row of zeros, or one whose squares underflow, has no direction: its factor m_j / n_j is set to 1 and its dm_j to 0,
+// so that nothing becomes NaN and B_j can move the row away from 0.
 //
 // Source: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv 2402.09353, sections 4.1 and 4.3.
 namespace lora {
@@ -63,11 +63,11 @@ template <RealScalar Scalar>
   return std::sqrt(squares);
 }
 
-/// n_j = |W_j + s B_j A| of every row into `norms`, from what does not grow with the product s B A:
+/// Writes n_j = |W_j + s B_j A| of every row to `norms`, without forming the product s B A:
 ///   n_j^2 = |W_j|^2 + 2 s B_j (W A^T)_j + s^2 B_j (A A^T) B_j^T.
-/// `squared_norms` are |W_j|^2. A product of `rank` rows with W, and d r^2 / 2 multiplications; rows in which the terms
-/// nearly cancel, of which there are none in usual training, or do not fit the scalar, are computed from their
-/// elements. Allocates only to grow the workspace.
+/// `squared_norms` are |W_j|^2. Costs a product of `rank` rows with W and d r^2 / 2 multiplications. Rows whose terms
+/// nearly cancel, which does not happen in usual training, or overflow the scalar are computed from their elements.
+/// Allocates only to grow the workspace.
 template <RealScalar Scalar>
 void row_norms(const WeightRef<Scalar>& weight, const LowRankUpdate<Scalar>& update,
                std::span<const double> squared_norms, double* norms, Workspace& workspace) {
@@ -95,8 +95,8 @@ template <class Scalar>
 
 }  // namespace detail
 
-/// factors[j] = m / n of every adapted output, 1 of the others and of rows without direction. `magnitude` has an
-/// element for every adapted output of `blocks`, `norms` and `factors` for every output.
+/// factors[j] = m / n for every adapted output, and 1 for the others and for rows without direction. `magnitude` has
+/// one element per adapted output of `blocks`; `norms` and `factors` have one per output.
 template <class Blocks, class Scalar>
 void magnitude_factors(const Blocks& blocks, const RowVector<Scalar>& magnitude, const double* norms, Scalar* factors) {
   for (Index j = 0; j < blocks.outputs; ++j) factors[j] = Scalar(1);
@@ -106,7 +106,7 @@ void magnitude_factors(const Blocks& blocks, const RowVector<Scalar>& magnitude,
   });
 }
 
-/// gradient[j] += sums[j] / n_j for every adapted output, where `sums` are those of dY (.) Z over rows.
+/// gradient[j] += sums[j] / n_j for every adapted output, where `sums` is the sum over rows of dY (.) Z.
 template <class Blocks, class Scalar>
 void add_magnitude_gradient(const Blocks& blocks, const Scalar* sums, const double* norms,
                             RowVector<Scalar>& gradient) {

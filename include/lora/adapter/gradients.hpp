@@ -9,16 +9,16 @@
 
 namespace lora {
 
-/// Gradients of what trains in one layer; an empty member stands for what does not train. There is none for W0.
+/// Gradients of what trains in one layer; a member is empty if its parameter does not train. W0 has no gradient.
 ///
-/// A layer with one active adapter fills this object alone. With several, `others` holds the gradients of the second
-/// active adapter and those after it, and `gradients[i]` is that of the i-th.
+/// A layer with one active adapter fills only this object. With several, `others` holds the gradients of the second and
+/// later active adapters, and `gradients[i]` is the gradient of the i-th.
 template <RealScalar Scalar>
 struct LoraGradients {
-  Matrix<Scalar> A;                   ///< as the adapter's A: rank x in_features
-  Matrix<Scalar> B;                   ///< as the adapter's B: out_features x rank
+  Matrix<Scalar> A;                   ///< like the adapter's A: rank x in_features
+  Matrix<Scalar> B;                   ///< like the adapter's B: out_features x rank
   RowVector<Scalar> lora_bias;        ///< out_features, with lora_bias
-  RowVector<Scalar> bias;             ///< out_features, where the layer's bias trains
+  RowVector<Scalar> bias;             ///< out_features, if the layer's bias trains
   RowVector<Scalar> magnitude;        ///< out_features, with use_dora
   std::vector<LoraGradients> others;  ///< of the other active adapters, in their order
 

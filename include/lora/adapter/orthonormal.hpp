@@ -11,7 +11,7 @@ namespace lora {
 
 namespace detail {
 
-/// Takes from `column` its part along the first `p` columns of an orthonormal Q, twice. `along` has room for p.
+/// Subtracts from `column` its projection on the first `p` columns of an orthonormal Q, twice. `along` has room for p.
 template <class Real>
 void project_out(const Columns<Real>& q, Index p, Real* column, Real* along) noexcept {
   for (int pass = 0; pass < 2 && p > 0; ++pass) {
@@ -22,12 +22,13 @@ void project_out(const Columns<Real>& q, Index p, Real* column, Real* along) noe
 
 }  // namespace detail
 
-/// Replaces the columns of W (m x n, n <= m) by an orthonormal basis Q of what they span, so that column p of Q is a
-/// positive multiple of column p of W less its projection on those before: W = Q R with a diagonal of R that is not
-/// negative. A column that depends on those before gives way to the first unit vector that does not.
+/// Replaces the columns of W (m x n, n <= m) by an orthonormal basis Q of their span: column p of Q is a positive
+/// multiple of column p of W minus its projection on the columns before it, so W = Q R and the diagonal of R is not
+/// negative. A column that depends on those before it is replaced by the first unit vector that does not.
 ///
-/// Gram-Schmidt, each column made orthogonal twice, which is as good as Householder's method: Giraud et al., "Rounding
-/// error analysis of the classical Gram-Schmidt orthogonalization process", Numer. Math. 101 (2005). O(m n^2).
+/// Gram-Schmidt with each column orthogonalised twice, which is as accurate as Householder's method: Giraud et al.,
+/// "Rounding error analysis of the classical Gram-Schmidt orthogonalization process", Numer. Math. 101 (2005). O(m
+/// n^2).
 /// @throws std::bad_alloc
 template <class Real>
 void orthonormalize(Columns<Real>& w) {

@@ -1,4 +1,4 @@
-// Turns an adapter over a residual weight into a plain one over the original weight.
+// Converts an adapter of a residual weight into a plain adapter of the original weight.
 #pragma once
 
 #include <cmath>
@@ -9,7 +9,7 @@
 
 namespace lora {
 
-/// An adapter of W0 itself: `config` has twice the rank and an alpha that keeps the scaling.
+/// An adapter of W0 itself: `config` has twice the rank, and an alpha that gives the same scaling.
 template <RealScalar Scalar>
 struct PlainAdapter {
   LoraConfig config;
@@ -17,11 +17,11 @@ struct PlainAdapter {
   Matrix<Scalar> B;  ///< out_features x 2 rank
 };
 
-/// An adapter that was started by pissa or olora belongs to the residual W0 - s*B0*A0. What it has learned over W0 is
-/// s (B A - B0 A0) = s [B, -B0] [A; A0], an adapter of twice the rank which any software loads on the original weight.
-/// `A0` and `B0` are the factors as they were when training began. The scaling stays: alpha becomes 2 alpha, or
-/// sqrt(2) alpha with use_rslora. With use_dora the magnitude stays as it is, since W0 + s (B A - B0 A0) is the matrix
-/// it has been trained with. Allocates the result. Source: PEFT's subtract_mutated_init and save_pretrained.
+/// An adapter initialised with pissa or olora belongs to the residual W0 - s*B0*A0. Its update of W0 is s (B A - B0 A0)
+/// = s [B, -B0] [A; A0], an adapter of twice the rank that any software can load on the original weight. `A0` and `B0`
+/// are the factors at the start of training. The scaling stays the same: alpha becomes 2 alpha, or sqrt(2) alpha with
+/// use_rslora. With use_dora the magnitude is unchanged, since it was trained with the matrix W0 + s (B A - B0 A0).
+/// Allocates the result. Source: PEFT's subtract_mutated_init and save_pretrained.
 /// @throws ShapeError
 template <class DerivedA, class DerivedB, class DerivedA0, class DerivedB0>
 [[nodiscard]] PlainAdapter<typename DerivedA::Scalar> plain_adapter(const LoraConfig& config,

@@ -28,13 +28,13 @@ struct LoraFactors {
 
 namespace detail {
 
-/// Streams of a layer's seed. Dropout uses the streams below these, one a step.
+/// Random streams of a layer's seed. Dropout uses the streams below these, one per step.
 enum : std::uint64_t { stream_of_A = std::uint64_t{1} << 63U, stream_of_B, stream_of_rotation, stream_of_directions };
 
 }  // namespace detail
 
-/// Fills A (rank x in_features) and B (out_features x rank) as `init` says: kaiming_uniform, gaussian or random. The
-/// same seed gives the same bits on every platform. Kaiming-uniform with a = sqrt(5) has the bound sqrt(6 / ((1 + a^2)
+/// Fills A (rank x in_features) and B (out_features x rank) by `init`: kaiming_uniform, gaussian or random. The same
+/// seed gives the same bits on every platform. Kaiming-uniform with a = sqrt(5) has the bound sqrt(6 / ((1 + a^2)
 /// fan_in)) = 1 / sqrt(fan_in), where fan_in is in_features for A, whatever the weight's orientation. No allocation.
 /// Source: He et al., arXiv 1502.01852; defaults of torch.nn.Linear and PEFT.
 template <class Scalar>
@@ -55,10 +55,11 @@ void initialize_factors(InitLoraWeights init, std::uint64_t seed, const MatrixVi
   }
 }
 
-/// Fills A and B so that B A = 0 and neither is: with P (half x rank) and Q (half x rank) the odd and the even rows of
-/// a random rotation, A = (G_A P)^T / 10 and B = G_B Q / 10, where G_A (in_features x half) and G_B (out_features x
-/// half) are standard normal and half = rank / 2. `a.rows` is even. The same seed gives the same numbers up to
-/// rounding. Source: PEFT's "orthogonal"; https://datta0.github.io/posts/rethink-lora-init/. @throws std::bad_alloc
+/// Fills A and B so that B A = 0 although neither is 0: with P (half x rank) and Q (half x rank) the odd and the even
+/// rows of a random rotation, A = (G_A P)^T / 10 and B = G_B Q / 10, where G_A (in_features x half) and G_B
+/// (out_features x half) are standard normal and half = rank / 2. `a.rows` must be even. The same seed gives the same
+/// numbers up to rounding. Source: PEFT's "orthogonal"; https://datta0.github.io/posts/rethink-lora-init/. @throws
+/// std::bad_alloc
 template <class Scalar>
 LORA_COLD void initialize_orthogonal(std::uint64_t seed, const MatrixView<Scalar>& a, const MatrixView<Scalar>& b) {
   const Index rank = a.rows;
@@ -83,8 +84,8 @@ LORA_COLD void initialize_orthogonal(std::uint64_t seed, const MatrixView<Scalar
 }
 
 /// PiSSA: with W ~ U diag(S) V^T of `rank` parts and s > 0, B = U diag(sqrt(S / s)) and A = diag(sqrt(S / s)) V^T, so
-/// that s*B*A is the part. W is out_features x in_features. `iterations` 0 decomposes exactly; else as randomized_svd
-/// from `seed`. Source: Meng et al., arXiv 2404.02948, section 3. @throws std::bad_alloc
+/// that s*B*A is this part of W. W is out_features x in_features. `iterations` 0 decomposes exactly; otherwise
+/// randomized_svd is used, with `seed`. Source: Meng et al., arXiv 2404.02948, section 3. @throws std::bad_alloc
 template <class Real>
 [[nodiscard]] LORA_COLD LoraFactors<Real> pissa_factors(const MatrixView<const Real>& w, Index rank, double scaling,
                                                         Index iterations, std::uint64_t seed) {
@@ -99,9 +100,9 @@ template <class Real>
   return factors;
 }
 
-/// OLoRA: B is the first `rank` columns of Q and A the first `rank` rows of R in W = Q R, with the diagonal of R not
-/// negative. W is out_features x in_features. As in PEFT the two are not divided by the scaling, which what is taken
-/// from the weight, s*B*A, takes account of. O(m n rank).
+/// OLoRA: B is the first `rank` columns of Q and A the first `rank` rows of R in W = Q R, where the diagonal of R is
+/// not negative. W is out_features x in_features. As in PEFT, A and B are not divided by the scaling; the part
+/// subtracted from the weight, s*B*A, includes it. O(m n rank).
 /// Source: Büyükakyüz, arXiv 2406.01775, section 3. @throws std::bad_alloc
 template <class Real>
 [[nodiscard]] LORA_COLD LoraFactors<Real> olora_factors(const MatrixView<const Real>& w, Index rank) {
@@ -122,9 +123,9 @@ template <class Real>
   return factors;
 }
 
-/// A and B as `config.init_lora_weights`, which takes_from_weight(), makes them of `w` (out_features x in_features, any
-/// strides). The weight stays as it is: the layer answers with s (B A - B0 A0) over it, where A0 and B0 are these
-/// factors. The seed decides the directions of pissa_niter; rounding may differ between compilers.
+/// A and B computed from `w` (out_features x in_features, any strides) by `config.init_lora_weights`, for which
+/// takes_from_weight() is true. The weight is unchanged: the layer adds s (B A - B0 A0) to it, where A0 and B0 are
+/// these factors. The seed determines the directions of pissa_niter; rounding may differ between compilers.
 /// @throws ConfigError naming `operation` when the rank is above min(in_features, out_features), alpha is not positive
 /// with pissa, or W is not finite; std::bad_alloc
 template <class Real>

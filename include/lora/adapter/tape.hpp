@@ -1,4 +1,4 @@
-// What one forward pass leaves for its backward pass.
+// What one forward pass records for its backward pass.
 #pragma once
 
 #include <algorithm>
@@ -13,23 +13,23 @@
 
 namespace lora {
 
-/// All that the backward pass of a layer needs beside its input X and the gradient dY: for every active adapter the
-/// dropout bits and U = drop(X) A^T (N x rank), and with DoRA also what the magnitude multiplies, Z (N x out_features),
-/// and the norms it divides by. Owned by the caller, one for each pass that is still to be differentiated; using it
-/// again allocates only to grow.
+/// Everything the backward pass of a layer needs besides its input X and the gradient dY. For every active adapter
+/// these are the dropout bits and U = drop(X) A^T (N x rank), and with DoRA also Z (N x out_features), which the
+/// magnitude multiplies, and the norms it is divided by. Owned by the caller, one for each pass still to be
+/// differentiated; reuse allocates only to grow.
 ///
-/// A tape is complete once its forward pass has ended. A pass that throws leaves a tape that backward refuses.
+/// A tape is complete once its forward pass has ended. After a pass that throws, backward refuses the tape.
 template <RealScalar Scalar>
 class LoraTape {
  public:
-  /// Where this batch stands in the dropout sequence of every adapter. Set it before the forward pass.
+  /// The position of this batch in the dropout sequence of every adapter. Set it before the forward pass.
   DropoutPosition position;
 
   /// Rows of the batch (samples of a convolution) of the last forward pass; -1 before the first.
   [[nodiscard]] Index rows() const noexcept { return rows_; }
 
-  /// Bytes the last forward pass needs to have kept: with one adapter in float 4 N r + N ceil(k / 8), and with DoRA
-  /// 4 N d + 8 d more.
+  /// Bytes kept from the last forward pass: with one adapter in float 4 N r + N ceil(k / 8), and with DoRA another 4 N
+  /// d + 8 d.
   [[nodiscard]] std::size_t bytes() const noexcept {
     if (rows_ < 0) return 0;
     std::size_t total = 0;
@@ -45,15 +45,15 @@ class LoraTape {
     pass_count_ = 0;
   }
 
-  /// What is kept of one adapter that took part.
+  /// What is kept for one adapter that took part.
   struct Adapter {
     std::uint64_t id = 0;  ///< of the adapter in its layer
-    Index rank = 0;        ///< columns of U that are its own
+    Index rank = 0;        ///< this adapter's columns of U
     bool drops = false;
     DropoutBits bits;
   };
 
-  /// What is kept of one product with the weight: the adapters that rode along in it share U.
+  /// What is kept for one product with the weight: the adapters computed within it share U.
   class Pass {
    public:
     [[nodiscard]] MatrixView<Scalar> down() noexcept { return {down_.data(), rows_, cols_, cols_, 1}; }
@@ -101,8 +101,8 @@ class LoraTape {
     std::vector<double> norms_;
   };
 
-  /// For the forward pass of a layer: forgets the last pass and makes room for the adapters and products of a new one,
-  /// to be filled before finish(). @throws std::bad_alloc
+  /// For the forward pass of a layer: forgets the last pass and makes room for the adapters and products of a new one.
+  /// Fill these before finish(). @throws std::bad_alloc
   void start(std::size_t adapters, std::size_t passes) {
     clear();
     if (adapters_.size() < adapters) adapters_.resize(adapters);
@@ -110,7 +110,8 @@ class LoraTape {
     adapter_count_ = adapters;
     pass_count_ = passes;
   }
-  /// Marks the tape as complete. `inputs` is what one row has, `extents` those of images, for a convolution.
+  /// Marks the tape as complete. `inputs` is the number of inputs in a row; `extents` are the image extents of a
+  /// convolution.
   void finish(Index rows, Index inputs, const std::array<Index, 3>& extents = {}) noexcept {
     rows_ = rows;
     inputs_ = inputs;

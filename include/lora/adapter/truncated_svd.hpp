@@ -15,9 +15,9 @@
 
 namespace lora {
 
-/// W (m x n) ~ U diag(S) V^T: U (m x r) and V (n x r) of orthonormal columns, S (r) descending. In each column of V the
-/// element of the largest magnitude, the first of them, is positive, which makes signs unique. Where S is 0 to working
-/// precision, so are the columns of U and V.
+/// W (m x n) ~ U diag(S) V^T: U (m x r) and V (n x r) have orthonormal columns, S (r) is descending. In each column of
+/// V the first element of largest magnitude is positive, which makes the signs unique. If an element of S is 0 to
+/// working precision, the columns of U and V that belong to it are 0 too.
 template <class Real = double>
 struct TruncatedSvd {
   Columns<Real> U;
@@ -27,8 +27,8 @@ struct TruncatedSvd {
 
 namespace detail {
 
-/// A copy of `w` by columns, times 2^-exponent, which brings its largest element near 1: squares of elements of any
-/// size can then be summed.
+/// A column-major copy of `w`, times the power of two that brings its largest element near 1: squares of elements of
+/// any size can then be summed.
 template <class Real>
 struct ScaledCopy {
   Columns<Real> columns;
@@ -58,7 +58,7 @@ template <class Element>
 /// Source: Hestenes, J. SIAM 6 (1958); Golub and Van Loan, Matrix Computations, 4th ed., section 8.6.3.
 template <class Real>
 void orthogonalize_by_rotations(Columns<Real>& w) {
-  constexpr int most_sweeps = 60;  // ten are usual: convergence is quadratic
+  constexpr int most_sweeps = 60;  // ten are typical: convergence is quadratic
   const Index m = w.rows();
   const Real negligible = std::numeric_limits<Real>::epsilon() * std::sqrt(static_cast<Real>(m));
   Columns<Real> lengths(w.cols(), 1);
@@ -83,7 +83,7 @@ void orthogonalize_by_rotations(Columns<Real>& w) {
   }
 }
 
-/// Makes the first of the largest elements of each column of V positive, and turns U with it.
+/// Makes the first element of largest magnitude in each column of V positive, and flips the column of U to match.
 template <class Real>
 void fix_signs(Columns<Real>& u, Columns<Real>& v) noexcept {
   for (Index p = 0; p < v.cols(); ++p) {
@@ -97,8 +97,8 @@ void fix_signs(Columns<Real>& u, Columns<Real>& v) noexcept {
   }
 }
 
-/// Divides the first columns of W by their lengths and makes them orthogonal to those before, where rounding has left
-/// them less so. The other columns stay.
+/// Normalises the first columns of W, and orthogonalises again those that rounding has left less than orthogonal to the
+/// ones before. The other columns stay.
 template <class Real>
 void orthonormalize_first(Columns<Real>& w, Index count) {
   Columns<Real> first(w.rows(), count);
@@ -107,8 +107,8 @@ void orthonormalize_first(Columns<Real>& w, Index count) {
   std::copy(first.values().begin(), first.values().end(), w.values().begin());
 }
 
-/// The decomposition of a W with m >= n. With W = Q R, rotations bring R^T to V S, which is n x n however tall W is and
-/// nearer to orthogonal columns than R; U is W V / S.
+/// The decomposition of a W with m >= n. With W = Q R, rotations turn R^T into V S. R^T is n x n however tall W is, and
+/// its columns are closer to orthogonal than those of R. U is W V / S.
 /// Source: Drmac and Veselic, "New fast and accurate Jacobi SVD algorithm", SIAM J. Matrix Anal. Appl. 29 (2008).
 template <class Real>
 [[nodiscard]] TruncatedSvd<Real> svd_of_tall(const Columns<Real>& w, Index rank) {
@@ -149,7 +149,7 @@ template <class Real>
   return svd;
 }
 
-/// As randomized_svd of a W with m >= n.
+/// randomized_svd of a W with m >= n.
 template <class Real>
 [[nodiscard]] TruncatedSvd<Real> randomized_svd_of_tall(const Columns<Real>& w, Index rank, Index iterations,
                                                         const RandomStream& stream) {
@@ -168,7 +168,7 @@ template <class Real>
   return {product(basis, inner.V), std::move(inner.S), std::move(inner.U)};
 }
 
-/// Decomposes a copy of W, turned so that it is tall.
+/// Decomposes a copy of W, transposed if it is wide.
 template <class Element, class Decompose>
 [[nodiscard]] auto decompose_as_tall(const MatrixView<Element>& w, Decompose decompose) {
   const bool wide = w.rows < w.cols;
@@ -185,7 +185,7 @@ template <class Element, class Decompose>
 }  // namespace detail
 
 /// The first `rank` <= min(m, n) parts of W, exact to rounding. With n <= m about 4 m n^2 + 40 n^3 operations: seconds
-/// for a thousand columns, many minutes for some thousands, where randomized_svd() serves. @throws std::bad_alloc
+/// for a thousand columns, many minutes for several thousand; use randomized_svd() for those. @throws std::bad_alloc
 template <class Element>
 [[nodiscard]] TruncatedSvd<std::remove_const_t<Element>> truncated_svd(const MatrixView<Element>& w, Index rank) {
   using Real = std::remove_const_t<Element>;
@@ -193,8 +193,8 @@ template <class Element>
 }
 
 /// The same by random projection on `rank` directions with `iterations` power iterations, as torch.svd_lowrank does:
-/// O(m n rank (iterations + 1)). The directions are drawn from `stream`. Only near W's own parts where the singular
-/// values fall quickly or the iterations are many.
+/// O(m n rank (iterations + 1)). The directions are drawn from `stream`. Close to the exact parts of W only if the
+/// singular values fall quickly or there are many iterations.
 /// Source: Halko, Martinsson and Tropp, arXiv 0909.4061, algorithms 4.4 and 5.1. @throws std::bad_alloc
 template <class Element>
 [[nodiscard]] TruncatedSvd<std::remove_const_t<Element>> randomized_svd(const MatrixView<Element>& w, Index rank,

@@ -1,7 +1,7 @@
-// lora::compiled, the library's templates compiled once for float and double, and who may be linked with it.
+// lora::compiled: the library's templates compiled once for float and double, and a check of what may link to it.
 //
-// With LORA_COMPILED the headers declare `extern template class X<float>;` for what src/ instantiates. The members that
-// are defined outside of their class, and not inline, are then compiled nowhere else.
+// With LORA_COMPILED the headers declare `extern template class X<float>;` for everything that src/ instantiates.
+// Members that are defined outside their class and are not inline are then compiled only there.
 #pragma once
 
 #if defined(LORA_COMPILED)
@@ -11,9 +11,9 @@
 
 namespace lora::detail {
 
-/// Defined in the compiled library for the Eigen that it was built with, and for no other. Eigen's matrices take and
-/// free memory in different ways when EIGEN_MAX_ALIGN_BYTES differs, as it does with -mavx: a program compiled so would
-/// crash. It fails to link instead, with this name in the message.
+/// The compiled library defines this only for the Eigen it was built with. Eigen allocates and frees matrices
+/// differently when EIGEN_MAX_ALIGN_BYTES differs, as it does with -mavx, and a program that mixes the two would crash.
+/// It fails to link instead, with this name in the message.
 template <int eigen_world, int eigen_major, int eigen_align_bytes, std::size_t index_bytes>
 void compiled_for_this_eigen() noexcept;
 

@@ -1,12 +1,12 @@
-// Typed errors. Every message names the operation, the argument, what was expected and what came.
+// Typed errors. Every message names the operation, the argument, what was expected and what was given.
 #pragma once
 
 #include <stdexcept>
 #include <string>
 #include <string_view>
 
-/// A function off every fast path: kept out of its callers and compiled for size, which spares compile time where
-/// messages are put together.
+/// Marks a function off every fast path: never inlined, and compiled for size. This saves compile time where messages
+/// are assembled.
 #if defined(__GNUC__) || defined(__clang__)
 #define LORA_COLD __attribute__((cold, noinline))
 #else

@@ -1,4 +1,4 @@
-// Where loops run: the caller passes an executor in, the library starts no thread of its own.
+// Where loops run: the caller passes an executor in. The library starts no threads of its own.
 #pragma once
 
 #include <algorithm>
@@ -58,13 +58,13 @@ class SerialExecutor final : public Executor {
   void run(FunctionRef<void(int)> body) override { body(0); }
 };
 
-/// How a foreign pool of threads becomes an Executor. A header that knows a kind of pool specialises it with
-/// `using Type`, an Executor that is made from `Pool&`, and that any number of threads may run() on:
-/// thread_pool_executor.hpp does so for Eigen's.
+/// Adapts another library's thread pool to Executor. A header that supports a kind of pool specialises this with `using
+/// Type`: an Executor constructible from `Pool&`, on which any number of threads may call run().
+/// thread_pool_executor.hpp does so for Eigen's pool.
 template <class Pool>
 struct ExecutorOf {};
 
-/// A pool of threads that may stand where an executor does, once the header that knows it is included.
+/// A pool of threads that can be passed as an executor, once the header that supports it is included.
 template <class Pool>
 concept PoolOfThreads = requires {
   typename ExecutorOf<Pool>::Type;

@@ -1,4 +1,4 @@
-// Whether a number is finite, asked of its bits: -ffast-math takes std::isfinite for true.
+// Tests from its bits whether a number is finite: with -ffast-math, std::isfinite is always true.
 #pragma once
 
 #include <bit>

@@ -11,10 +11,10 @@
 
 namespace lora {
 
-/// For its scope: the calling thread rounds to nearest, and keeps denormals as operands and as results. Programs change
-/// that by fesetround, by linking with -ffast-math, or for audio and games by hand; what was added to a weight under
-/// one environment could then not be taken out exactly under another. The former environment returns with the end of
-/// the scope. Costs some tens of cycles.
+/// While it is in scope, the calling thread rounds to nearest and keeps denormal operands and results. Programs change
+/// these settings with fesetround, by linking with -ffast-math, or by hand in audio and games; an update added to a
+/// weight under one environment could then not be taken out exactly under another. The previous environment is restored
+/// at the end of the scope. Costs some tens of cycles.
 class DefaultFloatingPoint {
  public:
 #if defined(__SSE2__) && (defined(__x86_64__) || defined(__i386__))
@@ -23,9 +23,9 @@ class DefaultFloatingPoint {
 
  private:
   using Word = unsigned int;
-  // Of MXCSR: rounding control, flush to zero, denormals are zero.
+  // Bits of MXCSR: rounding control, flush to zero, denormals are zero.
   static constexpr Word changed_bits = 0x6000U | 0x8000U | 0x0040U;
-  // The statements without instructions keep the compiler from moving arithmetic on memory over the change.
+  // The empty asm statements keep the compiler from moving arithmetic on memory across the change.
   static void set(Word word) noexcept {
     __asm__ __volatile__("" ::: "memory");
     _mm_setcsr(word);
@@ -37,7 +37,7 @@ class DefaultFloatingPoint {
 
  private:
   using Word = std::uint64_t;
-  // Of FPCR: flush inputs, flush 16-bit numbers, rounding mode, flush to zero, default NaN.
+  // Bits of FPCR: flush inputs, flush 16-bit numbers, rounding mode, flush to zero, default NaN.
   static constexpr Word changed_bits = 1U << 0U | 1U << 19U | 3U << 22U | 1U << 24U | 1U << 25U;
   static Word get() noexcept {
     Word word = 0;

@@ -1,4 +1,4 @@
-// A block of bytes on large pages, where the system has them.
+// A block of bytes on large pages, if the system has them.
 #pragma once
 
 #include <cstddef>
@@ -13,27 +13,27 @@
 
 namespace lora {
 
-/// An uninitialised block of bytes, aligned to 64 of them at least. Where the system lets programs ask for large pages,
-/// the whole ones of 2 MiB within the block are asked for: a packed weight is then streamed faster, and on a virtual
-/// machine the first touch of a small page can cost as much as the work on all of its bytes. Moves, and does not copy.
+/// An uninitialised block of bytes, aligned to at least 64 bytes. If the system lets programs request large pages,
+/// every whole 2 MiB page within the block is requested: a packed weight then streams faster, and on a virtual machine
+/// the first touch of a small page can cost as much as the work on all of its bytes. Movable, not copyable.
 class LargePageBytes {
  public:
   static constexpr std::size_t large_page = std::size_t{2} << 20U;
   static constexpr std::size_t smallest_alignment = 64;
 
   LargePageBytes() = default;
-  /// Of 0 bytes: none, and nothing is allocated. @throws std::bad_alloc
+  /// A size of 0 allocates nothing. @throws std::bad_alloc
   explicit LargePageBytes(std::size_t size) : size_(size) {
     if (size == 0) return;
-    // Aligned by hand. glibc's memalign asks for more than it keeps, so a block that was freed does not fit the next
-    // one of its size: the heap grows with every block, and each touches new pages.
+    // Aligned by hand. glibc's memalign asks for more than it keeps, so a freed block is too small for the next request
+    // of the same size: the heap grows with every block, and each touches new pages.
     const std::size_t alignment = size >= large_page ? large_page : smallest_alignment;
     if (size > std::numeric_limits<std::size_t>::max() - alignment) throw std::bad_alloc();
     block_ = ::operator new(size + alignment - 1);
     const std::size_t past = reinterpret_cast<std::uintptr_t>(block_) % alignment;
     data_ = static_cast<std::int8_t*>(block_) + (past == 0 ? 0 : alignment - past);
 #if defined(MADV_HUGEPAGE)
-    // Advice: a refusal changes nothing.
+    // Only advice: a refusal is harmless.
     if (size >= large_page) (void)::madvise(data_, size / large_page * large_page, MADV_HUGEPAGE);
 #endif
   }

@@ -11,17 +11,17 @@
 
 namespace lora {
 
-/// A team of OpenMP threads, of which the calling thread is one. Where OpenMP grants fewer threads than asked for, as
-/// within another parallel region, those there are share the calls.
+/// A team of OpenMP threads that includes the calling thread. If OpenMP grants fewer threads than requested, as it does
+/// inside another parallel region, those it grants share the calls.
 ///
-/// How idle threads wait is OpenMP's matter: OMP_WAIT_POLICY=passive lets them sleep, while the default of some
-/// runtimes spins for milliseconds and starves a neighbour. Where that matters use ThreadPoolExecutor.
+/// OpenMP decides how idle threads wait: OMP_WAIT_POLICY=passive lets them sleep, while some runtimes by default spin
+/// for milliseconds and starve other work. If that matters, use ThreadPoolExecutor.
 ///
-/// Allocates nothing itself; the runtime makes its threads in the first run() of each calling thread. Many threads may
-/// call run() on one executor at the same time, each with a team of its own.
+/// Allocates nothing itself; the runtime creates its threads in the first run() of each calling thread. Many threads
+/// may call run() on one executor at the same time, each with its own team.
 class OpenMpExecutor final : public Executor {
  public:
-  /// `threads` < 1 takes what OpenMP would: OMP_NUM_THREADS, or the number of cores.
+  /// `threads` < 1 uses OpenMP's default: OMP_NUM_THREADS, or the number of cores.
   explicit OpenMpExecutor(int threads = 0) noexcept
       : workers_(threads > 0 ? threads : std::max(1, omp_get_max_threads())) {}
 

@@ -13,21 +13,21 @@
 
 namespace lora {
 
-/// What a parameter is for. Decides who trains and at which rate; names decide nothing.
+/// What a parameter is for. The role, never the name, decides whether it trains and at which rate.
 enum class ParameterRole : std::uint8_t { lora_A, lora_B, lora_bias, magnitude, bias, weight };
 
-/// What an optimiser remembers of one parameter. It lives beside the parameter, so it follows it when the layer is
-/// copied or moved, and exists for nothing that does not train.
+/// What an optimiser remembers about one parameter. It is stored with the parameter, so it is copied and moved with the
+/// layer, and exists only for what trains.
 template <class Scalar>
 struct Moments {
   std::string_view owner;      ///< name of the optimiser that filled it; empty before the first step
   std::int64_t steps = 0;      ///< updates applied to this parameter
   std::vector<Scalar> first;   ///< momentum, or first moment
   std::vector<Scalar> second;  ///< second moment
-  /// Factor on the optimiser's learning rate for this parameter (LoRA+). No memory of past steps: it outlives `forget`.
+  /// Factor on the optimiser's learning rate for this parameter (LoRA+). A setting, not history: `forget` keeps it.
   double learning_rate_scale = 1.0;
 
-  /// Forgets all steps and frees the memory; the next step is a first one, of any optimiser.
+  /// Forgets all steps and frees the memory; the next step is a first step, and any optimiser may take it.
   void forget() noexcept {
     owner = {};
     steps = 0;
@@ -39,7 +39,7 @@ struct Moments {
   [[nodiscard]] std::size_t bytes() const noexcept { return (first.size() + second.size()) * sizeof(Scalar); }
 };
 
-/// Handle on one trainable tensor. Valid while the object that gave it out stays where it is.
+/// Handle on one trainable tensor. Valid until the object that returned it is moved or destroyed.
 /// Reading and writing through handles of different parameters is safe from different threads.
 template <class Scalar_>
 class Parameter {
@@ -48,7 +48,7 @@ class Parameter {
   using Map = Eigen::Map<Matrix<Scalar>>;
 
   Parameter() = default;
-  /// `gradient` has `rows * cols` scalars, as `value`. `locked`, where given, is true while the value must not change.
+  /// `gradient` has `rows * cols` scalars, like `value`. `locked`, if given, is true while the value must not change.
   Parameter(std::string name, ParameterRole role, Scalar* value, Scalar* gradient, Index rows, Index cols,
             Moments<Scalar>& moments, const bool* locked = nullptr)
       : name_(std::move(name)),
@@ -75,8 +75,8 @@ class Parameter {
   [[nodiscard]] Map gradient() const noexcept { return {gradient_, rows_, cols_}; }
   [[nodiscard]] Moments<Scalar>& moments() const noexcept { return *moments_; }
 
-  /// Factor on the optimiser's learning rate for this parameter. It stands beside the value, so that every handle on the
-  /// parameter, and the layer's copies, have it.
+  /// Factor on the optimiser's learning rate for this parameter. It is stored with the value, so every handle on the
+  /// parameter shares it and copies of the layer inherit it.
   [[nodiscard]] double learning_rate_scale() const noexcept {
     return moments_ != nullptr ? moments_->learning_rate_scale : 1.0;
   }
@@ -103,21 +103,21 @@ class Parameter {
   const bool* locked_ = nullptr;
 };
 
-/// A trainable tensor that owns its value. Gradient memory comes with the first use of the gradient.
+/// A trainable tensor that owns its value. Memory for the gradient is allocated at its first use.
 template <class Scalar>
 struct Trainable {
   Matrix<Scalar> value;
   Matrix<Scalar> gradient;
   Moments<Scalar> moments;
 
-  /// Gives the gradient the value's shape, filled with zeros, unless it has it already.
+  /// Gives the gradient the shape of the value, filled with zeros, unless it already has that shape.
   void ensure_gradient() {
     if (gradient.rows() != value.rows() || gradient.cols() != value.cols()) {
       gradient = Matrix<Scalar>::Zero(value.rows(), value.cols());
     }
   }
 
-  /// A handle for an optimiser. Valid while this object stays where it is.
+  /// A handle for an optimiser. Valid until this object is moved or destroyed.
   [[nodiscard]] Parameter<Scalar> parameter(std::string name, ParameterRole role, const bool* locked = nullptr) {
     ensure_gradient();
     return {std::move(name), role, value.data(), gradient.data(), value.rows(), value.cols(), moments, locked};

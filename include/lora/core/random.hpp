@@ -1,7 +1,7 @@
 // Uniform and normal deviates with the same bits on every platform and compiler.
 //
-// A compiler may contract a*b + c into a fused multiply-add or not, which changes the last bit. Here every such
-// expression is either exact or an explicit std::fma, and no function of the C library is called whose result may vary.
+// A compiler may or may not contract a*b + c into a fused multiply-add, which changes the last bit. Here every such
+// expression is either exact or an explicit std::fma, and no C library function is called whose result may vary.
 #pragma once
 
 #include <array>

@@ -9,7 +9,7 @@
 
 namespace lora {
 
-/// "4 x 12"; a negative extent prints as "N", which stands for any.
+/// "4 x 12"; a negative extent prints as "N", meaning any.
 [[nodiscard]] inline std::string shape_text(Index rows, Index cols) {
   const auto extent = [](Index n) { return n < 0 ? std::string("N") : std::to_string(n); };
   return extent(rows) + " x " + extent(cols);

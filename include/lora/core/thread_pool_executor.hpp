@@ -20,18 +20,18 @@ namespace lora {
 /// keeps P cores busy. The pool is not owned, must outlive the executor, and may be shared with other work.
 ///
 /// run(body) calls body(0) on the calling thread and schedules the rest; it sleeps, and never spins, until the pool is
-/// done. Called from a thread of the pool itself, as a loop within a loop is, it runs every body on that thread, for a
+/// done. When called from a thread of the pool itself, as a loop within a loop is, it runs every body on that thread: a
 /// thread that waits for its own pool may wait for ever.
 ///
-/// Idle threads of an Eigen::ThreadPool look for work for a while before they sleep; one made with
+/// Idle threads of an Eigen::ThreadPool look for work for a while before they sleep; a pool made with
 /// `allow_spinning = false`, as in `Eigen::ThreadPool pool(threads, false)`, goes to sleep at once and leaves the core
 /// to its neighbours.
 ///
 /// No allocation. Many threads may call run() on one executor at the same time.
-/// @throws what the pool's Schedule throws on lack of memory; Eigen's throws nothing.
+/// @throws what the pool's Schedule throws when memory runs out; Eigen's throws nothing.
 class ThreadPoolExecutor final : public Executor {
  public:
-  // NOLINTNEXTLINE(google-explicit-constructor): a pool stands where an executor is asked for.
+  // NOLINTNEXTLINE(google-explicit-constructor): a pool converts wherever an executor is expected.
   ThreadPoolExecutor(Eigen::ThreadPoolInterface& pool) noexcept : pool_(pool) {}
 
   [[nodiscard]] int workers() const noexcept override { return pool_.NumThreads() + 1; }
@@ -43,7 +43,7 @@ class ThreadPoolExecutor final : public Executor {
       return;
     }
     Loop loop{body, count - 1};
-    // One pointer, so that std::function keeps the closure in itself. Each closure takes the next number.
+    // One pointer, so that std::function stores the closure without allocating. Each closure takes the next number.
     Loop* const shared = &loop;
     for (int worker = 1; worker < count; ++worker) pool_.Schedule([shared] { shared->run_next(); });
     body(0);
@@ -51,7 +51,7 @@ class ThreadPoolExecutor final : public Executor {
   }
 
  private:
-  // One call of run(), on its stack. The last closure gives notice while it holds the lock: when wait() has the lock
+  // One call of run(), on its stack. The last closure notifies while it holds the lock, so once wait() holds the lock
   // and finds nothing left, no closure touches the loop any more.
   class Loop {
    public:
@@ -84,7 +84,7 @@ class ThreadPoolExecutor final : public Executor {
   Eigen::ThreadPoolInterface& pool_;
 };
 
-/// With this header, `layer.set_executor(pool)` and `Workspace(pool)` take the pool itself.
+/// With this header, `layer.set_executor(pool)` and `Workspace(pool)` accept the pool itself.
 template <class Pool>
   requires(std::is_base_of_v<Eigen::ThreadPoolInterface, Pool>)
 struct ExecutorOf<Pool> {

@@ -1,4 +1,4 @@
-// The matrix types every other header speaks in: row-major, rows are samples.
+// The matrix types of every other header: row-major, rows are samples.
 #pragma once
 
 #include <Eigen/Core>
@@ -16,7 +16,7 @@ using Index = Eigen::Index;
 template <class T>
 concept RealScalar = std::same_as<T, float> || std::same_as<T, double>;
 
-/// Row-major matrix, as PyTorch and safetensors store one.
+/// Row-major matrix, as in PyTorch and safetensors.
 template <class Scalar>
 using Matrix = Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 

@@ -1,4 +1,4 @@
-// A non-owning strided matrix: what kernels and frozen weights take and fill.
+// A non-owning strided matrix: what kernels and frozen weights read and write.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,8 @@
 
 namespace lora {
 
-/// Element (i, j) stands at data[i * row_stride + j * col_stride]. Strides count scalars. `Scalar` may be const.
-/// A view never owns: what it points to must outlive it. `MatrixView<float>{data, rows, cols}` has contiguous rows.
+/// Element (i, j) is at data[i * row_stride + j * col_stride]. Strides count scalars. `Scalar` may be const.
+/// A view owns nothing: what it points to must outlive it. `MatrixView<float>{data, rows, cols}` has contiguous rows.
 template <class Scalar>
 struct MatrixView {
   Scalar* data = nullptr;
@@ -33,7 +33,7 @@ struct MatrixView {
   /// Each row is contiguous.
   [[nodiscard]] bool row_major() const noexcept { return col_stride == 1; }
 
-  /// The same elements as an Eigen object of any strides.
+  /// The same elements as an Eigen map with these strides.
   [[nodiscard]] auto map() const noexcept {
     using Plain = Matrix<std::remove_const_t<Scalar>>;
     using Mapped = std::conditional_t<std::is_const_v<Scalar>, const Plain, Plain>;
@@ -47,11 +47,11 @@ struct MatrixView {
   }
 
  private:
-  // A matrix without elements may have no address, which must not move.
+  // A matrix without elements may have a null pointer, and adding to that is undefined.
   [[nodiscard]] Scalar* moved(Index offset) const noexcept { return data == nullptr ? nullptr : data + offset; }
 };
 
-/// View of an Eigen object that has its elements in memory (matrix, map, block, ref), whatever its storage order.
+/// View of an Eigen object whose elements are in memory (matrix, map, block, ref), in any storage order.
 template <class Derived>
 [[nodiscard]] auto view_of(Eigen::DenseBase<Derived>& object) noexcept {
   static_assert((Derived::Flags & Eigen::DirectAccessBit) != 0, "view_of needs an Eigen object that has storage");
@@ -69,7 +69,7 @@ template <class Derived>
                                                     derived.colStride()};
 }
 
-/// The bytes a view spans: from its lowest element to behind its highest. Strides may be negative.
+/// The bytes a view spans: from its lowest element to just past its highest. Strides may be negative.
 template <class Scalar>
 struct ViewSpan {
   std::uintptr_t begin;
@@ -83,13 +83,14 @@ struct ViewSpan {
 
  private:
   void extend(Index scalars) noexcept {
-    const auto bytes = static_cast<std::uintptr_t>(scalars) * sizeof(Scalar);  // wraps around below zero, as it should
+    const auto bytes = static_cast<std::uintptr_t>(scalars) * sizeof(Scalar);  // wraps around below zero, as intended
     (scalars < 0 ? begin : end) += bytes;
   }
 };
 
-/// Whether two views may share memory. Exact for columns of one array, such as the left and the right half of a buffer:
-/// lines of the same stride that take disjoint parts of it. Elsewhere views whose address ranges meet count as sharing.
+/// Whether two views may share memory. Exact for column blocks of one array, such as the left and the right half of a
+/// buffer: lines of equal stride that use disjoint parts of it. Otherwise, views whose address ranges overlap are
+/// assumed to share.
 template <class A, class B>
 [[nodiscard]] bool overlap(const MatrixView<A>& a, const MatrixView<B>& b) noexcept {
   if (a.rows == 0 || a.cols == 0 || b.rows == 0 || b.cols == 0) return false;
@@ -97,7 +98,7 @@ template <class A, class B>
   const ViewSpan<B> y(b);
   if (x.end <= y.begin || y.end <= x.begin) return false;
   if constexpr (sizeof(A) == sizeof(B)) {
-    // Line l of both stands at l * stride: they part ways where each takes its own part of the stride.
+    // Line l of both starts at l * stride: they are disjoint if each uses its own part of the stride.
     const bool by_rows = a.col_stride == 1 && b.col_stride == 1 && a.row_stride == b.row_stride;
     const bool by_cols = a.row_stride == 1 && b.row_stride == 1 && a.col_stride == b.col_stride;
     if (!by_rows && !by_cols) return true;
@@ -107,14 +108,14 @@ template <class A, class B>
     const std::uintptr_t bytes = y.begin - x.begin;
     const auto scalars = static_cast<Index>(bytes) / static_cast<Index>(sizeof(A));
     if (stride <= 0 || bytes % sizeof(A) != 0) return true;
-    const Index b_offset = (scalars % stride + stride) % stride;  // b's first column, seen from a's
+    const Index b_offset = (scalars % stride + stride) % stride;  // b's first column relative to a's
     return b_offset < a_length || b_offset + b_length > stride;
   }
   return true;
 }
 
-/// Copies `from` to `to`, of one shape and any strides, that share no memory. Runs along the contiguous side; where the
-/// two have different ones, by small rectangles. No allocation.
+/// Copies `from` to `to`: same shape, any strides, no shared memory. Runs along the contiguous dimension; if the two
+/// have different ones, copies small rectangles. No allocation.
 template <class Scalar>
 void copy_elements(const MatrixView<const std::type_identity_t<Scalar>>& from, const MatrixView<Scalar>& to) noexcept {
   const bool by_cols = from.row_stride == 1 && (to.row_stride == 1 || (from.col_stride != 1 && to.col_stride != 1));

@@ -16,8 +16,8 @@
 
 namespace lora {
 
-/// A block of bytes that grows on demand and never shrinks, aligned and laid on large pages as LargePageBytes. Contents
-/// do not survive growth. A copy starts empty: scratch belongs to its owner.
+/// A block of bytes that grows on demand and never shrinks, aligned and on large pages like LargePageBytes. Growing
+/// discards the contents. A copy starts empty: scratch belongs to its owner.
 class AlignedBuffer {
  public:
   static constexpr std::size_t alignment = LargePageBytes::smallest_alignment;
@@ -57,7 +57,7 @@ struct ScratchMark {
 };
 
 /// A matrix in a workspace's memory, with contiguous rows and undefined contents. Its memory returns to the workspace
-/// with the end of its scope, so of several the last one made goes first, as variables do.
+/// at the end of its scope; like local variables, matrices are released in reverse order.
 template <class Scalar>
 class ScratchMatrix : public MatrixView<Scalar> {
  public:
@@ -84,16 +84,16 @@ class Workspace {
   /// `executor` must outlive this workspace.
   explicit Workspace(Executor& executor) noexcept : executor_(&executor) {}
 
-  /// Runs on a pool of threads, which must outlive this workspace and its copies. The header that knows the pool must be
-  /// included: core/thread_pool_executor.hpp for Eigen's. @throws std::bad_alloc
+  /// Runs on a pool of threads, which must outlive this workspace and its copies. Include the header that supports the
+  /// pool: core/thread_pool_executor.hpp for Eigen's. @throws std::bad_alloc
   template <PoolOfThreads Pool>
   explicit Workspace(Pool& pool)
       : owned_executor_(std::make_shared<typename ExecutorOf<Pool>::Type>(pool)), executor_(owned_executor_.get()) {}
 
   [[nodiscard]] Executor& executor() noexcept { return executor_ != nullptr ? *executor_ : serial_.value; }
 
-  /// A rows x cols matrix for this scope, aligned to 64 bytes. Allocates only when no block that is free has the room:
-  /// a call that is repeated with the same shapes allocates nothing. Never null. @throws std::bad_alloc
+  /// A rows x cols matrix for this scope, aligned to 64 bytes. Allocates only when no free block is large enough:
+  /// repeating a call with the same shapes allocates nothing. Never null. @throws std::bad_alloc
   template <class T>
   [[nodiscard]] ScratchMatrix<T> matrix(Index rows, Index cols) {
     const auto count = static_cast<std::size_t>(rows) * static_cast<std::size_t>(cols);
@@ -104,7 +104,7 @@ class Workspace {
     auto* const data = reinterpret_cast<T*>(take(count * sizeof(T)));
     return ScratchMatrix<T>({data, rows, cols, cols, 1}, *this, before);
   }
-  /// The same as one row.
+  /// The same, with one row.
   template <class T>
   [[nodiscard]] ScratchMatrix<T> row(Index size) {
     return matrix<T>(1, size);
@@ -129,8 +129,8 @@ class Workspace {
   template <class T>
   friend class ScratchMatrix;
 
-  // The first block from the current one on that has the room; where none has, a new one behind them. Blocks in use
-  // stay where they are, and while none is in use a larger block takes the place of all.
+  // The first block from the current one on that is large enough, or else a new one at the end. Blocks in use stay
+  // where they are; while none is in use, one larger block replaces them all.
   std::int8_t* take(std::size_t bytes) {
     const std::size_t wanted = std::max(round_up(bytes), AlignedBuffer::alignment);
     std::vector<LargePageBytes>& blocks = scratch_.blocks;

@@ -1,4 +1,4 @@
-// Writing a file so that others see all of it or nothing.
+// Writes a file so that others see all of it or nothing.
 #pragma once
 
 #include <fcntl.h>
@@ -19,13 +19,13 @@
 namespace lora {
 
 /// Collects a new file's bytes under a temporary name in the target's folder; commit() flushes them to the disk and
-/// renames. Until then, and after any error, the target is what it was. Destruction without commit() removes the
-/// temporary file. One thread at a time per object; any number of objects may aim at one path, the last commit stays.
+/// renames. Until then, and after any error, the target is unchanged. Destruction without commit() removes the
+/// temporary file. One thread at a time per object. Any number of objects may target one path; the last commit wins.
 class AtomicFile {
  public:
-  /// Creates the temporary file. It takes an existing target's permissions, else those the umask gives a new file.
+  /// Creates the temporary file, with the permissions of an existing target, or those the umask gives a new file.
   /// A symbolic link at `path` is replaced by the file, not followed.
-  /// @throws IoError when the folder does not let us, or `path` is a folder, device, socket or pipe.
+  /// @throws IoError when the folder is not writable, or `path` is a folder, device, socket or pipe.
   explicit AtomicFile(std::filesystem::path path) : path_(std::move(path)) {
     struct stat status {};
     const bool exists = ::stat(path_.c_str(), &status) == 0;
@@ -46,9 +46,9 @@ class AtomicFile {
   AtomicFile& operator=(const AtomicFile&) = delete;
   ~AtomicFile() { discard(); }
 
-  /// Appends. @throws IoError, as when the disk is full.
+  /// Appends. @throws IoError, for example when the disk is full.
   void write(std::span<const std::byte> bytes) {
-    // Linux moves at most 0x7ffff000 bytes in one call.
+    // Linux writes at most 0x7ffff000 bytes in one call.
     constexpr std::size_t largest_write = std::size_t{1} << 30;
     while (!bytes.empty()) {
       const auto written = ::write(file_.get(), bytes.data(), std::min(bytes.size(), largest_write));
@@ -58,7 +58,7 @@ class AtomicFile {
     }
   }
 
-  /// Puts the file in the target's place. Nothing may follow. @throws IoError, and then the target is unchanged.
+  /// Replaces the target with the file. Must be the last call. @throws IoError; the target is unchanged then.
   void commit() {
     if (::fsync(file_.get()) != 0) throw_io_error(operation, path_, "to flush the file to the disk", errno);
     if (::close(file_.release()) != 0) throw_io_error(operation, path_, "to close the file", errno);
@@ -75,7 +75,7 @@ class AtomicFile {
   [[nodiscard]] std::filesystem::path folder() const { return path_.has_parent_path() ? path_.parent_path() : "."; }
 
   void create_temporary() {
-    // O_EXCL makes the name ours alone; a name left by a killed process or taken by a thread of ours costs one turn.
+    // O_EXCL makes the name exclusive; a name left by a killed process or taken by another thread costs one turn.
     constexpr int turns = 10000;
     const std::string prefix = ".lora-" + std::to_string(::getpid()) + "-";
     for (int turn = 0; turn < turns; ++turn) {
@@ -89,8 +89,8 @@ class AtomicFile {
     throw_io_error(operation, path_, "to create a temporary file in the same folder", error_number);
   }
 
-  // The new file is whole and in place by now. That the rename itself survives a power cut is asked for, but a
-  // filesystem that cannot sync folders, or a folder we may write and not read, is no failure to save.
+  // The new file is complete and in place by now. This asks that the rename itself survive a power cut; if the
+  // filesystem cannot sync folders, or the folder is writable but not readable, the file is saved nevertheless.
   void sync_folder() const noexcept {
     try {
       const FileDescriptor directory(::open(folder().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
@@ -106,7 +106,7 @@ class AtomicFile {
   }
 
   std::filesystem::path path_;
-  std::filesystem::path temporary_;  // empty when there is none to remove
+  std::filesystem::path temporary_;  // empty if there is none to remove
   FileDescriptor file_;
 };
 

@@ -41,7 +41,7 @@ enum class Dtype : std::uint8_t {
   U64,
 };
 
-/// What the format says of one element type.
+/// What the format specifies for one element type.
 struct DtypeInfo {
   Dtype dtype;
   std::string_view name;
@@ -79,12 +79,12 @@ inline constexpr std::array<DtypeInfo, 22> dtype_table{{
   return dtype_table[static_cast<std::size_t>(dtype)].bits;
 }
 
-/// The name in a header, as "BF16".
+/// The name in a header, such as "BF16".
 [[nodiscard]] constexpr std::string_view name_of(Dtype dtype) noexcept {
   return dtype_table[static_cast<std::size_t>(dtype)].name;
 }
 
-/// The element type of that name; nothing when the format knows none.
+/// The element type of that name; nothing if the format has none.
 [[nodiscard]] constexpr std::optional<Dtype> parse_dtype(std::string_view name) noexcept {
   for (const DtypeInfo& info : dtype_table) {
     if (info.name == name) return info.dtype;
@@ -97,7 +97,7 @@ inline constexpr std::array<DtypeInfo, 22> dtype_table{{
   return dtype == Dtype::F64 || dtype == Dtype::F32 || dtype == Dtype::F16 || dtype == Dtype::BF16;
 }
 
-/// The element type whose values a C++ type holds as they are; nothing for types that no dtype matches.
+/// The element type whose values a C++ type holds unconverted; nothing for types that no dtype matches.
 template <class T>
 [[nodiscard]] constexpr std::optional<Dtype> find_dtype_of() noexcept {
   if constexpr (std::is_same_v<T, bool>) return Dtype::BOOL;
@@ -113,7 +113,7 @@ template <class T>
   return std::nullopt;
 }
 
-/// A C++ type that holds the values of some element type as they are.
+/// A C++ type that holds the values of some element type unconverted.
 template <class T>
 concept StoredScalar = find_dtype_of<T>()
 .has_value();

@@ -1,4 +1,4 @@
-// An open POSIX file, closed at the end of its scope, and the error that tells why the system refused.
+// An open POSIX file, closed at the end of its scope, and the error that reports why a system call failed.
 #pragma once
 
 #include <unistd.h>
@@ -37,7 +37,7 @@ class FileDescriptor {
   int descriptor_ = -1;
 };
 
-/// @throws IoError that names the file and the system's own words for `error_number` (an errno value).
+/// @throws IoError that names the file and gives the system's message for `error_number` (an errno value).
 [[noreturn]] inline void throw_io_error(std::string_view operation, const std::filesystem::path& path,
                                         std::string_view expected, int error_number) {
   throw IoError(operation, in_quotes(path.native(), path.native().size()), expected,

@@ -16,34 +16,34 @@
 
 namespace lora {
 
-/// What a file holds. The writer sets "general.architecture", "general.type", "adapter.type" and "adapter.lora.alpha"
-/// itself, whatever `metadata` says of them.
+/// The contents of a file. The writer sets "general.architecture", "general.type", "adapter.type" and
+/// "adapter.lora.alpha" itself and ignores these keys in `metadata`.
 struct GgufAdapter {
   AdapterWeights<float> weights;
   GgufMetadata metadata;     ///< every value in the file, by key
   std::string architecture;  ///< of the base model: "llama", "qwen2", ...
 };
 
-/// Attention heads of the base model, for the order of rows that rotary embeddings want; see GgufOptions::rope_heads.
+/// Attention heads of the base model, for the order of rows that rotary embeddings need; see GgufOptions::rope_heads.
 struct GgufHeads {
   Index heads = 0;     ///< num_attention_heads
   Index heads_kv = 0;  ///< num_key_value_heads
 };
 
-/// How modules stand in a file. The same `rope_heads` undo on reading what they did on writing; `rename` goes from
-/// module to file when writing (llama_cpp_name) and from file to module when reading (transformers_name).
+/// How modules are stored in a file. The same `rope_heads` undo on reading what they do on writing; `rename` maps
+/// module to file names when writing (llama_cpp_name) and file to module names when reading (transformers_name).
 struct GgufOptions {
-  /// New name of a module, without ".weight"; names stay as they are without it.
+  /// New name of a module, without ".weight"; without this function names stay as they are.
   std::function<std::string(std::string_view)> rename = {};
   /// In llama.cpp's "llama" architecture (Llama, Mistral) rotary embeddings pair neighbouring rows of the query and key
-  /// weights, where transformers pairs the first half of a head with the second. With this the rows of B of modules
-  /// that are called *.attn_q and *.attn_k in the file are permuted between the two; within a head of n rows, row c *
-  /// n/2 + j of transformers is row 2 j + c of llama.cpp (c = 0, 1). Adapters trained in transformers need it for that
-  /// architecture, and must not have it for others (qwen2, ...).
+  /// weights, where transformers pairs the first half of a head with the second. With this option the rows of B of
+  /// modules called *.attn_q and *.attn_k in the file are permuted between the two orders; within a head of n rows, row
+  /// c * n/2 + j of transformers is row 2 j + c of llama.cpp (c = 0, 1). Adapters trained in transformers need it for
+  /// that architecture, and must not use it for others (qwen2, ...).
   std::optional<GgufHeads> rope_heads = std::nullopt;
   /// Writing: element type of the factors, F32, F16 or BF16.
   Dtype dtype = Dtype::F32;
-  /// Writing: the file's one alpha; not 0. Without it, that of the first module whose scaling is not 0.
+  /// Writing: the file's single alpha, not 0. By default, that of the first module whose scaling is not 0.
   std::optional<double> alpha = std::nullopt;
 };
 
@@ -53,10 +53,10 @@ inline constexpr std::string_view gguf_suffix_a = ".weight.lora_a";
 inline constexpr std::string_view gguf_suffix_b = ".weight.lora_b";
 inline constexpr std::string_view gguf_norm_suffix = "_norm.weight";
 
-/// llama.cpp looks token embeddings up by name, and their A lies the other way round.
+/// llama.cpp finds token embeddings by name, and stores their A transposed.
 [[nodiscard]] inline bool is_gguf_embedding(std::string_view stem) noexcept { return stem.ends_with("token_embd"); }
 
-/// Heads whose rows rotary embeddings order, 0 for a module that has none.
+/// The number of heads whose rows rotary embeddings order; 0 for a module without rotary embeddings.
 [[nodiscard]] inline Index gguf_rope_heads(std::string_view stem, const GgufOptions& options) noexcept {
   if (!options.rope_heads) return 0;
   if (stem.ends_with(".attn_q")) return options.rope_heads->heads;

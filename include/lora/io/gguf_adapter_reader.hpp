@@ -26,7 +26,7 @@ namespace lora {
 
 namespace detail {
 
-/// An adapter out of a parsed file.
+/// Builds an adapter from a parsed file.
 class GgufAdapterDecoder {
  public:
   GgufAdapterDecoder(GgufContents contents, std::string_view label, const GgufOptions& options)
@@ -74,7 +74,7 @@ class GgufAdapterDecoder {
     if (got != expected) refuse(key, in_quotes(expected), in_quotes(got));
   }
 
-  /// Without alpha, as with alpha 0, llama.cpp does not scale.
+  /// Without alpha, or with alpha 0, llama.cpp does not scale.
   [[nodiscard]] double read_alpha() const {
     const auto found = contents_.metadata.find("adapter.lora.alpha");
     if (found == contents_.metadata.end()) return 0.0;
@@ -158,14 +158,14 @@ class GgufAdapterDecoder {
   return detail::GgufAdapterDecoder(parse_gguf(bytes, label), label, options).decode();
 }
 
-/// Reads an adapter that llama.cpp can load. Of tensors "<module>.weight.lora_a" (rank x in_features) and
-/// "<module>.weight.lora_b" (out_features x rank) the module becomes `<module>`, renamed by `options.rename`, with
-/// scaling = alpha / rank, or 1 where the file has no alpha or 0. "token_embd" is an embedding, whose lora_a is
-/// num_embeddings x rank in the file. Tensors "*_norm.weight", which llama.cpp does not apply, become saved tensors.
-/// @throws IoError when the file cannot be read; FormatError when it breaks a rule of the format (parse_gguf), is no
-/// LoRA adapter, or has a factor without its pair, of another rank or shape; ShapeError when `rope_heads` do not divide
-/// the rows; ConfigError for options out of range or names that coincide; whatever `rename` throws; std::bad_alloc.
-/// Source: ggml-org/llama.cpp, src/llama-adapter.cpp and convert_lora_to_gguf.py.
+/// Reads an adapter that llama.cpp can load. Tensors "<module>.weight.lora_a" (rank x in_features) and
+/// "<module>.weight.lora_b" (out_features x rank) make a module `<module>`, renamed by `options.rename`, with scaling =
+/// alpha / rank, or 1 if the file has no alpha or alpha 0. "token_embd" is an embedding, whose lora_a is num_embeddings
+/// x rank in the file. Tensors "*_norm.weight", which llama.cpp does not apply, become saved tensors.
+/// @throws IoError when the file cannot be read; FormatError when it breaks a rule of the format (parse_gguf), is not a
+/// LoRA adapter, or has a factor without its partner or with a different rank or shape; ShapeError when `rope_heads` do
+/// not divide the rows; ConfigError for options out of range or names that coincide; whatever `rename` throws;
+/// std::bad_alloc. Source: ggml-org/llama.cpp, src/llama-adapter.cpp and convert_lora_to_gguf.py.
 [[nodiscard]] inline GgufAdapter read_gguf_adapter(const std::filesystem::path& path, const GgufOptions& options = {}) {
   const MappedFile file(path);
   return parse_gguf_adapter(file.bytes(), options, in_quotes(path.native(), path.native().size()));

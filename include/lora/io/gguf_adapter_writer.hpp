@@ -1,4 +1,4 @@
-// Writes LoRA adapters as llama.cpp reads them.
+// Writes LoRA adapters in the form llama.cpp reads.
 #pragma once
 
 #include <algorithm>
@@ -152,7 +152,7 @@ class GgufAdapterEncoder {
     add_matrix(name, stem + std::string(gguf_suffix_b), b, file);
   }
 
-  /// A module whose own alpha is the file's keeps the bits of its B.
+  /// A module whose own alpha equals the file's keeps the bits of its B.
   void fold(const ModuleWeights<float>& module, Matrix<float>& b) const {
     if (static_cast<float>(alpha_of(module)) == alpha_) return;
     const double factor = alpha_of(module) / static_cast<double>(alpha_);
@@ -209,14 +209,14 @@ class GgufAdapterEncoder {
   return detail::GgufAdapterEncoder(adapter, options).encode();
 }
 
-/// Writes an adapter as llama.cpp reads it, whole or not at all. The format has one alpha for all modules and scales by
-/// alpha / rank; whatever scaling a module has beyond that (rsLoRA, patterns of alpha and rank) goes into its B:
+/// Writes an adapter in the form llama.cpp reads, whole or not at all. The format has one alpha for all modules and
+/// scales by alpha / rank; any other scaling of a module (rsLoRA, patterns of alpha and rank) is multiplied into its B:
 ///   B' = B * scaling * rank / alpha.
-/// Modules follow in the order of their names in the file. Holds the file in memory. Reentrant.
+/// Modules are sorted by their names in the file. Holds the file in memory. Reentrant.
 /// @throws ConfigError naming the module or tensor that the format cannot hold (convolutions, DoRA, lora_bias, rank 0,
-/// tensors that are replaced other than "*_norm.weight", names of 50 bytes or more after renaming), or an option out of
-/// range; ShapeError when factors, or `rope_heads`, do not fit; StateError when an element is not finite as it is
-/// stored; IoError; whatever `rename` throws; std::bad_alloc. Then the file at `path` is what it was.
+/// replaced tensors other than "*_norm.weight", names of 50 bytes or more after renaming), or an option out of range;
+/// ShapeError when factors, or `rope_heads`, do not fit; StateError when an element is not finite as stored; IoError;
+/// whatever `rename` throws; std::bad_alloc. The file at `path` is unchanged then.
 inline void write_gguf_adapter(const std::filesystem::path& path, const GgufAdapter& adapter,
                                const GgufOptions& options = {}) {
   const std::vector<std::byte> bytes = gguf_adapter_bytes(adapter, options);

@@ -22,7 +22,7 @@
 
 namespace lora::detail {
 
-/// Collects a file: metadata first, then the tensors' descriptions and, apart from these, their data.
+/// Assembles a file: metadata first, then the tensors' descriptions and, separately, their data.
 class GgufEncoder {
  public:
   explicit GgufEncoder(std::size_t alignment) : alignment_(alignment) {}
@@ -35,7 +35,7 @@ class GgufEncoder {
     ++values_;
   }
 
-  /// Appends a tensor whose data are `bytes` zeros; returns where to write them, until the next call.
+  /// Appends a tensor with `bytes` zero bytes of data; returns where to write the data, valid until the next call.
   [[nodiscard]] std::byte* add_tensor(std::string_view name, std::span<const std::uint64_t> extents, Dtype dtype,
                                       std::size_t bytes) {
     put_text(tensors_, name);

@@ -41,8 +41,8 @@ inline constexpr std::array<NamePair, 2> gguf_outer_names{
 
 /// The name of a module in llama.cpp's files, without ".weight", for Llama-like architectures (llama, mistral, qwen2
 /// and others with the same module names): "model.layers.3.self_attn.q_proj" -> "blk.3.attn_q", "model.embed_tokens" ->
-/// "token_embd", "lm_head" -> "output". A leading "base_model.model.", which PEFT writes, does not count.
-/// @throws ConfigError naming a module that is none of them.
+/// "token_embd", "lm_head" -> "output". A leading "base_model.model.", which PEFT writes, is ignored.
+/// @throws ConfigError naming a module that is not one of these.
 /// Source: llama.cpp, gguf-py/gguf/tensor_mapping.py.
 [[nodiscard]] inline std::string llama_cpp_name(std::string_view module) {
   std::string_view name = module;
@@ -61,7 +61,7 @@ inline constexpr std::array<NamePair, 2> gguf_outer_names{
                     "another name");
 }
 
-/// The inverse: "blk.3.attn_q" -> "model.layers.3.self_attn.q_proj". @throws ConfigError naming what is none of them.
+/// The inverse: "blk.3.attn_q" -> "model.layers.3.self_attn.q_proj". @throws ConfigError naming an unknown name.
 [[nodiscard]] inline std::string transformers_name(std::string_view name) {
   for (const auto& [theirs, ours] : detail::gguf_outer_names) {
     if (name == ours) return std::string(theirs);

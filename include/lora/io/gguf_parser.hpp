@@ -1,4 +1,4 @@
-// GGUF files: metadata and tensors, every rule of the format checked.
+// GGUF files: metadata and tensors, checked against every rule of the format.
 #pragma once
 
 #include <algorithm>
@@ -28,14 +28,14 @@ namespace lora {
 struct GgufTensor {
   std::string name;
   Dtype dtype = Dtype::F32;              ///< F32, F16 or BF16
-  std::array<std::uint64_t, 4> extents;  ///< the first one is contiguous, as ggml's `ne`; 1 where the file has none
-  std::span<const std::byte> bytes;      ///< into the file's bytes
+  std::array<std::uint64_t, 4> extents;  ///< the first one is contiguous, like ggml's `ne`; missing ones are 1
+  std::span<const std::byte> bytes;      ///< points into the file's bytes
 
   /// extents[0] * extents[1] * ..., which does not overflow.
   [[nodiscard]] std::uint64_t size() const noexcept { return extents[0] * extents[1] * extents[2] * extents[3]; }
 };
 
-/// A parsed file. Valid while its bytes are.
+/// A parsed file. Valid as long as the bytes it was parsed from.
 struct GgufContents {
   std::uint32_t version = 3;
   GgufMetadata metadata;
@@ -48,7 +48,7 @@ namespace detail {
 inline constexpr std::array<std::pair<std::uint32_t, Dtype>, 3> ggml_types{
     {{0, Dtype::F32}, {1, Dtype::F16}, {30, Dtype::BF16}}};
 
-/// A place in a file that never passes its end.
+/// A position in a file that never passes its end.
 class GgufCursor {
  public:
   GgufCursor(std::span<const std::byte> bytes, std::string_view label) : bytes_(bytes), label_(label) {}
@@ -62,7 +62,7 @@ class GgufCursor {
     throw FormatError("parse_gguf", argument, expected, got);
   }
 
-  /// Refuses unless `count` items of at least `item_bytes` each may still come.
+  /// Throws unless `count` items of at least `item_bytes` each fit into the rest of the file.
   void require(std::string_view what, std::uint64_t count, std::size_t item_bytes) const {
     if (count <= remaining() / item_bytes) return;
     refuse(
@@ -110,7 +110,7 @@ class GgufParser {
     read_version();
     const auto tensors = cursor_.number<std::uint64_t>("number of tensors");
     const auto values = cursor_.number<std::uint64_t>("number of metadata values");
-    // A value takes a key, a type and a byte; a tensor a name, a number of extents, a type and an offset.
+    // A value takes at least a key, a type and a byte; a tensor a name, a number of extents, a type and an offset.
     cursor_.require("metadata values", values, 8 + 1 + 4 + 1);
     for (std::uint64_t i = 0; i < values; ++i) read_metadata();
     find_alignment();
@@ -268,7 +268,7 @@ class GgufParser {
     cursor_.refuse(what, "an end below 2^64", "one beyond it");
   }
 
-  /// The padding after the last tensor may be missing: llama.cpp does not look at it, and not every writer has it.
+  /// The padding after the last tensor may be missing: llama.cpp does not check it, and not every writer writes it.
   void locate_data() {
     if (contents_.tensors.empty()) return;
     const std::size_t begin = padded(cursor_.position(), "data");
@@ -298,9 +298,9 @@ class GgufParser {
 
 /// Parses a whole GGUF file (version 2 or 3, little-endian) in the caller's memory, which must outlive the tensors'
 /// bytes. `label` names it in errors. Nothing is allocated beyond a small multiple of `bytes.size()`, whatever the file
-/// claims. Bytes behind the tensors are not looked at, as llama.cpp does not. Pure and reentrant.
-/// @throws FormatError naming the byte and the item: other magic or version; counts, lengths, extents or offsets that
-/// do not fit the file; text that is not UTF-8; keys or names that come twice; an alignment that is no power of two;
+/// claims. Bytes after the tensors are ignored, as in llama.cpp. Pure and reentrant.
+/// @throws FormatError naming the byte and the item: a different magic or version; counts, lengths, extents or offsets
+/// that do not fit the file; text that is not UTF-8; duplicate keys or names; an alignment that is not a power of two;
 /// tensors that overlap or leave gaps; element types other than F32, F16 and BF16; std::bad_alloc. Source:
 /// ggml-org/ggml, docs/gguf.md, and the checks of its gguf.cpp.
 [[nodiscard]] inline GgufContents parse_gguf(std::span<const std::byte> bytes,

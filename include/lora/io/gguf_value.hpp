@@ -19,7 +19,7 @@ using GgufValue =
                  std::vector<std::int32_t>, std::vector<float>, std::vector<bool>, std::vector<std::string>,
                  std::vector<std::uint64_t>, std::vector<std::int64_t>, std::vector<double>>;
 
-/// Values by key, as "general.architecture".
+/// Values by key, such as "general.architecture".
 using GgufMetadata = std::map<std::string, GgufValue, std::less<>>;
 
 namespace detail {
@@ -33,8 +33,8 @@ inline constexpr std::size_t gguf_scalar_types = 12;
 /// Names of tensors are shorter than this in ggml (GGML_MAX_NAME).
 inline constexpr std::size_t gguf_name_limit = 64;
 
-/// The number by which a file calls the type of the alternative at `index`, or the type of its elements. The scalar
-/// alternatives stand in the order of these numbers, which leave 9 to arrays.
+/// The number that stands in a file for the type of the alternative at `index`, or for the type of its elements. The
+/// scalar alternatives are in the order of these numbers, which skip 9 (arrays).
 [[nodiscard]] constexpr std::uint32_t gguf_type_of(std::size_t index) noexcept {
   const auto scalar = static_cast<std::uint32_t>(index % gguf_scalar_types);
   return scalar < gguf_array_type ? scalar : scalar + 1;

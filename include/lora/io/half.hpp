@@ -16,7 +16,7 @@ namespace detail {
 }
 
 /// `value` rounded once, to nearest even, to a sign, `ExponentBits` and `MantissaBits` that fill 16 bits.
-/// Going through float first would round twice. A NaN stays one, quiet, with the leading bits of its payload.
+/// Going through float first would round twice. A NaN becomes a quiet NaN with the leading bits of its payload.
 template <int ExponentBits, int MantissaBits>
 [[nodiscard]] constexpr std::uint16_t round_to_16_bits(double value) noexcept {
   static_assert(1 + ExponentBits + MantissaBits == 16);
@@ -41,7 +41,7 @@ template <int ExponentBits, int MantissaBits>
   } else if (exponent > bias) {
     rounded = infinity;
   } else if (exponent >= 1 - bias) {
-    // A carry out of the mantissa raises the exponent, past the largest finite number to infinity, as it should.
+    // A carry out of the mantissa raises the exponent; past the largest finite number this gives infinity, as intended.
     constexpr std::uint64_t rebias = static_cast<std::uint64_t>(double_bias - bias) << double_mantissa_bits;
     rounded = shift_right_to_nearest_even(magnitude - rebias, excess_bits);
   } else {

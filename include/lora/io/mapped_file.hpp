@@ -1,4 +1,4 @@
-// A file's bytes in memory without reading them: mapped, read-only.
+// A file's bytes, mapped read-only into memory instead of being read.
 #pragma once
 
 #include <fcntl.h>
@@ -18,7 +18,8 @@
 
 namespace lora {
 
-/// The bytes of a regular file, mapped read-only; an empty file maps nothing. Movable; the bytes stay where they are.
+/// The bytes of a regular file, mapped read-only; an empty file maps nothing. Movable; moving does not change the
+/// bytes' address.
 /// A file that is replaced by rename (as AtomicFile does) or removed stays readable through the map. A file that
 /// another process shortens in place does not: touching pages past its new end raises SIGBUS.
 /// Thread safety: any number of threads may read.
@@ -26,7 +27,7 @@ class MappedFile {
  public:
   MappedFile() = default;
 
-  /// @throws IoError when the file cannot be opened or mapped, or is no regular file.
+  /// @throws IoError when the file cannot be opened or mapped, or is not a regular file.
   explicit MappedFile(const std::filesystem::path& path) {
     // Without O_NONBLOCK, opening a named pipe would wait for its writer for ever.
     const FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
@@ -60,8 +61,8 @@ class MappedFile {
   /// Valid while this object, or one it is moved to, lives.
   [[nodiscard]] std::span<const std::byte> bytes() const noexcept { return bytes_; }
 
-  /// Gives the memory of the pages that lie wholly in `part` of bytes() back to the system. They stay readable, and are
-  /// read from the file again when they are touched: for one pass over a file larger than the memory.
+  /// Returns the memory of the pages wholly within `part` of bytes() to the system. They stay readable, and are read
+  /// from the file again when touched. For a single pass over a file larger than memory.
   void release(std::span<const std::byte> part) const noexcept {
     const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
     const auto begin = (reinterpret_cast<std::uintptr_t>(part.data()) + page - 1) / page * page;

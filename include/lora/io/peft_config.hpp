@@ -1,4 +1,4 @@
-// Reading adapter_config.json, as PEFT's save_pretrained writes it, into a LoraModelConfig.
+// Reads adapter_config.json, as PEFT's save_pretrained writes it, into a LoraModelConfig.
 #pragma once
 
 #include <array>
@@ -24,7 +24,7 @@
 
 namespace lora {
 
-/// A configuration that was read, and what of the file it does not hold ("unknown key ...").
+/// A configuration read from a file, and warnings about what it does not represent ("unknown key ...").
 struct PeftConfig {
   LoraModelConfig config;
   std::vector<std::string> warnings;
@@ -34,7 +34,7 @@ namespace detail {
 
 inline constexpr std::string_view peft_config_operation = "read adapter_config.json";
 
-/// Options that change what an adapter computes in ways this library does not. Inactive ones are accepted.
+/// Options that change what an adapter computes and that this library does not implement. Inactive ones are accepted.
 inline constexpr std::array<std::string_view, 17> unsupported_peft_keys{"alora_invocation_tokens",
                                                                         "arrow_config",
                                                                         "corda_config",
@@ -53,11 +53,11 @@ inline constexpr std::array<std::string_view, 17> unsupported_peft_keys{"alora_i
                                                                         "use_qalora",
                                                                         "velora_config"};
 
-/// Keys that say nothing about what an adapter computes.
+/// Keys that do not affect what an adapter computes.
 inline constexpr std::array<std::string_view, 6> ignored_peft_keys{
     "inference_mode", "megatron_core", "merge_weights", "peft_version", "qalora_group_size", "runtime_config"};
 
-/// Whether the bytes are what Git LFS leaves in place of a file that was not fetched.
+/// Whether the bytes are a Git LFS pointer, left in place of a file that was not fetched.
 [[nodiscard]] inline bool is_git_lfs_pointer(std::string_view bytes) noexcept {
   return bytes.starts_with("version https://git-lfs.");
 }
@@ -67,7 +67,7 @@ inline constexpr std::array<std::string_view, 6> ignored_peft_keys{
   throw FormatError(operation, label, expected, "a Git LFS pointer; the file itself was not fetched (git lfs pull)");
 }
 
-/// The keys of rank_pattern and alpha_pattern in the file's order, which decides among them.
+/// The keys of rank_pattern and alpha_pattern in the file's order: the first match wins.
 struct PeftPatternKeys {
   std::vector<std::string> rank;
   std::vector<std::string> alpha;
@@ -104,7 +104,7 @@ struct PeftPatternKeys {
   return result;
 }
 
-/// Turns a document into a configuration. Every key is asked for by name; what is left over is unknown.
+/// Turns a document into a configuration. Every known key is read by name; what is left over is unknown.
 class PeftConfigReader {
  public:
   PeftConfigReader(const nlohmann::json& object, const PeftPatternKeys& keys, std::string_view label)
@@ -369,18 +369,18 @@ class PeftConfigReader {
 
 }  // namespace detail
 
-/// Reads the text of an adapter_config.json. Missing keys have PEFT's defaults. Keys PEFT 0.20 does not know come back
-/// as warnings. `label` names the text in errors.
-/// @throws FormatError for what is no JSON, and for a value of another type, with its key; ConfigError for a peft_type
-/// other than LORA, for active options that this library does not implement, all of them by name, and for values out of
-/// range. Regular expressions are not compiled here.
+/// Reads the text of an adapter_config.json. Missing keys get PEFT's defaults. Keys that PEFT 0.20 does not know are
+/// returned as warnings. `label` names the text in errors.
+/// @throws FormatError for text that is not JSON, and for a value of the wrong type, with its key; ConfigError for a
+/// peft_type other than LORA, for active options that this library does not implement, listing all of them, and for
+/// values out of range. Regular expressions are not compiled here.
 [[nodiscard]] inline PeftConfig parse_peft_config(std::string_view text,
                                                   std::string_view label = "adapter_config.json") {
   const auto [object, keys] = detail::parse_peft_json(text, label);
   return detail::PeftConfigReader(object, keys, label).read();
 }
 
-/// Reads an adapter_config.json. @throws IoError; as parse_peft_config
+/// Reads an adapter_config.json. @throws IoError; otherwise like parse_peft_config
 [[nodiscard]] inline PeftConfig read_peft_config(const std::filesystem::path& path) {
   const MappedFile file(path);
   const auto bytes = file.bytes();

@@ -1,4 +1,4 @@
-// Writing a LoraModelConfig as the adapter_config.json that PEFT loads.
+// Writes a LoraModelConfig as the adapter_config.json that PEFT loads.
 #pragma once
 
 #include <cmath>
@@ -21,8 +21,8 @@ namespace lora {
 
 namespace detail {
 
-// It keeps the order of insertion: of the keys, ascending as PEFT writes them; of a pattern's entries, that of the
-// configuration, because the first that matches counts.
+// Keeps the order of insertion. Keys are inserted in ascending order, as PEFT writes them, and a pattern's entries in
+// the configuration's order, because the first match wins.
 using PeftOutputJson = nlohmann::ordered_json;
 
 [[nodiscard]] inline PeftOutputJson text_or_null(const std::string& text) {
@@ -34,7 +34,7 @@ template <class T>
   return values.empty() ? PeftOutputJson(nullptr) : PeftOutputJson(values);
 }
 
-/// PEFT's alphas are integers, where they are.
+/// Writes a whole number as an integer, as PEFT does for alpha.
 [[nodiscard]] inline PeftOutputJson number_json(double number) {
   constexpr double exact = 9007199254740992.0;  // 2^53
   if (std::trunc(number) == number && std::abs(number) < exact) return static_cast<std::int64_t>(number);
@@ -132,9 +132,9 @@ template <class Value, class ToJson>
 
 }  // namespace detail
 
-/// The text of an adapter_config.json: keys ascending, two spaces of indentation. Options that came after PEFT 0.5
-/// (exclude_modules, lora_bias, use_dora, use_rslora) are written only when they are active, because a PEFT that does
-/// not know a key refuses it, while one that knows it fills in what is missing. merge_weights has no place there.
+/// The text of an adapter_config.json: keys ascending, two spaces of indentation. Options newer than PEFT 0.5
+/// (exclude_modules, lora_bias, use_dora, use_rslora) are written only when active, because a PEFT that does not know a
+/// key refuses it, while one that knows it fills in what is missing. merge_weights has no key in the file.
 /// @throws ConfigError for what PEFT would refuse: options out of range, rank 0, text that is not UTF-8
 [[nodiscard]] inline std::string peft_config_text(const LoraModelConfig& config) {
   constexpr std::string_view operation = "write adapter_config.json";
@@ -147,7 +147,7 @@ template <class Value, class ToJson>
   }
 }
 
-/// Writes an adapter_config.json atomically. @throws ConfigError as peft_config_text, IoError
+/// Writes an adapter_config.json atomically. @throws ConfigError like peft_config_text; IoError
 inline void write_peft_config(const std::filesystem::path& path, const LoraModelConfig& config) {
   const std::string text = peft_config_text(config);
   AtomicFile file(path);

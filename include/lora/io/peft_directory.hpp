@@ -1,4 +1,4 @@
-// Reading the folders that PEFT's save_pretrained writes: adapter_config.json beside adapter_model.safetensors.
+// Reads the folders that PEFT's save_pretrained writes: adapter_config.json beside adapter_model.safetensors.
 #pragma once
 
 #include <algorithm>
@@ -34,19 +34,19 @@ template <RealScalar Scalar>
 struct PeftAdapter {
   LoraModelConfig config;
   AdapterWeights<Scalar> weights;
-  std::vector<std::string> warnings;  ///< of reading; writing does not look at them
+  std::vector<std::string> warnings;  ///< from reading; ignored when writing
 };
 
 struct PeftReadOptions {
-  bool strict = true;               ///< refuse what does not fit; otherwise leave it out, with a warning for each
-  std::string adapter = "default";  ///< which of several adapters, see list_peft_adapters
+  bool strict = true;               ///< refuse what does not fit; otherwise leave it out, each with a warning
+  std::string adapter = "default";  ///< which of several adapters; see list_peft_adapters
 };
 
 namespace detail {
 
 inline constexpr std::string_view read_peft = "read_peft_directory";
 
-/// One line a problem, of which the first fifty are told.
+/// One line per problem; only the first fifty are listed.
 [[nodiscard]] inline std::string problems_text(const std::vector<std::string>& problems) {
   constexpr std::size_t told = 50;
   std::string text = std::to_string(problems.size()) + (problems.size() == 1 ? " problem:" : " problems:");
@@ -72,8 +72,8 @@ inline constexpr std::string_view read_peft = "read_peft_directory";
   return SafetensorsFile::open(path);
 }
 
-/// A matcher for the tensors of a file, whose modules are known whatever the targets are. What Python's expressions can
-/// say and ours cannot does not matter there.
+/// A matcher for the tensors of a file. The file itself names the modules, so the options that choose targets are
+/// cleared; a pattern that only Python supports does no harm there.
 [[nodiscard]] inline ModuleMatcher matcher_of_tensors(LoraModelConfig config, std::string_view operation) {
   config.target_modules = {};
   config.exclude_modules = {};
@@ -82,7 +82,7 @@ inline constexpr std::string_view read_peft = "read_peft_directory";
   return ModuleMatcher(config, operation);
 }
 
-/// Modules the configuration does not target. Nothing when its patterns are no regular expressions here.
+/// Modules the configuration does not target. std::nullopt if its patterns are not supported regular expressions.
 template <RealScalar Scalar>
 [[nodiscard]] std::optional<std::vector<std::string>> untargeted_modules(const LoraModelConfig& config,
                                                                          const AdapterWeights<Scalar>& weights) {
@@ -98,7 +98,7 @@ template <RealScalar Scalar>
   return untargeted;
 }
 
-/// Every value is overwritten: (rows, cols) are those of the tensor, whatever its shape.
+/// Every value is overwritten; the tensor's values are read as (rows, cols), whatever its shape.
 template <RealScalar Scalar>
 [[nodiscard]] Matrix<Scalar> peft_matrix(const TensorView& tensor, Index rows) {
   Matrix<Scalar> values(rows, rows == 0 ? 0 : tensor.size() / rows);
@@ -158,8 +158,9 @@ void warn_of_targets(PeftAdapter<Scalar>& adapter) {
 
 }  // namespace detail
 
-/// Where an adapter is: `directory` itself for "default", and its folder `name` otherwise, as PEFT saves several.
-/// @throws ConfigError for a name that is no name of a folder in `directory`
+/// Where an adapter is: `directory` itself for "default", and its subfolder `name` otherwise, as PEFT saves several
+/// adapters.
+/// @throws ConfigError for a name that cannot be a folder in `directory`
 [[nodiscard]] inline std::filesystem::path peft_adapter_path(const std::filesystem::path& directory,
                                                              const std::string& name) {
   if (name == "default") return directory;
@@ -170,7 +171,7 @@ void warn_of_targets(PeftAdapter<Scalar>& adapter) {
   return directory / name;
 }
 
-/// Names of the adapters of a folder: "default" when it holds an adapter itself, then its folders that do, ascending.
+/// Names of the adapters in a folder: "default" if it holds an adapter itself, then its subfolders that do, ascending.
 /// @throws IoError when the folder cannot be read
 [[nodiscard]] inline std::vector<std::string> list_peft_adapters(const std::filesystem::path& directory) {
   const auto holds_adapter = [](const std::filesystem::path& folder) {
@@ -190,12 +191,13 @@ void warn_of_targets(PeftAdapter<Scalar>& adapter) {
   return names;
 }
 
-/// Reads one adapter: names, shapes and ranks are checked against the configuration, then all values are converted to
-/// Scalar. Widening is exact; F64 to float rounds. Each module's scaling is that of the configuration and its patterns.
-/// Modules that target_modules does not name are kept, with a warning, as are unknown keys.
+/// Reads one adapter: checks names, shapes and ranks against the configuration, then converts all values to Scalar.
+/// Widening is exact; F64 to float rounds. Each module's scaling follows from the configuration and its patterns.
+/// Modules that target_modules does not name are kept, with a warning; unknown keys give a warning too.
 /// @throws IoError, SafetensorsError and FormatError for files that are missing, damaged or Git LFS pointers, and, when
-/// strict, for tensors that are missing, extra or misshapen, all of them by name; ConfigError as parse_peft_config and
-/// for patterns that are no regular expressions; std::bad_alloc. Memory is asked for only as the file has bytes.
+/// strict, for tensors that are missing, extra or misshapen, listing all of them; ConfigError like parse_peft_config
+/// and for patterns that are not regular expressions; std::bad_alloc. Never allocates more than the file's bytes
+/// justify.
 template <RealScalar Scalar>
 [[nodiscard]] PeftAdapter<Scalar> read_peft_directory(const std::filesystem::path& directory,
                                                       const PeftReadOptions& options = {}) {

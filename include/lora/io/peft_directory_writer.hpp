@@ -1,4 +1,4 @@
-// Writing one adapter as the folder that PEFT's from_pretrained loads.
+// Writes one adapter as the folder that PEFT's from_pretrained loads.
 #pragma once
 
 #include <algorithm>
@@ -31,8 +31,8 @@
 namespace lora {
 
 struct PeftWriteOptions {
-  std::optional<Dtype> dtype = std::nullopt;  ///< F64, F32, F16 or BF16; that of the adapter's scalar when empty
-  bool overwrite = false;                     ///< replace an adapter that is there
+  std::optional<Dtype> dtype = std::nullopt;  ///< F64, F32, F16 or BF16; by default that of the adapter's scalar
+  bool overwrite = false;                     ///< replace an existing adapter
   std::string adapter = "default";            ///< any other name goes to a folder of that name
 };
 
@@ -40,7 +40,7 @@ namespace detail {
 
 inline constexpr std::string_view write_peft = "write_peft_directory";
 
-/// A tensor to be written: what the file says of it, and its values, which stay where they are.
+/// A tensor to be written: its description in the file, and a reference to its values.
 template <RealScalar Scalar>
 struct PeftOutput {
   PeftTensor tensor;
@@ -105,7 +105,7 @@ template <RealScalar Scalar>
   return outputs;
 }
 
-/// Everything for which PEFT would not load the adapter as it is in memory.
+/// All reasons why PEFT would not load the adapter as it is in memory.
 template <RealScalar Scalar>
 void check_peft_weights(const LoraModelConfig& config, const AdapterWeights<Scalar>& weights,
                         const std::vector<PeftOutput<Scalar>>& outputs) {
@@ -119,7 +119,7 @@ void check_peft_weights(const LoraModelConfig& config, const AdapterWeights<Scal
   }
   for (const auto& [name, module] : weights.modules) {
     const double scaling = matcher.config_for(name).scaling();
-    // The scaling of the file comes from its integers by one or two rounded operations.
+    // PEFT computes the scaling from the file's integers with one or two rounded operations.
     if (!(std::abs(module.scaling - scaling) <= 4 * std::numeric_limits<double>::epsilon() * std::abs(scaling))) {
       problems.push_back("module " + in_quotes(name) + " has scaling " + number_text(module.scaling) + ", alpha and " +
                          "rank of the configuration give " + number_text(scaling));
@@ -169,11 +169,11 @@ inline void refuse_existing(const std::filesystem::path& path) {
 
 }  // namespace detail
 
-/// Writes an adapter so that PEFT loads it, and makes the folder when it is not there. Values are rounded once to the
-/// dtype. Each file is replaced as a whole or not at all, and the configuration last: whoever finds it finds the
-/// tensors too. What does not fit the configuration is refused before anything is touched.
-/// @throws ShapeError, ConfigError listing what PEFT would not load or load otherwise, IoError; ConfigError for values
-/// that the dtype turns into infinities; SafetensorsError for names that are not UTF-8
+/// Writes an adapter so that PEFT loads it; creates the folder if it does not exist. Values are rounded once to the
+/// dtype. Each file is replaced as a whole or not at all, and the configuration last: if it is there, the tensors are
+/// there too. An adapter that does not fit its configuration is refused before any file is touched.
+/// @throws ShapeError, ConfigError listing what PEFT would not load or would load differently, IoError; ConfigError for
+/// values that the dtype turns into infinities; SafetensorsError for names that are not UTF-8
 template <RealScalar Scalar>
 void write_peft_directory(const std::filesystem::path& directory, const LoraModelConfig& config,
                           const AdapterWeights<Scalar>& weights, const PeftWriteOptions& options = {}) {

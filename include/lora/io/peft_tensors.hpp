@@ -1,4 +1,4 @@
-// The tensors of adapter_model.safetensors: their names, which of them make one module, and the shapes they must have.
+// The tensors of adapter_model.safetensors: their names, which ones belong to one module, and their required shapes.
 #pragma once
 
 #include <algorithm>
@@ -34,7 +34,7 @@ struct PeftSuffix {
   PeftPart part;
 };
 
-/// The first of each part is how PEFT writes it. The DoRA magnitude has ".weight" in files of a few versions.
+/// The first suffix of each part is the one PEFT writes. A few versions add ".weight" to the DoRA magnitude.
 inline constexpr std::array<PeftSuffix, 7> peft_suffixes{{{".lora_A.weight", PeftPart::lora_A},
                                                           {".lora_B.weight", PeftPart::lora_B},
                                                           {".lora_B.bias", PeftPart::lora_bias},
@@ -45,13 +45,13 @@ inline constexpr std::array<PeftSuffix, 7> peft_suffixes{{{".lora_A.weight", Pef
 
 }  // namespace detail
 
-/// A tensor's name in a file, taken apart.
+/// A tensor's name in a file, split into parts.
 struct PeftTensorName {
   PeftPart part = PeftPart::saved;
-  std::string_view name;  ///< of the module; of the tensor when it is saved whole: "head.weight"
+  std::string_view name;  ///< name of the module, or of a tensor that is saved whole: "head.weight"
 };
 
-/// Takes a name apart; valid while `name` is. Nothing when it is none of PEFT's LoRA.
+/// Splits a name; the result is valid as long as `name`. Nothing if the name is not one of PEFT's for LoRA.
 [[nodiscard]] inline std::optional<PeftTensorName> parse_peft_name(std::string_view name) noexcept {
   if (!name.starts_with(detail::peft_prefix)) return std::nullopt;
   name.remove_prefix(detail::peft_prefix.size());
@@ -60,7 +60,7 @@ struct PeftTensorName {
       return PeftTensorName{part, name.substr(0, name.size() - suffix.size())};
     }
   }
-  // A part of LoRA that is not known, or one with the adapter's name in it, is no tensor of the model.
+  // An unknown LoRA part, or one with the adapter's name in it, is not a tensor of the model.
   std::string_view rest = name;
   for (int segments = 0; segments < 3 && !rest.empty(); ++segments) {
     const std::size_t dot = rest.rfind('.');
@@ -82,14 +82,14 @@ struct PeftTensorName {
   return text;
 }
 
-/// A tensor as a file has it.
+/// A tensor as described in a file.
 struct PeftTensor {
   std::string name;
   Dtype dtype = Dtype::F32;
   std::vector<Index> shape;
 };
 
-/// The tensors of one module, by their places in the list they come from.
+/// The tensors of one module, by their positions in the list they come from.
 struct PeftModule {
   ModuleKind kind = ModuleKind::linear;
   std::size_t A = 0;
@@ -98,11 +98,11 @@ struct PeftModule {
   std::optional<std::size_t> magnitude;
 };
 
-/// A file's tensors by what they belong to.
+/// A file's tensors, grouped by what they belong to.
 struct PeftInventory {
-  std::map<std::string, PeftModule> modules;  ///< those in which everything fits
+  std::map<std::string, PeftModule> modules;  ///< modules in which everything fits
   std::map<std::string, std::size_t> saved;   ///< by the name in the model: "q_proj.bias", "head.weight"
-  std::vector<std::string> problems;          ///< what is missing, extra, misshapen or of another type, one line each
+  std::vector<std::string> problems;          ///< what is missing, extra, misshapen or of the wrong type, one line each
 };
 
 namespace detail {
@@ -149,8 +149,8 @@ class PeftInventoryMaker {
     }
   }
 
-  // An adapted layer holds its base layer, and a saved module the original and the trained copy; with bias = "all" PEFT
-  // writes the biases of all three.
+  // In PEFT an adapted layer contains its base layer, and a saved module contains the original and the trained copy;
+  // with bias = "all" PEFT writes the biases of all three.
   void sort_in_saved(std::size_t i, std::string_view name) {
     constexpr std::string_view base_layer = ".base_layer.";
     const std::size_t base = name.rfind(base_layer);
@@ -252,7 +252,7 @@ class PeftInventoryMaker {
     const bool is_bias = parameter == "bias";
     const bool trained_bias = is_bias && (config_.lora.bias == BiasMode::all ||
                                           (config_.lora.bias == BiasMode::lora_only && parts_.contains(module)));
-    // PEFT saves these along with an adapter when they are targeted or were resized, whatever the configuration says.
+    // PEFT saves these with an adapter when they are targeted or were resized, whatever the configuration says.
     const bool embedding = last == "embed_tokens" || last == "lm_head";
     if (!trained_bias && !embedding && !matcher_.saves(module)) {
       report(i, "belongs to no module to save and is no bias that trains with bias = " +
@@ -287,15 +287,15 @@ class PeftInventoryMaker {
 
 /// Sorts tensors into modules and tensors saved whole, and lists what does not fit the configuration: a part without
 /// its partner, names that are not PEFT's, shapes or ranks other than the configuration's (after rank_pattern), types
-/// that are no real numbers, parts of options that are off. `matcher` is made of `config`, whose target_modules do not
-/// matter here. A tensor saved whole that the configuration gives no reason for is in `saved` and in `problems`.
-/// @throws ConfigError as NamePattern::matches
+/// other than real numbers, parts of options that are off. `matcher` is built from `config`, whose target_modules are
+/// ignored here. A tensor saved whole for no reason in the configuration is in both `saved` and `problems`. @throws
+/// ConfigError like NamePattern::matches
 [[nodiscard]] inline PeftInventory take_peft_inventory(const LoraModelConfig& config, const ModuleMatcher& matcher,
                                                        std::span<const PeftTensor> tensors) {
   return detail::PeftInventoryMaker(config, matcher, tensors).make();
 }
 
-/// What a module's tensors are called and shaped in a file: the shapes of A, B, the bias and the magnitude.
+/// The shapes of a module's tensors in a file: A, B, the bias and the magnitude.
 struct PeftShapes {
   std::vector<Index> A, B, lora_bias, magnitude;
 };

@@ -11,8 +11,9 @@
 
 namespace lora {
 
-/// The first group are the kinds of the format's reference implementation (huggingface/safetensors, SafeTensorError);
-/// its JsonError cannot occur here and its IoError is lora::IoError. The second group is ours.
+/// The first group contains the kinds of the format's reference implementation (huggingface/safetensors,
+/// SafeTensorError); its JsonError cannot occur here and its IoError is lora::IoError. The second group is this
+/// library's own.
 enum class SafetensorsErrorKind : std::uint8_t {
   header_too_small,                ///< fewer than 8 bytes
   header_too_large,                ///< header length over 100,000,000
@@ -20,16 +21,16 @@ enum class SafetensorsErrorKind : std::uint8_t {
   invalid_header,                  ///< header, or a name to be written, is not UTF-8
   invalid_header_deserialization,  ///< header is not the JSON that the format asks for
   invalid_offset,                  ///< a tensor does not begin where the one before it ends, or ends before it begins
-  validation_overflow,             ///< a shape has more bits than 64 bits can count
+  validation_overflow,             ///< the number of bits in a shape overflows 64 bits
   misaligned_slice,                ///< elements smaller than a byte do not fill whole bytes
-  tensor_invalid_info,             ///< bytes between the offsets differ from shape and dtype
-  metadata_incomplete_buffer,      ///< the tensors do not cover exactly the rest of the file
+  tensor_invalid_info,             ///< the bytes between the offsets do not match shape and dtype
+  metadata_incomplete_buffer,      ///< the tensors do not exactly cover the rest of the file
   tensor_not_found,                ///< no tensor of that name
-  invalid_tensor_view,             ///< bytes to be written differ from shape and dtype
+  invalid_tensor_view,             ///< the bytes to be written do not match shape and dtype
   duplicate_name,                  ///< a tensor or metadata key to be written exists already
   reserved_name,                   ///< a tensor to be written is called __metadata__
-  unexpected_dtype,                ///< the stored dtype does not convert to what was asked for
-  unexpected_shape,                ///< the stored shape is not what was asked for
+  unexpected_dtype,                ///< the stored dtype does not convert to the requested type
+  unexpected_shape,                ///< the stored shape is not the requested one
 };
 
 /// The kind's name, as the reference implementation spells it: "HeaderTooSmall".
@@ -53,7 +54,7 @@ enum class SafetensorsErrorKind : std::uint8_t {
   return names[static_cast<std::size_t>(kind)];
 }
 
-/// A safetensors file breaks a rule of its format, or lacks what was asked of it.
+/// A safetensors file breaks a rule of its format, or does not contain what was requested.
 class SafetensorsError : public FormatError {
  public:
   SafetensorsError(SafetensorsErrorKind kind, std::string_view argument, std::string_view expected,

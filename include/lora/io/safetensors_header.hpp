@@ -22,12 +22,12 @@
 
 namespace lora {
 
-/// Bytes of the length that a file begins with.
+/// Bytes of the length field at the start of a file.
 inline constexpr std::size_t safetensors_length_bytes = 8;
 /// Longest header the format allows, in bytes.
 inline constexpr std::uint64_t safetensors_header_cap = 100'000'000;
 
-/// A header whose every claim holds: tensors cover the data without hole or overlap, and bytes fit shapes.
+/// A verified header: tensors cover the data without gaps or overlaps, and bytes match shapes.
 struct SafetensorsHeader {
   std::vector<SafetensorsEntry> tensors;  ///< in the order of their data
   std::vector<std::size_t> by_name;       ///< positions in `tensors`, by ascending name
@@ -95,7 +95,7 @@ namespace detail {
   return header;
 }
 
-/// Sorted by data as the format's order is free, and by name to find tensors and duplicate keys.
+/// Sorts by data, since the format allows any order, and by name, to find tensors and duplicate keys.
 inline void sort_entries(SafetensorsHeader& header, std::string_view label) {
   auto& tensors = header.tensors;
   std::stable_sort(tensors.begin(), tensors.end(), [](const SafetensorsEntry& a, const SafetensorsEntry& b) {

@@ -1,4 +1,4 @@
-// The JSON of a safetensors header, read as a stream: nothing is stored that the format does not know.
+// The JSON of a safetensors header, read as a stream: what the format does not define is not stored.
 #pragma once
 
 #include <cstddef>
@@ -17,7 +17,7 @@
 
 namespace lora {
 
-/// What a header says of one tensor. Offsets count bytes from the end of the header.
+/// A header's description of one tensor. Offsets count bytes from the end of the header.
 struct SafetensorsEntry {
   std::string name;
   Dtype dtype = Dtype::U8;
@@ -35,10 +35,10 @@ struct SafetensorsJson {
   std::map<std::string, std::string, std::less<>> metadata;
 };
 
-/// Receives the parser's events and keeps what the format knows:
+/// Receives the parser's events and keeps what the format defines:
 ///   {"__metadata__": {string: string}, name: {"dtype": string, "shape": [unsigned], "data_offsets": [begin, end]}}
 /// Unknown fields of a tensor are skipped, as the reference implementation does.
-/// Every event either fits the present place or throws; returning false is never needed.
+/// Every event either fits the current place or throws; returning false is never needed.
 class SafetensorsJsonHandler final : public nlohmann::json_sax<nlohmann::json> {
  public:
   SafetensorsJsonHandler(SafetensorsJson& result, std::string_view label) : result_(result), label_(label) {}
@@ -215,7 +215,7 @@ class SafetensorsJsonHandler final : public nlohmann::json_sax<nlohmann::json> {
     }
   }
 
-  /// A value that only an unknown field may have.
+  /// A value that is allowed only in an unknown field.
   bool scalar(std::string_view got) {
     if (place_ != Place::skipped) refuse(expected_here(), got);
     if (depth_ == skipped_from_) place_ = Place::tensor;
@@ -226,13 +226,13 @@ class SafetensorsJsonHandler final : public nlohmann::json_sax<nlohmann::json> {
     if (place_ != Place::skipped) refuse(expected_here(), got);
   }
 
-  /// After the end of an object or array that is skipped, or of the header itself.
+  /// Called at the end of a skipped object or array, or of the header itself.
   void leave() {
     if (place_ == Place::skipped && depth_ == skipped_from_) place_ = Place::tensor;
     if (place_ == Place::header && depth_ == 0) place_ = Place::outside;
   }
 
-  // The reference implementation's parser stops at this depth, and hostile nesting must cost no memory here either.
+  // The reference implementation's parser stops at this depth too, and hostile nesting must not cost memory.
   void enter() {
     constexpr std::size_t deepest = 127;
     if (++depth_ > deepest) refuse("at most 127 levels of nesting", "more");
@@ -285,7 +285,7 @@ class SafetensorsJsonHandler final : public nlohmann::json_sax<nlohmann::json> {
 
 /// Parses a header's text. Pre: `text` is UTF-8. @throws SafetensorsError invalid_header_deserialization.
 [[nodiscard]] inline SafetensorsJson parse_safetensors_json(std::string_view text, std::string_view label) {
-  // The JSON library would take a byte order mark for space and a NUL byte for the end of the text.
+  // The JSON library would treat a byte order mark as white space and a NUL byte as the end of the text.
   constexpr std::string_view byte_order_mark = "\xEF\xBB\xBF";
   const std::size_t nul = text.find('\0');
   if (text.starts_with(byte_order_mark) || nul != std::string_view::npos) {

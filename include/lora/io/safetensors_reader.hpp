@@ -1,4 +1,4 @@
-// Reading safetensors files without copying them.
+// Reads safetensors files without copying them.
 #pragma once
 
 #include <algorithm>
@@ -25,10 +25,10 @@
 
 namespace lora {
 
-/// One tensor of an open file: row-major values at an address of any alignment. It owns only its shape; `name` and
-/// `bytes` are valid while the SafetensorsFile it came from, or a copy of that, lives.
+/// One tensor of an open file: row-major values, not necessarily aligned. It owns only its shape; `name` and `bytes`
+/// are valid while the SafetensorsFile it came from, or a copy of that, lives.
 struct TensorView {
-  std::string_view file;  ///< what error messages call the file
+  std::string_view file;  ///< the file's name in error messages
   std::string_view name;
   Dtype dtype = Dtype::U8;
   std::vector<Index> shape;
@@ -37,8 +37,8 @@ struct TensorView {
   /// Number of elements.
   [[nodiscard]] Index size() const noexcept { return static_cast<Index>(bytes.size() * 8 / bits_of(dtype)); }
 
-  /// Writes all values, in row-major order, to `values`. To float and double F64, F32, F16 and BF16 convert: widening
-  /// is exact, F64 to float rounds to nearest even. Any other type takes only the dtype that holds the same type.
+  /// Writes all values, in row-major order, to `values`. F64, F32, F16 and BF16 convert to float and double: widening
+  /// is exact, F64 to float rounds to nearest even. Any other T accepts only its own dtype.
   /// @throws SafetensorsError unexpected_dtype; unexpected_shape unless values.size() == size(). No allocation.
   template <StoredScalar T>
   void copy_to(std::span<T> values) const {
@@ -58,8 +58,8 @@ struct TensorView {
     }
   }
 
-  /// The values as a matrix of its own: rank 2 as it is, rank 1 as one row, rank 0 as 1 x 1.
-  /// @throws SafetensorsError unexpected_dtype as copy_to, unexpected_shape for rank 3 and more; std::bad_alloc.
+  /// A copy of the values as a matrix: rank 2 as it is, rank 1 as one row, rank 0 as 1 x 1.
+  /// @throws SafetensorsError unexpected_dtype like copy_to, unexpected_shape for rank 3 and more; std::bad_alloc.
   template <RealScalar Scalar>
   [[nodiscard]] Matrix<Scalar> matrix() const {
     const auto [rows, cols] = matrix_extents();
@@ -68,14 +68,14 @@ struct TensorView {
     return values;
   }
 
-  /// Whether the stored values can be used where they are, as T.
+  /// Whether the stored values can be used in place, as T.
   template <StoredScalar T>
   [[nodiscard]] bool mappable() const noexcept {
     return dtype == dtype_of<T> && reinterpret_cast<std::uintptr_t>(bytes.data()) % alignof(T) == 0;
   }
 
-  /// The values where they are in the file, without a copy; shape as matrix(). Valid as long as `bytes`.
-  /// @throws SafetensorsError unexpected_dtype when the dtype is another or the data not aligned (see mappable),
+  /// The values in place in the file, without a copy; the shape is that of matrix(). Valid as long as `bytes`.
+  /// @throws SafetensorsError unexpected_dtype when the dtype differs or the data is not aligned (see mappable),
   /// unexpected_shape for rank 3 and more. No allocation.
   template <StoredScalar T>
   [[nodiscard]] Eigen::Map<const Matrix<T>> map() const {
@@ -106,7 +106,7 @@ struct TensorView {
   }
 };
 
-/// An open safetensors file whose every header rule has been checked. Tensor data is not read before it is used.
+/// An open safetensors file whose header has been fully checked. Tensor data is read only when it is used.
 /// A copy is cheap and shares the mapping, which lives as long as the last copy.
 /// Thread safety: any number of threads may use one object, or copies, at the same time.
 class SafetensorsFile {
@@ -142,9 +142,8 @@ class SafetensorsFile {
 
   [[nodiscard]] bool contains(std::string_view name) const noexcept { return find(name) != nullptr; }
 
-  /// The tensor of that name.
-  /// @throws SafetensorsError tensor_not_found, which lists the names nearest to it; unexpected_shape when an empty
-  /// tensor has an extent beyond 2^63 - 1.
+  /// The tensor of that name. @throws SafetensorsError tensor_not_found, which lists the nearest names;
+  /// unexpected_shape when an empty tensor has an extent beyond 2^63 - 1.
   [[nodiscard]] TensorView tensor(std::string_view name) const {
     const SafetensorsEntry* entry = find(name);
     if (entry == nullptr) {
@@ -165,13 +164,13 @@ class SafetensorsFile {
     return view;
   }
 
-  /// tensor(name).matrix<Scalar>(). @throws SafetensorsError as both, std::bad_alloc.
+  /// tensor(name).matrix<Scalar>(). @throws SafetensorsError like both; std::bad_alloc.
   template <RealScalar Scalar>
   [[nodiscard]] Matrix<Scalar> matrix(std::string_view name) const {
     return tensor(name).template matrix<Scalar>();
   }
 
-  /// Gives the memory behind a part of this file's tensor data back to the system, where the file is mapped; see
+  /// Returns the memory of a part of this file's tensor data to the system, if the file is mapped; see
   /// MappedFile::release. The part stays readable.
   void release(std::span<const std::byte> part) const noexcept {
     if (!contents_->mapping.bytes().empty()) contents_->mapping.release(part);
@@ -182,7 +181,7 @@ class SafetensorsFile {
     return contents_->header.metadata;
   }
 
-  /// What error messages call this file.
+  /// This file's name in error messages.
   [[nodiscard]] const std::string& label() const noexcept { return contents_->label; }
 
  private:

@@ -1,4 +1,4 @@
-// Writing safetensors files, byte for byte as the reference implementation lays them out.
+// Writes safetensors files, byte for byte as the reference implementation lays them out.
 #pragma once
 
 #include <algorithm>
@@ -25,7 +25,7 @@
 
 namespace lora {
 
-/// An Eigen type of float or double that has its elements in memory, row after row.
+/// An Eigen type of float or double whose elements are in memory, row after row.
 template <class Derived>
 concept StoredByRows = RealScalar<typename Derived::Scalar> &&(Derived::Flags& Eigen::DirectAccessBit) != 0 &&
                        static_cast<bool>(Derived::IsRowMajor || Derived::IsVectorAtCompileTime);
@@ -36,14 +36,14 @@ concept StoredByRows = RealScalar<typename Derived::Scalar> &&(Derived::Flags& E
 class SafetensorsWriter {
  public:
   /// Adds a copy of `bytes`, the row-major values of a tensor of that dtype and shape.
-  /// @throws SafetensorsError invalid_tensor_view unless bytes and shape fit, validation_overflow, misaligned_slice,
+  /// @throws SafetensorsError invalid_tensor_view unless bytes and shape match, validation_overflow, misaligned_slice,
   /// duplicate_name, reserved_name, invalid_header for a name that is not UTF-8.
   void add(std::string name, Dtype dtype, std::vector<Index> shape, std::span<const std::byte> bytes) {
     check_bytes(name, dtype, shape, bytes.size());
     insert(std::move(name), Tensor{dtype, std::move(shape), {bytes.begin(), bytes.end()}, {}, {}, 0});
   }
 
-  /// As add, but without a copy: `bytes` must stay until the last write() or to_bytes().
+  /// Like add, but without a copy: `bytes` must stay valid until the last write() or to_bytes().
   void add_view(std::string name, Dtype dtype, std::vector<Index> shape, std::span<const std::byte> bytes) {
     check_bytes(name, dtype, shape, bytes.size());
     insert(std::move(name), Tensor{dtype, std::move(shape), {}, bytes, {}, 0});
@@ -52,10 +52,10 @@ class SafetensorsWriter {
   /// Takes the next bytes of a tensor.
   using Sink = std::function<void(std::span<const std::byte>)>;
 
-  /// Adds a tensor whose bytes come into being when the file is written: `produce` then gives them to the sink, in
-  /// order and in pieces of any size, so that a tensor need never be in memory whole. It may be called more than once.
-  /// @throws SafetensorsError as add. write() and to_bytes() pass on what `produce` throws, and throw
-  /// invalid_tensor_view when it gives another number of bytes.
+  /// Adds a tensor whose bytes are computed when the file is written: `produce` then passes them to the sink, in order
+  /// and in pieces of any size, so that the whole tensor need never be in memory. It may be called more than once.
+  /// @throws SafetensorsError like add. write() and to_bytes() pass on what `produce` throws, and throw
+  /// invalid_tensor_view when it produces the wrong number of bytes.
   void add_stream(std::string name, Dtype dtype, std::vector<Index> shape, std::function<void(const Sink&)> produce) {
     const std::vector<std::uint64_t> extents(shape.begin(), shape.end());
     const bool negative = std::any_of(shape.begin(), shape.end(), [](Index extent) { return extent < 0; });
@@ -66,14 +66,14 @@ class SafetensorsWriter {
 
   /// Adds the values of an Eigen matrix or vector expression, rounded once to `dtype` (F64, F32, F16 or BF16).
   /// The shape is [rows, cols], or [size] for a type that is a vector at compile time.
-  /// @throws SafetensorsError as above; unexpected_dtype for a dtype that real numbers do not convert to.
+  /// @throws SafetensorsError like above; unexpected_dtype for a dtype that real numbers do not convert to.
   template <class Derived>
   void add(std::string name, const Eigen::MatrixBase<Derived>& values,
            Dtype dtype = dtype_of<typename Derived::Scalar>) {
     add(std::move(name), values, shape_of(values), dtype);
   }
 
-  /// As above with a shape of any rank, whose elements in row-major order are those of `values`.
+  /// The same with a shape of any rank; its elements in row-major order are those of `values`.
   template <class Derived>
     requires RealScalar<typename Derived::Scalar>
   void add(std::string name, const Eigen::MatrixBase<Derived>& values, std::vector<Index> shape,
@@ -87,9 +87,9 @@ class SafetensorsWriter {
     insert(std::move(name), Tensor{dtype, std::move(shape), encoded(values, dtype, element_bytes), {}, {}, 0});
   }
 
-  /// As add of a matrix in its own dtype, but without a copy: `values` must stay, unchanged in place, until the last
-  /// write() or to_bytes(). Takes an object that has its elements in memory, row-major and without gaps.
-  /// @throws SafetensorsError as above; unexpected_shape when there are gaps between the rows.
+  /// Like add of a matrix in its own dtype, but without a copy: `values` must stay valid and in place until the last
+  /// write() or to_bytes(). Takes an object whose elements are in memory, row-major and without gaps.
+  /// @throws SafetensorsError like above; unexpected_shape when there are gaps between the rows.
   template <StoredByRows Derived>
   void add_view(std::string name, const Eigen::MatrixBase<Derived>& values) {
     const Derived& object = values.derived();
@@ -111,8 +111,8 @@ class SafetensorsWriter {
     }
   }
 
-  /// Writes the file atomically: whatever goes wrong, `path` is what it was and no other file is left. Streams; the
-  /// data is not in memory a second time. `path` may be a file that tensors are mapped from.
+  /// Writes the file atomically: whatever goes wrong, `path` is unchanged and no other file is left. Streams the data
+  /// without a second copy in memory. `path` may be a file that tensors are mapped from.
   /// @throws IoError; SafetensorsError header_too_large for a header over 100,000,000 bytes.
   void write(const std::filesystem::path& path) const {
     const Layout layout = lay_out();
@@ -142,7 +142,7 @@ class SafetensorsWriter {
     std::vector<Index> shape;
     std::vector<std::byte> owned;
     std::span<const std::byte> viewed;
-    std::function<void(const Sink&)> produce;  // where it is set, the bytes are neither owned nor viewed
+    std::function<void(const Sink&)> produce;  // if set, the bytes are neither owned nor viewed
     std::size_t produced_bytes;
 
     [[nodiscard]] std::size_t size() const noexcept {
@@ -153,7 +153,7 @@ class SafetensorsWriter {
 
   struct Layout {
     std::string head;                                                 // length and padded header
-    std::vector<std::pair<const std::string*, const Tensor*>> order;  // of the data
+    std::vector<std::pair<const std::string*, const Tensor*>> order;  // order of the data
   };
 
   static void emit(const std::string& name, const Tensor& tensor, const Sink& sink) {
@@ -215,7 +215,7 @@ class SafetensorsWriter {
   [[nodiscard]] static std::vector<std::byte> encoded(const Eigen::MatrixBase<Derived>& values, Dtype dtype,
                                                       std::size_t element_bytes) {
     using Scalar = typename Derived::Scalar;
-    // Binds to row-major storage as it is; evaluates anything else once.
+    // Binds to row-major storage without a copy; evaluates anything else once.
     const Eigen::Ref<const Matrix<Scalar>, 0, Eigen::OuterStride<>> rows(values.derived());
     const auto cols = static_cast<std::size_t>(rows.cols());
     std::vector<std::byte> bytes(static_cast<std::size_t>(rows.size()) * element_bytes);
@@ -259,7 +259,7 @@ class SafetensorsWriter {
     return layout;
   }
 
-  /// What names and metadata take in the header at least: escaping only lengthens them.
+  /// The least that names and metadata take in the header: escaping only lengthens them.
   [[nodiscard]] std::size_t text_bytes() const noexcept {
     std::size_t bytes = 0;
     for (const auto& [name, tensor] : tensors_) bytes += name.size();

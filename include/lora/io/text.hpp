@@ -1,4 +1,4 @@
-// Text that comes from files: is it UTF-8, how messages show it, and which names resemble one that is missing.
+// Text from files: checks for UTF-8, quoting in messages, and the names closest to a missing one.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@ namespace lora {
 
 namespace detail {
 
-/// Length of the well-formed UTF-8 sequence at the start of `text`, 0 when there is none.
+/// Length of the well-formed UTF-8 sequence at the start of `text`; 0 if there is none.
 /// Source: Unicode 15, table 3-7 (no overlong forms, no surrogates, nothing beyond U+10FFFF).
 [[nodiscard]] inline std::size_t utf8_sequence_length(std::string_view text) noexcept {
   const auto byte = [&](std::size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0U; };
@@ -47,7 +47,7 @@ namespace detail {
 }
 
 /// `text` in double quotes for a message: control characters, quotes, backslashes and bytes that are not UTF-8 are
-/// escaped, and text beyond `limit` bytes is cut, with its full length named.
+/// escaped; text longer than `limit` bytes is cut and its full length given.
 [[nodiscard]] inline std::string in_quotes(std::string_view text, std::size_t limit = 160) {
   constexpr std::string_view digits = "0123456789abcdef";
   std::string out = "\"";
@@ -75,8 +75,8 @@ namespace detail {
   return text + "]";
 }
 
-/// Up to `count` of the names that share most with `wanted`, best first: the longest common beginning plus the longest
-/// common end. Linear in the total length of the names, so that a hostile file cannot make an error message slow.
+/// Up to `count` of the names most similar to `wanted`, best first, by the length of the common prefix plus that of the
+/// common suffix. Linear in the total length of the names, so that a hostile file cannot make an error message slow.
 [[nodiscard]] inline std::vector<std::string_view> nearest_names(std::string_view wanted,
                                                                  const std::vector<std::string_view>& names,
                                                                  std::size_t count) {

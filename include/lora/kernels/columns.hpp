@@ -1,9 +1,9 @@
-// Passes over the rows of a matrix with one factor for each column, sums over rows, and inputs split by their dropout
+// Passes over the rows of a matrix with one factor per column, sums over rows, and splitting inputs by their dropout
 // mask: what DoRA adds to a layer's passes.
 //
-// All of them: inputs may have any strides, outputs have contiguous rows and alias no input unless said otherwise.
-// Nothing is allocated but to grow the workspace. Results do not depend on the number of workers; between instruction
-// sets only the portable one may round differently.
+// For all of them: inputs may have any strides; outputs have contiguous rows and alias no input unless stated
+// otherwise. They allocate only to grow the workspace. Results do not depend on the number of workers; among
+// instruction sets only the portable one may round differently.
 #pragma once
 
 #include <algorithm>
@@ -39,7 +39,7 @@ void add_scaled_columns(const MatrixView<const Scalar>& z, const Scalar* factors
 
 namespace detail {
 
-/// sums[j] = sum over i in order, from zero, of dy(i, j) * z(i, j), or of dy(i, j) where z has no memory; then calls
+/// sums[j] = sum over i in order, from zero, of dy(i, j) * z(i, j), or of dy(i, j) if z is a null view; then calls
 /// finish(begin, end) for ranges of columns.
 template <class Scalar, class Finish>
 void sum_columns(const MatrixView<const Scalar>& dy, const MatrixView<const Scalar>& z, Scalar* sums,
@@ -94,7 +94,7 @@ void add_column_sums(const MatrixView<const Scalar>& dy, Scalar scale, Scalar* t
   });
 }
 
-/// out = drop(x): kept elements times the mask's scale, zeros elsewhere. Without a mask a copy of x. `out` may be x.
+/// out = drop(x): kept elements times the mask's scale, zeros elsewhere. Without a mask, a copy of x. `out` may be x.
 template <class Scalar>
 void keep_inputs(const MatrixView<const Scalar>& x, const DropoutMask<Scalar>& mask, const MatrixView<Scalar>& out,
                  Workspace& workspace, Isa isa = active_isa()) {
@@ -112,7 +112,7 @@ void keep_inputs(const MatrixView<const Scalar>& x, const DropoutMask<Scalar>& m
   });
 }
 
-/// out = x - drop(x), rounded once. Without a mask zeros. `out` may be x.
+/// out = x - drop(x), rounded once. Without a mask, zeros. `out` may be x.
 template <class Scalar>
 void rest_inputs(const MatrixView<const Scalar>& x, const DropoutMask<Scalar>& mask, const MatrixView<Scalar>& out,
                  Workspace& workspace, Isa isa = active_isa()) {

@@ -1,9 +1,9 @@
 // Convolution with a frozen weight and a low-rank term in one pass, and its adjoints, block by block.
 //
 // A block is a panel of panel_width output positions: its unfolding (fan_in lines) is the packed operand that the tiles
-// of kernels/tile.inc read, and the weight's rows are the other, so that outputs come in the order of channels and
-// nothing is transposed. Positions count over all samples: small images share panels. Results depend neither on the
-// number of workers nor, for one sample, on the others.
+// of kernels/tile.inc read. The weight's rows are the other operand, so that outputs come in the order of channels and
+// nothing is transposed. Positions are numbered over all samples, so small images share panels. Results depend neither
+// on the number of workers nor, for one sample, on the others.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@
 
 namespace lora::kernels {
 
-/// What the passes over one batch share.
+/// The shape shared by all passes over one batch.
 struct ConvShape {
   ImageWalk walk;
   Index samples = 0;
@@ -28,13 +28,13 @@ struct ConvShape {
   [[nodiscard]] Index outputs() const noexcept { return groups * group_outputs; }
   [[nodiscard]] Index rank() const noexcept { return groups * group_rank; }
   [[nodiscard]] Index positions() const noexcept { return samples * walk.output_size(); }
-  /// The walk that reads an output image as it lies.
+  /// The walk that reads an output image element by element.
   [[nodiscard]] ImageWalk output_walk() const noexcept { return ImageWalk::pointwise(walk.output_size()); }
 };
 
-/// Y = factors (.) (W drop(X) + s*B U) + W (X - drop(X)) + bias with U = A drop(X), where X stands for its unfolding;
-/// without `factors` this is Y = W X + s*B U + bias. Rows of A, B and W are those of all groups, one after the other;
-/// each group sees its own input channels.
+/// Y = factors (.) (W drop(X) + s*B U) + W (X - drop(X)) + bias with U = A drop(X), where X means its unfolding;
+/// without `factors` this is Y = W X + s*B U + bias. The rows of A, B and W of all groups follow one another; each
+/// group sees its own input channels.
 template <class Scalar>
 struct ConvCall {
   ConvShape shape;
@@ -46,8 +46,8 @@ struct ConvCall {
   Scalar scale = 1;
   const Scalar* bias = nullptr;     ///< outputs, or null
   const Scalar* factors = nullptr;  ///< outputs, or null
-  MatrixView<Scalar> u;             ///< rank x positions, or null: U is not kept
-  MatrixView<Scalar> z;             ///< as y, or null: what `factors` multiplies
+  MatrixView<Scalar> u;             ///< rank x positions; null if U is not kept
+  MatrixView<Scalar> z;             ///< like y, or null: what `factors` multiplies
   MatrixView<Scalar> y;             ///< samples x (outputs * output_size)
 };
 
@@ -75,11 +75,11 @@ void multiply_block(const MatrixView<const Scalar>& left, const Scalar* panel, I
   multiply_panel(call, 0, PackedPanel<Scalar>{panel, width}, 0, left.rows, scratch);
 }
 
-/// Scratch of one worker in convolve().
+/// One worker's scratch in convolve().
 template <class Scalar>
 struct ConvScratch {
   Scalar* plain;    // the unfolding
-  Scalar* dropped;  // that of drop(X); `plain` itself without dropout
+  Scalar* dropped;  // the unfolding of drop(X); without dropout `plain` itself
   Scalar* lines;    // U of one group, then a line of ones
   Scalar* result;   // outputs of a block
   Scalar* rest;     // W (X - drop(X))
@@ -104,7 +104,7 @@ struct ConvScratch {
   }
 };
 
-/// The pass over one panel of positions and outputs [first, last) of group `g`, which do not leave the group.
+/// The pass over one panel of positions and outputs [first, last), which belong to group `g`.
 template <class Scalar>
 class ConvBlock {
  public:
@@ -206,7 +206,7 @@ class ConvBlock {
   Index width_ = 0;
 };
 
-/// [s*B | bias], outputs x (group_rank + 1); the last column is missing where the bias is null, or comes after factors.
+/// [s*B | bias], outputs x (group_rank + 1); without the last column if the bias is null or is added after the factors.
 template <class Scalar>
 [[nodiscard]] ScratchMatrix<Scalar> up_factor(const ConvCall<Scalar>& call, Workspace& workspace) {
   const Index rank = call.shape.group_rank;
@@ -221,8 +221,8 @@ template <class Scalar>
 
 }  // namespace detail
 
-/// The call's Y, and U and Z where it asks for them. Allocates only to grow the workspace: per worker 1 or, with
-/// dropout, 2 panels of fan_in lines and as many of the outputs of a group. No aliasing.
+/// Computes the call's Y, and U and Z if requested. Allocates only to grow the workspace: per worker 1 panel (2 with
+/// dropout) of fan_in lines and as many panels of a group's outputs. No aliasing.
 template <class Scalar>
 void convolve(const ConvCall<Scalar>& call, Workspace& workspace) {
   const ConvShape& shape = call.shape;
@@ -295,9 +295,9 @@ struct LineProductCall {
   const Scalar* row_factors = nullptr;  ///< groups * group_lines, or null
 };
 
-/// Calls add(l, p, value) once for every line l and p < group_rank, in blocks of positions whose sums come in order.
-/// `add` is called for different lines at the same time. Allocates only to grow the workspace. Per worker this unfolds
-/// 32 lines of 1024 positions at a time.
+/// Calls add(l, p, value) once for every line l, every p < group_rank and every block of positions, block after block.
+/// Calls of `add` for different lines run concurrently. Allocates only to grow the workspace. Each worker unfolds 32
+/// lines of 1024 positions at a time.
 template <class Scalar, class Add>
 void add_line_products(const LineProductCall<Scalar>& call, Workspace& workspace, const Add& add) {
   constexpr Index most_lines = 32;
@@ -327,8 +327,8 @@ void add_line_products(const LineProductCall<Scalar>& call, Workspace& workspace
   });
 }
 
-/// dX = W^T (weight_factors (.) dY) + drop'(W^T (dropped_factors (.) dY) + A^T V), folded, where null factors stand for
-/// a missing term; without a mask `dropped_factors` is null.
+/// dX = W^T (weight_factors (.) dY) + drop'(W^T (dropped_factors (.) dY) + A^T V), folded. Null `dropped_factors` mean
+/// that this term is missing; they are null without a mask.
 template <class Scalar>
 struct ConvAdjointCall {
   ConvShape shape;
@@ -344,7 +344,7 @@ struct ConvAdjointCall {
 
 namespace detail {
 
-/// dX of some channels of one group, for some of the samples.
+/// Computes dX of some channels of one group, for some of the samples.
 template <class Scalar>
 class ConvAdjointBlock {
  public:
@@ -372,7 +372,7 @@ class ConvAdjointBlock {
     dropped_weight_ = memory;
   }
 
-  /// Channels [first, first + count) of the whole input, which do not leave their group, of samples [begin, end).
+  /// Channels [first, first + count) of the whole input, all in one group, for samples [begin, end).
   void run(Index first, Index count, Index begin, Index end) {
     group_ = first / shape_.group_inputs;
     first_line_ = first * shape_.walk.taps();
@@ -395,7 +395,7 @@ class ConvAdjointBlock {
   }
 
  private:
-  // Of the lines' part of W: lines x group_outputs.
+  // Transposes the lines' part of W: lines x group_outputs.
   void transpose_weight(const Scalar* factors, Scalar* target) const {
     const Index first_output = group_ * shape_.group_outputs;
     const auto part = call_.weight.middle_rows(first_output, shape_.group_outputs).middle_cols(column(), lines_);
@@ -405,7 +405,7 @@ class ConvAdjointBlock {
       for (Index o = 0; o < shape_.group_outputs; ++o) target[o] *= factors[first_output + o];
   }
 
-  // One term after the other, so that an element's sum has one order however positions fall into panels.
+  // One term after the other, so that an element is summed in one order however positions are cut into panels.
   void fold_all(const Scalar* weight, Index outputs, Index rank, const DropoutMask<Scalar>& mask) {
     const MatrixView<const Scalar> left{weight, lines_, outputs, outputs, 1};
     const MatrixView<const Scalar> extra =
@@ -452,8 +452,8 @@ class ConvAdjointBlock {
 
 }  // namespace detail
 
-/// The call's dX. Allocates only to grow the workspace: per worker a part of W^T of about 256 lines, and panels of as
-/// many lines and of the outputs of a group. No aliasing.
+/// Computes the call's dX. Allocates only to grow the workspace: per worker a part of W^T of about 256 lines, a panel
+/// of as many lines, and a panel of a group's outputs. No aliasing.
 template <class Scalar>
 void convolve_adjoint(const ConvAdjointCall<Scalar>& call, Workspace& workspace) {
   using Block = detail::ConvAdjointBlock<Scalar>;

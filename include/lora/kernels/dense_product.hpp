@@ -1,4 +1,4 @@
-// Products with a weight that stays in the caller's memory: each part of a panel is laid out just before its use.
+// Products with a weight that stays in the caller's memory: each part of a panel is packed just before its use.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 
 namespace lora::kernels {
 
-/// A panel of a weight of any strides, laid out part by part.
+/// A panel of a weight of any strides, packed part by part.
 template <class Scalar>
 struct DensePanel {
   MatrixView<const Scalar> outputs;  ///< the panel's rows of W
@@ -24,13 +24,13 @@ struct DensePanel {
     return scratch;
   }
 
-  /// W is read where it lies, in an order that the hardware foresees.
+  /// W is read in place, in an order that the hardware prefetcher follows.
   [[nodiscard]] static Prefetch next(Index /*q*/, Index /*depth*/, Index /*samples*/) noexcept { return {}; }
 };
 
-/// Y = X W^T + bias + U F with W (out_features x in_features) of any strides; shapes and aliasing as
-/// FrozenWeight::product. Costs a pass of packing over W for every rows_per_packing_pass rows of X. Allocates only to
-/// grow the workspace (a part of a panel, and 1 + r lines, per worker). The result of a row depends
+/// Y = X W^T + bias + U F with W (out_features x in_features) of any strides; shapes and aliasing as in
+/// FrozenWeight::product. Packs W once for every rows_per_packing_pass rows of X. Allocates only to grow the workspace
+/// (a part of a panel, and 1 + r lines, per worker). The result of a row depends
 /// neither on the other rows nor on the number of workers.
 template <class Scalar>
 void dense_product(const MatrixView<const Scalar>& weight, const MatrixView<const Scalar>& x, const Scalar* bias,
@@ -48,7 +48,7 @@ void dense_product(const MatrixView<const Scalar>& weight, const MatrixView<cons
   });
 }
 
-/// dX = dY W + V F. The rest as `dense_product`.
+/// dX = dY W + V F. Otherwise like `dense_product`.
 template <class Scalar>
 void dense_product_transposed(const MatrixView<const Scalar>& weight, const MatrixView<const Scalar>& dy,
                               const MatrixView<const Scalar>& down, const MatrixView<const Scalar>& up,

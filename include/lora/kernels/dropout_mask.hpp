@@ -8,8 +8,8 @@
 
 namespace lora {
 
-/// Bit j & 7 of byte j / 8 of a row is 1 where element j is kept. Rows start on whole bytes.
-/// A mask without bits keeps everything: then `scale` is 1.
+/// Bit j & 7 of byte j / 8 of a row is 1 if element j is kept. Rows start on whole bytes. A mask without bits keeps
+/// everything; `scale` is 1 then.
 template <class Scalar>
 struct DropoutMask {
   const std::uint8_t* bits = nullptr;

@@ -1,9 +1,10 @@
-// Adding an update to weights in place so that taking it away again restores every bit.
+// Adds an update to weights in place so that removing it restores every bit.
 //
-// w + delta rounds, so (w + delta) - delta is w only up to a few units in the last place. Floating-point numbers taken
-// as integers in their own order make that difference a small integer: one signed byte per weight, with the weight
-// itself kept aside where a byte does not do. Sums and differences round alike in every instruction set, so any of them
-// restores what any other applied. The same goes for (w + delta) * f, taken back as merged * (1 / f) - delta.
+// w + delta rounds, so (w + delta) - delta is w only up to a few units in the last place. If the bits of floating-point
+// numbers are read as integers in numeric order, that difference is a small integer: one signed byte per weight. If a
+// byte is too small, the weight itself is kept instead. Sums and differences round the same way in every instruction
+// set, so any of them restores what any other applied. The same holds for (w + delta) * f, undone as merged * (1 / f) -
+// delta.
 #pragma once
 
 #include <bit>
@@ -14,13 +15,13 @@
 
 namespace lora::kernels {
 
-/// The code of an element whose original is kept whole.
+/// The code of an element whose original value is kept.
 inline constexpr std::int8_t exceptional_code = -128;
 
 /// Other codes lie within +-largest_code.
 inline constexpr int largest_code = 127;
 
-/// Factors of a run of weights, with their reciprocals: one for each element (`step` 1), or one for all (`step` 0).
+/// Factors of a run of weights, with their reciprocals: one per element (`step` 1), or one for all (`step` 0).
 template <class Scalar>
 struct RunFactors {
   const Scalar* factors = nullptr;
@@ -37,20 +38,20 @@ template <class Scalar>
 inline constexpr Bits<Scalar> exponent_bits = sizeof(Scalar) == 4 ? Bits<Scalar>(0x7f800000U)
                                                                   : static_cast<Bits<Scalar>>(0x7ff0000000000000ULL);
 
-/// Bits of a number as an integer that orders as the numbers do; its own inverse.
+/// The bits of a number as an integer with the same order as the numbers; its own inverse.
 template <class Scalar>
 [[nodiscard]] constexpr Bits<Scalar> ordered(Bits<Scalar> bits) noexcept {
   constexpr Bits<Scalar> all = ~Bits<Scalar>(0);
   return (bits >> (8 * sizeof(Scalar) - 1)) != 0 ? bits ^ (all >> 1) : bits;
 }
 
-/// Looks at bits, so that -ffinite-math-only does not remove it.
+/// Tests bits, so that -ffinite-math-only does not remove it.
 template <class Scalar>
 [[nodiscard]] constexpr bool finite(Scalar value) noexcept {
   return (std::bit_cast<Bits<Scalar>>(value) & exponent_bits<Scalar>) != exponent_bits<Scalar>;
 }
 
-/// Returns `value` rounded to Scalar, and keeps the compiler from joining what comes before with what comes after:
+/// Returns `value` rounded to Scalar, and keeps the compiler from combining the operations before and after:
 /// -ffast-math would rewrite (w + delta) - delta as w, and contraction would fuse m * g - delta.
 template <class Scalar>
 [[nodiscard]] inline Scalar rounded(Scalar value) noexcept {
@@ -58,14 +59,14 @@ template <class Scalar>
   return kept;
 }
 
-/// The code of an element, given its original and what undoing predicts for it.
+/// The code of an element, given its original value and the value that undoing predicts.
 template <class Scalar>
 [[nodiscard]] Bits<Scalar> distance(Scalar original, Scalar predicted) {
   return ordered<Scalar>(std::bit_cast<Bits<Scalar>>(original)) -
          ordered<Scalar>(std::bit_cast<Bits<Scalar>>(predicted));
 }
 
-/// Keeps a code, or the original where it does not fit. Returns the number of exceptions, 0 or 1.
+/// Stores the code, or the original value if the code does not fit. Returns the number of exceptions, 0 or 1.
 template <class Scalar>
 Index keep_code(Bits<Scalar> code, Scalar original, std::int8_t* kept, Scalar* exception) {
   const bool fits = code + static_cast<Bits<Scalar>>(largest_code) <= static_cast<Bits<Scalar>>(2 * largest_code);
@@ -74,7 +75,7 @@ Index keep_code(Bits<Scalar> code, Scalar original, std::int8_t* kept, Scalar* e
   return fits ? 0 : 1;
 }
 
-/// What lies `code` units of last place from `predicted`.
+/// The number `code` units of last place away from `predicted`.
 template <class Scalar>
 [[nodiscard]] Scalar at_distance(std::int8_t code, Scalar predicted) {
   const Bits<Scalar> back = ordered<Scalar>(std::bit_cast<Bits<Scalar>>(predicted));
@@ -83,11 +84,11 @@ template <class Scalar>
 
 }  // namespace detail
 
-/// weights[i] <- (weights[i] + delta[i]) * factors[i], with codes[i] so that `restore_scaled` gives the former bits
-/// back. Originals of elements with `exceptional_code` go to `originals`, in order; it has room for `count`. Runs to the
-/// end even where a delta is not finite, or a result where the weight was; then it reports that it did not apply, and
-/// `restore_scaled` takes it back. Reciprocals may be rounded in any way, infinite or 0, as long as restoring gets the
-/// same ones.
+/// weights[i] <- (weights[i] + delta[i]) * factors[i], with codes[i] such that `restore_scaled` restores the former
+/// bits. Original values of elements with `exceptional_code` go to `originals`, in order; it has room for `count`. Runs
+/// to the end even if a delta is not finite, or a finite weight has a result that is not; it then reports that it did
+/// not apply, and `restore_scaled` undoes it. Reciprocals may be rounded in any way, infinite or 0, as long as
+/// restoring uses the same ones.
 template <class Scalar>
 [[nodiscard]] ExactUpdate apply_scaled(Scalar* weights, const Scalar* delta, const RunFactors<Scalar>& run,
                                        std::int8_t* codes, Index count, Scalar* originals) {
@@ -106,7 +107,7 @@ template <class Scalar>
 }
 
 /// Undoes `apply_scaled` bit for bit, given the same delta and reciprocals and what it wrote. Returns the number of
-/// originals it took back. No allocation.
+/// original values it used. No allocation.
 template <class Scalar>
 Index restore_scaled(Scalar* weights, const Scalar* delta, const RunFactors<Scalar>& run, const std::int8_t* codes,
                      Index count, const Scalar* originals) {

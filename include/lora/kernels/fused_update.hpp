@@ -1,4 +1,4 @@
-// A low-rank update computed and, while it is in registers and first-level cache, added or taken back exactly.
+// A low-rank update that is computed and, while in registers and first-level cache, added or undone exactly.
 #pragma once
 
 #include "lora/kernels/exact_update.hpp"

@@ -1,4 +1,4 @@
-// Instruction sets: which ones this library has kernels for, which this machine runs, and which one is used.
+// Instruction sets: those with kernels in this library, those this machine supports, and the one in use.
 #pragma once
 
 #include <cstdint>
@@ -13,9 +13,9 @@
 
 namespace lora {
 
-/// Instruction sets with kernels of their own, in ascending order.
+/// Instruction sets with their own kernels, in ascending order.
 enum class Isa : std::uint8_t {
-  portable,  ///< vectors of 16 bytes, as every target of the compiler has them
+  portable,  ///< vectors of 16 bytes, available on every target of the compiler
   avx2,      ///< AVX2 with FMA
   avx512,    ///< AVX-512 F, BW, DQ and VL
 };
@@ -32,10 +32,10 @@ enum class Isa : std::uint8_t {
   return "portable";
 }
 
-/// Whether processor and operating system both run `isa`. What flags this file was compiled with does not matter.
+/// Whether processor and operating system both support `isa`, independently of this file's compiler flags.
 [[nodiscard]] inline bool isa_supported(Isa isa) noexcept {
 #if LORA_X86_KERNELS
-  // These builtins look at XCR0 too: a register set that the operating system does not save counts as missing.
+  // These builtins also check XCR0: a register set that the operating system does not save is reported as missing.
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
@@ -53,9 +53,9 @@ enum class Isa : std::uint8_t {
   return Isa::portable;
 }
 
-/// The instruction set of every kernel that is not told otherwise, fixed at the first call: the best one this machine
-/// runs, or the one the environment variable LORA_ISA names (portable, avx2, avx512). A name that this machine does not
-/// run falls back to the best one below it; any other text is ignored. Thread-safe.
+/// The default instruction set of all kernels, fixed at the first call: the best one this machine supports, or the one
+/// named by the environment variable LORA_ISA (portable, avx2, avx512). If this machine does not support the named one,
+/// the best one below it is used; any other text is ignored. Thread-safe.
 [[nodiscard]] inline Isa active_isa() noexcept {
   static const Isa chosen = [] {
     const char* variable = std::getenv("LORA_ISA");

@@ -13,8 +13,8 @@
 
 namespace lora::kernels {
 
-/// The words of consecutive blocks of a RandomStream, from `first_block` on, against a threshold.
-/// The low 30 bits of the blocks do not overflow: (first_block mod 2^30) + number of blocks <= 2^30.
+/// Compares the words of consecutive blocks of a RandomStream, from `first_block` on, with a threshold. The low 30 bits
+/// of the block numbers must not overflow: (first_block mod 2^30) + number of blocks <= 2^30.
 struct KeepBits {
   std::uint64_t seed = 0;
   std::uint64_t stream = 0;
@@ -22,14 +22,14 @@ struct KeepBits {
   std::uint32_t threshold = 0;
 };
 
-/// The threshold that drops a share of `probability` in [0, 1]: of 2^32 equally likely words as many lie below it. At
-/// most 2^32 - 1, so that something may be kept.
+/// The threshold that drops an element with `probability` in [0, 1]: that fraction of the 2^32 equally likely words is
+/// below it. At most 2^32 - 1, so that an element can be kept.
 [[nodiscard]] inline std::uint32_t dropout_threshold(double probability) noexcept {
   return static_cast<std::uint32_t>(std::min(probability * 0x1p32 + 0.5, 0x1p32 - 1));
 }
 
-/// The factor on kept elements that belongs to a threshold: 1 / (share kept), which keeps the mean exactly, also where
-/// 1 / (1 - probability) would not because the threshold was rounded.
+/// The factor on kept elements for a threshold: 1 / (fraction kept). It preserves the mean exactly; 1 / (1 -
+/// probability) would not, because the threshold is rounded.
 [[nodiscard]] inline double kept_scale(std::uint32_t threshold) noexcept {
   return 0x1p32 / (0x1p32 - static_cast<double>(threshold));
 }
@@ -54,7 +54,7 @@ inline void keep_bits_portable(const KeepBits& keep, Index bytes, std::uint8_t* 
 namespace avx512 {
 
 /// High and low words of factor * counter, sixteen at once. The forms with a mask of ones are the plain instructions,
-/// without the undefined operand that g++ 12 warns of.
+/// without the undefined operand that g++ 12 warns about.
 LORA_TARGET_AVX512 LORA_INLINE void multiply_words(__m512i factor, __m512i counter, __m512i& high, __m512i& low) {
   constexpr __mmask8 all = 0xFF;
   constexpr __mmask16 odd_words = 0xAAAA;
@@ -69,7 +69,7 @@ LORA_TARGET_AVX512 LORA_INLINE __m512i low_word(std::uint64_t bits) {
   return _mm512_set1_epi32(static_cast<int>(static_cast<std::uint32_t>(bits)));
 }
 
-/// Bit i of `bits` at place 4 i of the result.
+/// Bit i of `bits` becomes bit 4 i of the result.
 [[nodiscard]] constexpr std::uint64_t spread_by_four(std::uint64_t bits) noexcept {
   bits = (bits | bits << 24U) & 0x000000FF000000FFU;
   bits = (bits | bits << 12U) & 0x000F000F000F000FU;
@@ -77,7 +77,7 @@ LORA_TARGET_AVX512 LORA_INLINE __m512i low_word(std::uint64_t bits) {
   return (bits | bits << 3U) & 0x1111111111111111U;
 }
 
-/// Sixteen blocks of Philox4x32-10 a turn: 64 bits.
+/// Sixteen blocks of Philox4x32-10 per iteration: 64 bits.
 LORA_TARGET_AVX512 inline void keep_bits(const KeepBits& keep, Index bytes, std::uint8_t* out) {
   const __m512i multiplier0 = low_word(0xD2511F53U);
   const __m512i multiplier1 = low_word(0xCD9E8D57U);

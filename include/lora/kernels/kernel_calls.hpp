@@ -1,4 +1,4 @@
-// What the kernels of an instruction set are called with. Plain data: no vector code is needed to name it.
+// The arguments of an instruction set's kernels. Plain data, so that this header needs no vector code.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@ namespace lora::kernels {
 template <class Scalar>
 inline constexpr Index panel_width = static_cast<Index>(3 * 64 / sizeof(Scalar));
 
-/// Widths of narrower panels are multiples of this: one AVX-512 register.
+/// Narrower panels have a multiple of this width: one AVX-512 register.
 template <class Scalar>
 inline constexpr Index width_unit = static_cast<Index>(64 / sizeof(Scalar));
 
@@ -32,15 +32,15 @@ struct ProductTerms {
   Index left_step = 0;
   const Scalar* right = nullptr;  ///< depth rows of `width` scalars
   Index depth = 0;
-  Index right_row = 0;  ///< distance of the rows of `right`; 0: they lie right after one another
+  Index right_row = 0;  ///< stride of the rows of `right`; 0 if they are contiguous
 
   [[nodiscard]] Index right_distance(Index width) const noexcept { return right_row != 0 ? right_row : width; }
 };
 
-/// What the next product reads: runs of memory, run_stride bytes apart, one for every `run_terms` terms of this one.
-/// The tiles ask for the runs in slices: the tile whose first row is i hints, with term p of a run, at
-/// address + run * run_stride + i * row + p * step. A hint beyond the end of an array is harmless, so these are numbers
-/// and not pointers.
+/// What the next product reads: runs of memory, run_stride bytes apart, one for every `run_terms` terms of this
+/// product. The tiles prefetch the runs in slices: at term p of a run, the tile whose first row is i prefetches address
+/// + run * run_stride + i * row + p * step. A prefetch beyond the end of an array is harmless, so these are numbers and
+/// not pointers.
 struct Prefetch {
   std::uintptr_t address = 0;
   std::uintptr_t run_stride = 0;
@@ -48,8 +48,8 @@ struct Prefetch {
   std::uintptr_t row = 0;
   std::uintptr_t step = 0;
 
-  /// Spreads runs of `bytes`, one for every `terms` terms, over the tiles of `samples` rows, hints at most one cache
-  /// line apart.
+  /// Spreads runs of `bytes`, one for every `terms` terms, over the tiles of `samples` rows, with prefetches at most
+  /// one cache line apart.
   void spread(std::uintptr_t bytes, Index terms, Index samples) noexcept {
     const auto rows = static_cast<std::uintptr_t>(samples);
     const auto hints = rows * static_cast<std::uintptr_t>(std::max<Index>(terms, 1));
@@ -59,10 +59,10 @@ struct Prefetch {
 };
 
 /// out (rows x columns) = start + terms + extra, where start is `out` itself (`accumulate`), or `initial`, or zero.
-/// With `panels` > 1 the product takes as many whole panels, which lie right after one another, as are their columns of
-/// `out`, of `initial` and of the rows of `extra`: then width and columns are panel_width. Every element is one chain of
-/// fused multiply-adds in the order of the terms, so it depends neither on its row's place nor on how many rows, columns
-/// or calls the product is split into.
+/// With `panels` > 1 the product takes that many whole, contiguous panels; their columns in `out`, in `initial` and in
+/// the rows of `extra` are contiguous too, and width and columns are panel_width. Every element is one chain of fused
+/// multiply-adds in the order of the terms, so it depends neither on the position of its row nor on how the product is
+/// split into rows, columns or calls.
 template <class Scalar>
 struct PanelProduct {
   Index rows = 0;
@@ -78,7 +78,7 @@ struct PanelProduct {
   Prefetch prefetch;
 };
 
-/// U = scale * drop(X) F^T for X and F of contiguous rows; the mask's factor is part of `scale`.
+/// U = scale * drop(X) F^T for X and F with contiguous rows; `scale` includes the mask's factor.
 template <class Scalar>
 struct DownCall {
   MatrixView<const Scalar> x;
@@ -88,7 +88,7 @@ struct DownCall {
   MatrixView<Scalar> u;
 };
 
-/// Y += drop(U F) for F and Y of contiguous rows.
+/// Y += drop(U F) for F and Y with contiguous rows.
 template <class Scalar>
 struct UpCall {
   MatrixView<const Scalar> u;
@@ -97,7 +97,7 @@ struct UpCall {
   MatrixView<Scalar> y;
 };
 
-/// G += scale * V^T drop(X) for X and G of contiguous rows; the mask's factor is part of `scale`.
+/// G += scale * V^T drop(X) for X and G with contiguous rows; `scale` includes the mask's factor.
 template <class Scalar>
 struct OuterCall {
   MatrixView<const Scalar> v;
@@ -109,18 +109,18 @@ struct OuterCall {
 
 enum class UpdateStep : std::uint8_t {
   apply,    ///< weights <- weights + delta, codes and originals written
-  restore,  ///< the reverse, codes and originals read
-  verify,   ///< writes nothing; after `apply`: whether every delta, and every sum where the weight was, is finite
+  restore,  ///< undo `apply`, reading codes and originals
+  verify,   ///< write nothing; after `apply`, check that every delta, and every sum of a finite weight, is finite
 };
 
-/// What an exact update did.
+/// The result of an exact update.
 struct ExactUpdate {
   bool applied = false;  ///< false: some delta or result was not finite
   Index exceptions = 0;  ///< number of elements with `exceptional_code`
 };
 
-/// Weights (`lines` runs of `length` scalars, `line_stride` apart) and their update coefficients * factor, shaped as
-/// for DeltaKernel.
+/// Weights (`lines` runs of `length` scalars, `line_stride` apart) and their update coefficients * factor, with the
+/// shapes of DeltaKernel.
 template <class Scalar>
 struct UpdateTile {
   const Scalar* coefficients = nullptr;
@@ -133,7 +133,7 @@ struct UpdateTile {
   Index length = 0;
 };
 
-/// One pass over rows x columns: z and y have contiguous rows, factors and bias one scalar for each column.
+/// One pass over rows x columns: z and y have contiguous rows, factors and bias have one scalar per column.
 template <class Scalar>
 struct ColumnPass {
   const Scalar* z = nullptr;
@@ -146,7 +146,7 @@ struct ColumnPass {
   Index columns = 0;
 };
 
-/// sums (columns) continues, for each column, the sum over rows in order of dy(i, j) * z(i, j), or of dy(i, j).
+/// Adds to sums (columns), for each column, dy(i, j) * z(i, j), or dy(i, j), row by row in order.
 template <class Scalar>
 struct ColumnSum {
   const Scalar* dy = nullptr;
@@ -170,7 +170,7 @@ struct RowNormsCall {
   std::uint8_t* cancels = nullptr;
 };
 
-/// Columns that the row norms' kernel takes at a time: rank times as many doubles are its scratch.
+/// Columns that the row norms' kernel processes at a time; its scratch is rank times as many doubles.
 inline constexpr Index norm_block = 32;
 
 }  // namespace lora::kernels

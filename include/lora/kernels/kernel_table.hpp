@@ -1,7 +1,7 @@
-// The kernels of an instruction set, and the one place that chooses among them.
+// The kernels of an instruction set, and the only place that chooses among them.
 //
-// With LORA_COMPILED this header only declares: the vector code stands behind lora/kernels/kernel_table_definition.hpp,
-// which a compiled library includes once and instantiates for float and double.
+// With LORA_COMPILED this header only declares: the vector code is in lora/kernels/kernel_table_definition.hpp, which a
+// compiled library includes once and instantiates for float and double.
 #pragma once
 
 #include <cstdint>
@@ -15,32 +15,32 @@ template <class Scalar>
 using MultiplyKernel = void (*)(const PanelProduct<Scalar>&);
 
 /// target (columns x target_columns) = source (rows x columns) transposed, then zeros where target_columns > rows.
-/// Rows of either are contiguous and their strides count scalars. No allocation; no aliasing.
+/// The rows of both are contiguous; strides count scalars. No allocation; no aliasing.
 template <class Scalar>
 using TransposeKernel = void (*)(const Scalar* source, Index source_stride, Index rows, Index columns, Scalar* target,
                                  Index target_stride, Index target_columns);
 
 /// out (lines x length, contiguous) = coefficients (lines x rank, contiguous) * factor (rank rows, `factor_stride`
 /// apart, `length` contiguous scalars each). No allocation; `out` aliases neither operand.
-/// Each element sums over the rank in order, from zero, whatever `lines` and `length` are: the same kernel gives the
-/// same bits for an element wherever the tile that holds it begins or ends, and whichever operand is the line.
-/// Those of AVX2 and AVX-512 give the same bits; the portable one may round differently, so what must be undone later
-/// has to be undone with the kernel that did it: keep the pointer.
+/// Each element is summed over the rank in order, from zero, whatever `lines` and `length` are: one kernel gives an
+/// element the same bits wherever its tile begins or ends, and whichever operand is the line. The kernels of AVX2 and
+/// AVX-512 give the same bits; the portable one may round differently. An update must therefore be undone with the
+/// kernel that applied it: keep the pointer.
 template <class Scalar>
 using DeltaKernel = void (*)(const Scalar* coefficients, Index lines, const Scalar* factor, Index factor_stride,
                              Index rank, Index length, Scalar* out);
 
-/// weights <- weights + delta as by a DeltaKernel, with what taking it back needs, or the reverse (exact_update.hpp).
-/// `codes`: lines x length, contiguous. `originals`: room for as many when applying. Exceptions are in an order of the
-/// kernel's own, which restoring a tile of the same shape follows.
-/// Applying always runs to the end: where something was not finite it reports so, and restoring takes it back.
-/// No allocation; the arrays do not overlap. One function for all steps, so that all compute the same delta however the
-/// compiler was told to round: keep the pointer.
+/// weights <- weights + delta, with the delta of a DeltaKernel and a record for undoing it, or the undoing
+/// (exact_update.hpp). `codes`: lines x length, contiguous. `originals`: room for as many when applying. The kernel
+/// chooses the order of exceptions; restoring a tile of the same shape uses the same order.
+/// Applying always runs to the end: it reports if something was not finite, and restoring undoes it.
+/// No allocation; the arrays do not overlap. One function does all steps, so that all compute the same delta whatever
+/// the compiler's rounding options: keep the pointer.
 template <class Scalar>
 using FusedKernel = ExactUpdate (*)(const UpdateTile<Scalar>& tile, UpdateStep step, std::int8_t* codes,
                                     Scalar* originals);
 
-/// A function of a run of contiguous elements whose mask bits begin with bit `first` of `row`, into `out`.
+/// A function of a run of contiguous elements, whose mask bits begin at bit `first` of `row`, written to `out`.
 template <class Scalar>
 using RunKernel = void (*)(const Scalar* source, Index count, const std::uint8_t* row, Index first, Scalar scale,
                            Scalar* out);
@@ -66,12 +66,12 @@ struct KernelTable {
   void (*add_scaled_columns)(const ColumnPass<Scalar>&);    ///< y += factors * z, row by row
   void (*add_column_products)(const ColumnSum<Scalar>&);    ///< sums += dy * z
   void (*add_column_sums)(const ColumnSum<Scalar>&);        ///< sums += dy
-  /// Columns [begin, end), with scratch for rank * norm_block doubles.
+  /// Columns [begin, end); `scratch` has room for rank * norm_block doubles.
   void (*row_norms)(const RowNormsCall<Scalar>&, Index begin, Index end, double* scratch);
 };
 
-/// The kernels for `isa`, which this machine supports. Constant for the whole program: a pointer to the table may be
-/// kept. No inline function: nothing else instantiates kernels, so that a program with LORA_COMPILED compiles none.
+/// The kernels for `isa`. Pre: this machine supports it. Constant for the whole program: a pointer to the table may be
+/// kept. Not an inline function: nothing else instantiates kernels, so a program with LORA_COMPILED compiles none.
 template <class Scalar>
 [[nodiscard]] const KernelTable<Scalar>& kernel_table(Isa isa = active_isa()) noexcept;
 

@@ -1,8 +1,8 @@
 // Products with the thin factors of an adapter. r is small: loops run along in_features or out_features, never along r.
 //
-// All of them: outputs alias nothing, nothing is allocated but to grow the workspace, and the result depends neither on
-// the number of workers nor, for a row of U or Y, on the other rows. X may have any strides: the bits are those of the
-// same X with contiguous rows, of which copies are made in blocks.
+// For all of them: outputs alias nothing, only growing the workspace allocates, and the result depends neither on the
+// number of workers nor, for a row of U or Y, on the other rows. X may have any strides: it is copied in blocks to
+// contiguous rows, so the bits are the same as for contiguous rows.
 #pragma once
 
 #include <algorithm>
@@ -23,7 +23,7 @@ void transpose_scaled(const MatrixView<const Scalar>& b, Scalar scale, Scalar* t
   for (Index i = 0; i < b.rows * b.cols; ++i) target[i] *= scale;
 }
 
-/// U (N x r) = scale * drop(X) (N x k) * F^T, with F (r x k) of contiguous rows. U has contiguous rows.
+/// U (N x r) = scale * drop(X) (N x k) * F^T, with F (r x k). Rows of F and U are contiguous.
 template <class Scalar>
 void project_down(const MatrixView<const Scalar>& x, const DropoutMask<Scalar>& mask, const MatrixView<const Scalar>& f,
                   Scalar scale, const MatrixView<Scalar>& u, Workspace& workspace, Isa isa = active_isa()) {

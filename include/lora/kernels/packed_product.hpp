@@ -1,4 +1,4 @@
-// Products with panels that lie in memory one after the other: one packed copy of W serves both.
+// Products with panels stored one after the other: one packed copy of W serves both products.
 #pragma once
 
 #include <algorithm>
@@ -10,14 +10,15 @@
 
 namespace lora::kernels {
 
-/// Rows of X that go through a panel before the next one: their part of Y and a part of the panel share the
+/// Rows of X that pass through a panel before the next panel: their part of Y and a part of the panel share the
 /// second-level cache, and X stays in the third.
 inline constexpr Index rows_per_pass = 320;
 
-/// The same where a panel is laid out anew for each pass, which more rows pay for.
+/// The same if a panel is packed again for each pass, which more rows amortise.
 inline constexpr Index rows_per_packing_pass = 1024;
 
-/// Y += U F for rows [begin, end) and panel `b`: the chains that a product has stored go on. `scratch` has
+/// Y += U F for rows [begin, end) and panel `b`: continues the chains of multiply-adds that a product has stored.
+/// `scratch` has
 /// call.up.rows * panel_width scalars.
 template <class Scalar>
 void add_panel_terms(const PanelCall<Scalar>& call, Index b, Index begin, Index end, Scalar* scratch) {
@@ -32,8 +33,8 @@ void add_panel_terms(const PanelCall<Scalar>& call, Index b, Index begin, Index 
   call.multiply(product);
 }
 
-/// The part of `panels` whole panels from `b` on in Y = X W^T + bias + U F for a single row of X, or in Y += U F where
-/// the call has no inputs and Y is to be continued. Rows of F, if any, are contiguous.
+/// The part of `panels` whole panels from `b` on of Y = X W^T + bias + U F for a single row of X, or of Y += U F if the
+/// call has no inputs and Y is to be continued. Rows of F, if any, are contiguous.
 template <class Scalar>
 void multiply_row(const PanelCall<Scalar>& call, Index b, Index panels, const Scalar* weight, bool continues) {
   const Index first = call.layout.first_output(b);
@@ -57,7 +58,7 @@ void multiply_row(const PanelCall<Scalar>& call, Index b, Index panels, const Sc
   call.multiply(product);
 }
 
-/// Y = X W^T + bias + U F for a single row of X: neighbouring panels at a time.
+/// Y = X W^T + bias + U F for a single row of X: several neighbouring panels at a time.
 template <class Scalar>
 void packed_row_product(const PanelCall<Scalar>& call, const Scalar* panels, const MatrixView<Scalar>& scratch,
                         Executor& executor) {
@@ -79,7 +80,7 @@ void packed_row_product(const PanelCall<Scalar>& call, const Scalar* panels, con
   });
 }
 
-/// Y = X W^T + bias + U F, W packed at `panels`. Allocates only to grow the workspace (1 + r lines of a panel per
+/// Y = X W^T + bias + U F, with W packed at `panels`. Allocates only to grow the workspace (1 + r lines of a panel per
 /// worker). The result of a row depends neither on the other rows nor on the number of workers.
 template <class Scalar>
 void packed_product(const PanelCall<Scalar>& call, const Scalar* panels, Workspace& workspace) {
@@ -120,7 +121,7 @@ void add_low_rank(const MatrixView<const Scalar>& u, const MatrixView<const Scal
   });
 }
 
-/// A panel of W^T, laid out from the panels of W by transposing one square after the other.
+/// A panel of W^T, built from the panels of W by transposing one square after the other.
 template <class Scalar>
 struct TransposedPanel {
   PanelLayout<Scalar> layout;  ///< of W
@@ -150,7 +151,7 @@ struct TransposedPanel {
     return scratch;
   }
 
-  /// The runs of the next part of this panel or of the next panel's first.
+  /// The runs of the next part of this panel, or of the first part of the next panel.
   [[nodiscard]] Prefetch next(Index j, Index depth, Index samples) const noexcept {
     constexpr auto row_bytes = static_cast<std::uintptr_t>(panel_width<Scalar>) * sizeof(Scalar);
     Prefetch prefetch;
@@ -164,8 +165,8 @@ struct TransposedPanel {
   }
 };
 
-/// dX = dY W + V F, W packed at `panels` by `layout`; `call` is that of the product of dY with W^T. Allocates only to
-/// grow the workspace (a part of a panel, and 1 + r lines, per worker). The result of a row depends
+/// dX = dY W + V F, with W packed at `panels` by `layout`; `call` describes the product of dY with W^T. Allocates only
+/// to grow the workspace (a part of a panel, and 1 + r lines, per worker). The result of a row depends
 /// neither on the other rows nor on the number of workers.
 template <class Scalar>
 void packed_product_transposed(const PanelCall<Scalar>& call, const PanelLayout<Scalar>& layout, const Scalar* panels,

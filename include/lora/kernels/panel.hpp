@@ -1,4 +1,5 @@
-// Panels: a weight W (out_features x in_features) cut into strips of outputs, laid out as tiles read them.
+// Panels: a weight W (out_features x in_features) cut into strips of outputs, stored in the order in which tiles read
+// it.
 //
 // Panel b holds outputs [b * panel_width, ...); its element (q, j) is W(b * panel_width + j, q), rows q contiguous.
 // All panels but the last are panel_width wide; the last is as narrow as width_unit allows, padded with zeros.
@@ -18,7 +19,7 @@ inline constexpr Index cache_line_bytes = 64;
 [[nodiscard]] constexpr Index ceil_div(Index n, Index unit) noexcept { return (n + unit - 1) / unit; }
 [[nodiscard]] constexpr Index round_up(Index n, Index unit) noexcept { return ceil_div(n, unit) * unit; }
 
-/// Length of the blocks that cut `total` into as few parts of at most `limit` as it takes, all about equal.
+/// Block length that cuts `total` into the fewest parts of at most `limit`, all about equal.
 [[nodiscard]] constexpr Index even_block(Index total, Index limit) noexcept {
   return total > 0 ? ceil_div(total, ceil_div(total, limit)) : 1;
 }
@@ -45,14 +46,14 @@ struct PanelLayout {
   [[nodiscard]] Index size() const noexcept { return round_up(outputs, width_unit<Scalar>) * inputs; }
 };
 
-/// Lays out panel `b` of `weight` (any strides) at `panel`, which has room for inputs * width(b).
+/// Packs panel `b` of `weight` (any strides) at `panel`, which has room for inputs * width(b) scalars.
 template <class Scalar>
 void pack_panel(Isa isa, const MatrixView<const Scalar>& weight, Index b, Scalar* panel) {
   const PanelLayout<Scalar> layout{weight.rows, weight.cols};
   pack_transposed(isa, weight.middle_rows(layout.first_output(b), layout.columns(b)), layout.width(b), panel);
 }
 
-/// A panel in memory, as `multiply_panel` reads it: a part of its rows at a time.
+/// A panel in memory, as `multiply_panel` reads it: part of its rows at a time.
 template <class Scalar>
 struct PackedPanel {
   const Scalar* data = nullptr;
@@ -62,8 +63,8 @@ struct PackedPanel {
 
   [[nodiscard]] const Scalar* rows(Index q, Index /*depth*/) const noexcept { return data + q * width; }
 
-  /// The next part, which is the next panel's first after this panel's last. A single tile reads every line from memory
-  /// itself: it asks for its own, a page ahead.
+  /// The next part; after this panel's last part, the first part of the next panel. A single tile reads every line from
+  /// memory itself, so it prefetches its own lines, a page ahead.
   [[nodiscard]] Prefetch next(Index q, Index depth, Index samples) const noexcept {
     const auto row_bytes = static_cast<std::uintptr_t>(width) * sizeof(Scalar);
     if (samples <= tallest_tile) {
@@ -85,7 +86,7 @@ template <class Scalar>
   return kernel_table<Scalar>(isa).multiply;
 }
 
-/// What every panel of one product Y = X W^T + bias + U F shares.
+/// What all panels of one product Y = X W^T + bias + U F share.
 template <class Scalar>
 struct PanelCall {
   PanelLayout<Scalar> layout;
@@ -100,8 +101,8 @@ struct PanelCall {
   [[nodiscard]] Index scratch() const noexcept { return (1 + up.rows) * panel_width<Scalar>; }
 };
 
-/// Asks for the `scalars` after the `scalars` at `block`: a transposition takes them in an order that the hardware does
-/// not foresee.
+/// Prefetches the `scalars` that follow the `scalars` at `block`: a transposition reads them in an order that the
+/// hardware prefetcher does not follow.
 template <class Scalar>
 void prefetch_next_block(const Scalar* block, Index scalars) {
   constexpr std::uintptr_t most = 32768;
@@ -124,9 +125,9 @@ void gather_panel_bias(const PanelCall<Scalar>& call, Index b, Scalar* scratch, 
   product.initial = scratch;
 }
 
-/// The terms U F of rows from `begin` on and panel `b`. F is read where it lies where its rows are contiguous and a
-/// single tile reads them; else it is copied to `scratch` (rank lines of panel_width), padded to the panel's width:
-/// rows that lie a power of two apart would push one another out of the first-level cache.
+/// The terms U F of rows from `begin` on and panel `b`. F is read in place if its rows are contiguous and only a single
+/// tile reads them. Otherwise it is copied to `scratch` (rank lines of panel_width), padded to the panel's width: rows
+/// that are a power of two apart would evict one another from the first-level cache.
 template <class Scalar>
 [[nodiscard]] ProductTerms<Scalar> gather_panel_terms(const PanelCall<Scalar>& call, Index b, Index begin, Index rows,
                                                       Scalar* scratch) {
@@ -152,9 +153,9 @@ template <class Scalar>
   return terms;
 }
 
-/// Rows [begin, end) of Y, columns of panel `b`, which `panel` hands out: block(inputs) rows at a time, rows(q, depth)
-/// for the part from row q on, and next(q, depth, samples) for what to prefetch. `scratch` has call.scratch() scalars.
-/// No allocation. Rows and panels may be split in any way without a change in the result.
+/// Rows [begin, end) of Y, columns of panel `b`. `panel` provides it: block(inputs) rows at a time, rows(q, depth) for
+/// the part from row q on, and next(q, depth, samples) for what to prefetch. `scratch` has call.scratch() scalars. No
+/// allocation. The result does not depend on how rows and panels are split.
 template <class Scalar, class Panel>
 void multiply_panel(const PanelCall<Scalar>& call, Index b, const Panel& panel, Index begin, Index end,
                     Scalar* scratch) {
@@ -193,7 +194,7 @@ template <class Scalar>
 }
 
 /// Runs multiply(b, begin, end, worker) over all panels b and rows [begin, end) of `call`, `pass` rows at a time, split
-/// over panels where there are enough of them and over rows elsewhere.
+/// over panels if there are enough of them, and otherwise over rows.
 template <class Scalar, class Multiply>
 void for_each_panel(const PanelCall<Scalar>& call, Index pass, Executor& executor, const Multiply& multiply) {
   const Index panels = call.layout.panels();

@@ -1,11 +1,11 @@
-// The products of a LoRA layer as their formulas read: the oracle that every faster kernel is tested against.
+// The products of a LoRA layer, straight from their formulas: the oracle that every faster kernel is tested against.
 #pragma once
 
 #include "lora/core/view.hpp"
 
 namespace lora::reference {
 
-/// C (n x m) += scale * A (n x p) * B (p x m). Sums in `Sum`, which is wider than the operands where that matters.
+/// C (n x m) += scale * A (n x p) * B (p x m). Sums in `Sum`, which is wider than the operands if that matters.
 /// Cost n*m*p; no allocation; C aliases neither operand.
 template <class Sum, class ScalarA, class ScalarB, class ScalarC>
 void add_product(Sum scale, const MatrixView<ScalarA>& a, const MatrixView<ScalarB>& b, const MatrixView<ScalarC>& c) {

@@ -1,4 +1,4 @@
-// Blocks of rows that are contiguous, whatever the strides of the matrix they come from.
+// Blocks of contiguous rows, whatever the strides of the matrix they come from.
 #pragma once
 
 #include <algorithm>
@@ -10,18 +10,18 @@
 
 namespace lora::kernels {
 
-/// Rows that are copied at a time where they are not contiguous: a cache line of a column-major matrix of floats.
+/// Rows copied at a time if they are not contiguous: a cache line of a column-major matrix of floats.
 inline constexpr Index copied_rows = 16;
 
-/// Distance of copied rows: an odd number of cache lines, so that they do not fall into the same sets of a cache.
+/// Stride of copied rows: an odd number of cache lines, so that they do not fall into the same sets of a cache.
 template <class Scalar>
 [[nodiscard]] constexpr Index copied_stride(Index columns) noexcept {
   return (ceil_div(columns, width_unit<Scalar>) | 1) * width_unit<Scalar>;
 }
 
-/// Calls body(block, first) for blocks of rows of `x`, which are contiguous in `block`, `first` being the block's first
-/// row. Blocks run in parallel. Where rows of `x` are contiguous nothing is copied; else allocates only to grow the
-/// workspace: copied_rows rows per worker.
+/// Calls body(block, first) for blocks of rows of `x`; rows are contiguous in `block`, and `first` is its first row in
+/// `x`. Blocks run in parallel. If the rows of `x` are contiguous nothing is copied; otherwise allocates only to grow
+/// the workspace: copied_rows rows per worker.
 template <class Scalar, class Body>
 void for_each_row_block(const MatrixView<const Scalar>& x, Workspace& workspace, Isa isa, const Body& body) {
   Executor& executor = workspace.executor();

@@ -10,17 +10,17 @@
 
 namespace lora::kernels {
 
-/// The norm of every row of W0 + s*B*A, from what does not grow with in_features:
+/// The norm of every row of W0 + s*B*A, from quantities that do not grow with in_features:
 ///   |W0_j + s B_j A|^2 = |W0_j|^2 + 2 s B_j (W0 A^T)_j + s^2 B_j (A A^T) B_j^T.
 ///
 /// `squared_norms`: |W0_j|^2, d numbers. `projected`: (W0 A^T)^T, r x d, rows contiguous. `gram`: A A^T, r x r. `b`:
-/// d x r. `norms`: d numbers, may be `squared_norms` itself. Sums in double, so squares of norms near 1e20 are no
-/// overflow. Where W0_j and s B_j A cancel, the norm is only as exact as the three terms are, and never below 0:
-/// `cancels[j]` is then 1, namely where the square is less than a twentieth of |W0_j|^2 + s^2 sum over p of
-/// (B_jp |A_p|)^2, and 0 elsewhere. `cancels`: d bytes, or null.
+/// d x r. `norms`: d numbers, may be `squared_norms` itself. Sums in double, so squares of norms near 1e20 do not
+/// overflow. If W0_j and s B_j A cancel, the norm is only as exact as the three terms, and never below 0. `cancels[j]`
+/// is then 1, that is, if the square is less than a twentieth of |W0_j|^2 + s^2 sum over p of (B_jp |A_p|)^2, and
+/// otherwise 0. `cancels`: d bytes, or null.
 ///
-/// d r^2 / 2 multiplications; allocates only to grow the workspace. Rows are independent of each other, of the number of
-/// workers and, but for `Isa::portable`, of the instruction set.
+/// d r^2 / 2 multiplications; allocates only to grow the workspace. Results are independent of the other rows, of the
+/// number of workers and, except for `Isa::portable`, of the instruction set.
 /// Source: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv 2402.09353, section 4.
 template <class Scalar>
 void adapted_row_norms(const double* squared_norms, const MatrixView<const Scalar>& projected,

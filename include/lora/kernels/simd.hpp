@@ -1,13 +1,13 @@
 // The vector operations kernels are written in, once per instruction set. Each function carries its instruction set in
-// an attribute, so that kernels run at full speed whatever flags the user compiles with.
+// an attribute, so that kernels run at full speed whatever the user's compiler flags.
 //
 // Simd<Scalar> of each namespace has: Vector, Integers (as wide), lanes, piece, zero, set, load, store, load_first,
 // store_first, keep, load_kept, load_pieces, transpose_pieces, fma, add, subtract, sum, any_negative, load_bytes,
 // store_bytes. Pointers need no alignment. `first` variants touch only the first `count` lanes in memory
-// (0 <= count <= lanes) and read the others as zero; `keep` makes zero of the lanes whose bit is 0. A piece is 16
-// bytes, `piece` scalars: `load_pieces` fills a vector with pieces that lie `stride` scalars apart, and
-// `transpose_pieces` transposes, piece by piece, the square that `piece` vectors hold. `bytes` variants hold an integer
-// per lane in a byte.
+// (0 <= count <= lanes) and read the others as zero; `keep` sets the lanes whose bit is 0 to zero. A piece is 16 bytes,
+// `piece` scalars: `load_pieces` fills a vector with pieces that are `stride` scalars apart, and `transpose_pieces`
+// transposes, piece by piece, the square that `piece` vectors hold. `bytes` variants store one integer per lane as a
+// byte.
 #pragma once
 
 #include <cstdint>
@@ -44,7 +44,7 @@
 
 namespace lora::kernels::portable {
 
-/// Vectors of 16 bytes by the compiler's own extension. Multiplies and adds may or may not be fused.
+/// Vectors of 16 bytes, by the compiler's vector extension. Multiplies and adds may or may not be fused.
 template <class Scalar>
 struct Simd {
   static constexpr Index piece = static_cast<Index>(16 / sizeof(Scalar));
@@ -60,7 +60,7 @@ struct Simd {
     return v;
   }
   LORA_INLINE static void store(Scalar* p, Vector v) { std::memcpy(p, &v, sizeof(v)); }
-  // Rare, and long where they are unrolled into every tile.
+  // Rare, and too long to be unrolled into every tile.
   LORA_NOINLINE static Vector load_first(const Scalar* p, Index count) {
     Vector v{};
     for (Index i = 0; i < count; ++i) v[i] = p[i];
@@ -245,7 +245,7 @@ struct Simd<float> {
   static constexpr Index lanes = 16;
   using Vector = __m512;
   using Integers __attribute__((vector_size(64))) = std::int32_t;
-  // gcc 12 warns of an undefined value inside the unmasked forms of some operations.
+  // gcc 12 warns about an undefined value inside the unmasked forms of some operations.
   static constexpr __mmask16 all_lanes = static_cast<__mmask16>(-1);
 
   LORA_TARGET_AVX512 LORA_INLINE static Vector zero() { return _mm512_setzero_ps(); }
@@ -310,7 +310,7 @@ struct Simd<double> {
   static constexpr Index lanes = 8;
   using Vector = __m512d;
   using Integers __attribute__((vector_size(64))) = std::int64_t;
-  // gcc 12 warns of an undefined value inside the unmasked forms of some operations.
+  // gcc 12 warns about an undefined value inside the unmasked forms of some operations.
   static constexpr __mmask8 all_lanes = static_cast<__mmask8>(-1);
 
   LORA_TARGET_AVX512 LORA_INLINE static Vector zero() { return _mm512_setzero_pd(); }

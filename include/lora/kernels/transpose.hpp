@@ -34,7 +34,7 @@ void pack_transposed(Isa isa, const MatrixView<const Scalar>& source, Index widt
   }
 }
 
-/// The same with lines right after one another.
+/// The same with contiguous lines.
 template <class Scalar>
 void pack_transposed(Isa isa, const MatrixView<const Scalar>& source, Index width, Scalar* target) {
   pack_transposed(isa, source, width, target, width);
@@ -43,7 +43,7 @@ void pack_transposed(Isa isa, const MatrixView<const Scalar>& source, Index widt
 /// Copies `source` (any strides) to `target` (rows contiguous, `target_stride` apart). No allocation.
 template <class Scalar>
 void pack_rows(Isa isa, const MatrixView<const Scalar>& source, Scalar* target, Index target_stride) {
-  constexpr Index lines = 256;  // whose parts stay in the first-level cache until the next columns need them
+  constexpr Index lines = 256;  // their parts stay in the first-level cache until the next columns need them
   for (Index j = 0; j < source.cols; j += lines) {
     const auto part = source.middle_cols(j, std::min(lines, source.cols - j)).transpose();
     pack_transposed(isa, part, part.rows, target + j, target_stride);

@@ -1,4 +1,5 @@
-// Unfolding of images into lines of what a kernel's taps see (im2col), and its adjoint, folding (col2im).
+// Unfolding: images become lines, each with what one tap of the kernel sees (im2col); and its adjoint, folding
+// (col2im).
 #pragma once
 
 #include <algorithm>
@@ -12,8 +13,9 @@
 
 namespace lora::kernels {
 
-/// How a kernel walks over an image, as three dimensions; fewer stand at the end, behind dimensions of extent 1.
-/// Output position q sees input element q * stride + k * dilation - padding with its tap k, zero where there is none.
+/// How a kernel walks over an image, in three dimensions; if there are fewer, they come last, after dimensions of
+/// extent 1. With tap k, output position q sees input element q * stride + k * dilation - padding, or zero outside the
+/// image.
 struct ImageWalk {
   using Extents = std::array<Index, 3>;
   Extents input{1, 1, 1};
@@ -43,7 +45,7 @@ struct ImageWalk {
   }
 };
 
-/// A run of positions [column, column + length) of a block that see elements first, first + step, ... of one sample.
+/// A run of positions [column, column + length) of a block, which see elements first, first + step, ... of one sample.
 struct ImageSpan {
   Index column = 0;
   Index length = 0;
@@ -52,8 +54,8 @@ struct ImageSpan {
   Index step = 1;
 };
 
-/// Calls body(span) for the positions [begin, end) whose tap falls inside the image, in order. Positions count over all
-/// samples. `line` is channel * taps + tap, and elements count from the sample's first channel.
+/// Calls body(span) for the positions [begin, end) whose tap falls inside the image, in order. Positions are numbered
+/// over all samples. `line` is channel * taps + tap, and elements are counted from the sample's first channel.
 template <class Body>
 void for_each_span(const ImageWalk& walk, Index line, Index begin, Index end, const Body& body) {
   const Index taps = walk.taps();
@@ -95,7 +97,7 @@ struct UnfoldBlock {
 };
 
 /// target (lines x stride) = what each line's tap sees at each position; zeros outside the image and, up to `stride`,
-/// behind the last position. `images` is N x (channels * input_size), of any strides; where `mask` is active, dropped
+/// after the last position. `images` is N x (channels * input_size), of any strides; if `mask` is active, dropped
 /// elements read as zero and kept ones are multiplied by its scale. No allocation; no aliasing.
 template <class Scalar>
 void unfold(const ImageWalk& walk, const MatrixView<const Scalar>& images, const DropoutMask<Scalar>& mask,
@@ -119,11 +121,11 @@ void unfold(const ImageWalk& walk, const MatrixView<const Scalar>& images, const
   }
 }
 
-/// The adjoint of unfold: adds source (lines x stride) to the elements it was, or would be, unfolded from. Elements a
-/// mask drops receive nothing, kept ones the contribution times its scale. No allocation; no aliasing.
+/// The adjoint of unfold: adds source (lines x stride) to the elements it was, or would be, unfolded from. Elements
+/// dropped by a mask receive nothing; kept ones receive the contribution times its scale. No allocation; no aliasing.
 ///
-/// Taps go backwards, so that an element receives its contributions in the order of positions: a sum over consecutive
-/// blocks has the same bits however positions are cut into blocks.
+/// Taps are visited in reverse, so that an element receives its contributions in the order of positions: a sum over
+/// consecutive blocks has the same bits however positions are cut into blocks.
 template <class Scalar>
 void add_folded(const ImageWalk& walk, const Scalar* source, Index stride, const UnfoldBlock& block,
                 const DropoutMask<Scalar>& mask, const MatrixView<Scalar>& images, Isa isa = active_isa()) {

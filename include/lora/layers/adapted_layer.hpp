@@ -1,4 +1,4 @@
-// The shell of every adapted layer: a frozen weight, its adapters, and the passes over a user's inputs.
+// The shell of every adapted layer: a frozen weight, its adapters, and passes over the user's input types.
 #pragma once
 
 #include <concepts>
@@ -17,7 +17,7 @@
 
 namespace lora {
 
-/// What rows choose their adapters by: positions in adapter_names(), or names.
+/// How rows choose their adapters: by positions in adapter_names(), or by names.
 template <class Choices>
 concept RowChoices = requires(const Choices& choices) {
   std::size(choices);
@@ -25,7 +25,7 @@ concept RowChoices = requires(const Choices& choices) {
       std::convertible_to<decltype(*std::begin(choices)), std::string_view>;
 };
 
-/// Base of every layer. `Kind` says what is particular: how inputs are read, the shapes of the factors, the passes of
+/// Base of every layer. `Kind` defines what is specific: how inputs are read, the shapes of the factors, the passes of
 /// one product. `Layer` is the class that users name; it has the constructors.
 ///
 /// Two forms of every pass:
@@ -33,7 +33,7 @@ concept RowChoices = requires(const Choices& choices) {
 /// - `infer(x, y, workspace)`, `forward(x, tape, y, workspace)`, `backward(x, tape, dy, gradients, ...)`: const,
 ///   reentrant, over memory the caller owns; allocates only to grow the tape and the workspace.
 ///
-/// LayerCore has what does not depend on the type of an input: adapters, parameters, merged weights.
+/// LayerCore has what does not depend on the input's type: adapters, parameters, merged weights.
 template <class Layer, class KindType, FrozenWeight WeightType>
 class AdaptedLayer : public LayerCore<KindType> {
   using Core = LayerCore<KindType>;
@@ -48,7 +48,7 @@ class AdaptedLayer : public LayerCore<KindType> {
 
   [[nodiscard]] const Weight& frozen_weight() const noexcept { return weight_; }
 
-  /// The layer's answer without dropout. Allocates the result and scratch. Reentrant. @throws ShapeError; StateError
+  /// The layer's output without dropout. Allocates the result and scratch. Reentrant. @throws ShapeError; StateError
   /// when an active adapter has use_dora and another one is merged
   template <class Input>
   requires KindType::template takes<Input> [[nodiscard]] auto infer(const Input& x) const {
@@ -66,11 +66,11 @@ class AdaptedLayer : public LayerCore<KindType> {
     });
   }
 
-  /// Answers each row (each sample of a convolution) with the adapter it chooses, active or not: `choices` holds for
-  /// every row a position in adapter_names(), or -1 for the frozen layer alone; or else a name, or "__base__". A row
-  /// has the bits that infer() gives with that one adapter active, whatever the other rows are. While adapters are
-  /// disabled all rows are answered by the frozen layer. Allocates as infer(x). Reentrant. @throws ShapeError,
-  /// ConfigError; StateError while anything is merged
+  /// Computes each row (each sample of a convolution) with the adapter it chooses, active or not. For every row,
+  /// `choices` holds a position in adapter_names() or -1 for the frozen layer alone, or else a name or "__base__". A
+  /// row has the bits that infer() gives with only that adapter active, whatever the other rows are. While adapters are
+  /// disabled, the frozen layer computes all rows. Allocates like infer(x). Reentrant. @throws ShapeError, ConfigError;
+  /// StateError while anything is merged
   template <class Input, RowChoices Choices>
   requires KindType::template takes<Input> [[nodiscard]] auto infer(const Input& x, const Choices& choices) const {
     auto y = this->kind_.make_output(this->op("infer"), x);
@@ -78,8 +78,8 @@ class AdaptedLayer : public LayerCore<KindType> {
     infer(x, choices, y, workspace);
     return y;
   }
-  /// The same into `y`. One product with W for all rows where no chosen adapter has DoRA or a bias of its own, then
-  /// each group's low-rank terms; rows are gathered unless those of an adapter stand together.
+  /// The same into `y`. If no chosen adapter has DoRA or its own bias, this is one product with W for all rows, then
+  /// each group's low-rank terms. Rows are gathered by adapter unless they are already in order.
   template <class Input, RowChoices Choices, class Output>
   requires KindType::template takes<Input> void infer(const Input& x, const Choices& choices, Output&& y,
                                                       Workspace& workspace) const {
@@ -90,7 +90,7 @@ class AdaptedLayer : public LayerCore<KindType> {
     });
   }
 
-  /// The forward pass of training, in which the active adapters drop at `tape.position`, each by its own seed. Fills
+  /// The forward pass of training: the active adapters apply dropout at `tape.position`, each with its own seed. Fills
   /// `tape` for backward. Reentrant. @throws ShapeError; StateError while anything is merged
   template <class Input, class Output>
   requires KindType::template takes<Input> void forward(const Input& x, Tape& tape, Output&& y,
@@ -103,7 +103,7 @@ class AdaptedLayer : public LayerCore<KindType> {
   }
   /// Adds the gradients of the active adapters for the pass that took `x` and filled `tape`. Reentrant for different
   /// `gradients`. @throws ShapeError; StateError while anything is merged, or when other adapters were active in that
-  /// pass. Then nothing has changed.
+  /// pass. Nothing changes then.
   template <class Input, class OutputGradient>
   void backward(const Input& x, const Tape& tape, const OutputGradient& dy, Gradients& gradients,
                 Workspace& workspace) const {
@@ -123,7 +123,7 @@ class AdaptedLayer : public LayerCore<KindType> {
     });
   }
 
-  /// In training mode the forward pass of training, remembering x (a copy) and the tape; else infer(x).
+  /// In training mode the forward pass of training, which keeps a copy of x and the tape; otherwise infer(x).
   /// @throws ShapeError; StateError in training mode while merged
   template <class Input>
   requires KindType::template takes<Input> auto forward(const Input& x) {
@@ -146,7 +146,7 @@ class AdaptedLayer : public LayerCore<KindType> {
     });
   }
 
-  /// Adds to the adapters' own gradients for the last forward pass of training and returns dX, of dY's kind.
+  /// Adds to the adapters' own gradients for the last forward pass of training and returns dX, of the same type as dY.
   /// @throws ShapeError; StateError before any such pass, or while merged
   template <class OutputGradient>
   auto backward(const OutputGradient& dy) {
@@ -176,29 +176,29 @@ class AdaptedLayer : public LayerCore<KindType> {
                   this->workspace_);
   }
 
-  /// Training mode; unmerges those whose configuration has merge_weights. `train(false)` is `eval()`. Idempotent.
-  /// @throws as unmerge(names)
+  /// Training mode; unmerges the adapters whose configuration has merge_weights. `train(false)` is `eval()`.
+  /// Idempotent. @throws like unmerge(names)
   Layer& train(bool mode = true) {
     mode ? this->train_mode() : this->eval_mode();
     return self();
   }
-  /// Evaluation mode; merges the active adapters whose configuration has merge_weights. A weight that cannot be merged
-  /// into stays unmerged, as do several adapters with use_dora. Idempotent. @throws as merge(); then the mode has not
-  /// changed either.
+  /// Evaluation mode; merges the active adapters whose configuration has merge_weights. Nothing is merged into a weight
+  /// that does not support it, and several adapters with use_dora are not merged. Idempotent. @throws like merge(); the
+  /// mode does not change then either.
   Layer& eval() {
     this->eval_mode();
     return self();
   }
-  /// Merges the active adapters, in their order, that are not merged yet, in place. At most one of those that are
-  /// merged has use_dora; it goes below the others. @throws StateError naming the adapter when a sum is not finite, or
-  /// when the weight is read-only, of a kind that cannot be merged into, or adapters are disabled; std::bad_alloc. Then
-  /// every bit is as it was.
+  /// Merges, in place and in their order, the active adapters that are not merged yet. At most one merged adapter may
+  /// have use_dora; it goes below the others. @throws StateError naming the adapter when a sum is not finite, or when
+  /// the weight is read-only, of a kind that cannot be merged into, or adapters are disabled; std::bad_alloc. Every bit
+  /// is unchanged then.
   Layer& merge() {
     this->merge_active();
     return self();
   }
-  /// Merges these, active or not, in this order, beside those that are merged already. `names` are any range of
-  /// strings, or a list in braces. @throws also ConfigError
+  /// Merges these, active or not, in this order, on top of those already merged. `names` is any range of strings, or a
+  /// list in braces. @throws also ConfigError
   template <class Names = std::initializer_list<std::string_view>>
   Layer& merge(const Names& names) {
     this->merge_positions(this->positions("merge", names));
@@ -209,22 +209,22 @@ class AdaptedLayer : public LayerCore<KindType> {
     this->unmerge_all();
     return self();
   }
-  /// Takes these out of the weight; those that are not merged are ignored. The weight is then, bit for bit, as if the
-  /// others had been merged alone in their order. @throws ConfigError. Where one that stays was merged after one that
-  /// goes, also std::bad_alloc, and StateError if a sum without the latter is not finite: then those named are out, and
-  /// so are some that were merged after them; merged_adapters() tells, and the weight is exactly W0 and what it names.
+  /// Takes these out of the weight; those that are not merged are ignored. The weight is then, bit for bit, as if only
+  /// the others had been merged, in their order. @throws ConfigError. If one that stays was merged after one that is
+  /// taken out, also std::bad_alloc, and StateError if a sum without the latter is not finite. The named ones are then
+  /// out, and possibly some that were merged after them; the weight is exactly W0 plus what merged_adapters() lists.
   template <class Names = std::initializer_list<std::string_view>>
   Layer& unmerge(const Names& names) {
     this->unmerge_positions(this->positions("unmerge", names));
     return self();
   }
-  /// Makes the active adapters part of the weight and the bias for good; the layer has no adapters afterwards.
-  /// @throws as merge()
+  /// Merges the active adapters into the weight and the bias permanently; the layer has no adapters afterwards. @throws
+  /// like merge()
   Layer& merge_and_unload() {
     this->merge_and_forget();
     return self();
   }
-  /// Takes every adapter away: the frozen layer is what it was, bit for bit.
+  /// Removes every adapter: the frozen layer is restored bit for bit.
   Layer& unload() noexcept {
     this->forget_adapters();
     return self();
@@ -232,15 +232,15 @@ class AdaptedLayer : public LayerCore<KindType> {
 
   /// Makes one adapter the active one; see set_adapters().
   Layer& set_adapter(std::string_view name) { return set_adapters(std::span(&name, 1)); }
-  /// Makes these the active adapters, in this order, and takes those that are merged and not named out of the weight,
-  /// so that the layer answers with these and no others. None at all is allowed. @throws ConfigError for a name that is
-  /// unknown or given twice; as unmerge(names), and then the active ones are those they were.
+  /// Makes these the active adapters, in this order, and unmerges all others, so that the layer uses these and no
+  /// others. The list may be empty. @throws ConfigError for a name that is unknown or given twice; otherwise like
+  /// unmerge(names), and the active adapters do not change then.
   template <class Names = std::initializer_list<std::string_view>>
   Layer& set_adapters(const Names& names) {
     this->make_active("set_adapters", this->positions("set_adapters", names));
     return self();
   }
-  /// Unmerges everything and answers as the frozen layer until enable_adapters(). Nothing trains meanwhile.
+  /// Unmerges everything and acts as the frozen layer until enable_adapters(). Nothing trains meanwhile.
   Layer& disable_adapters() noexcept {
     this->enable(false);
     return self();

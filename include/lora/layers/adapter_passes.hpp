@@ -1,4 +1,4 @@
-// Forward and backward of a frozen weight with any number of adapters, whatever the kind of layer.
+// Forward and backward of a frozen weight with any number of adapters, for every kind of layer.
 #pragma once
 
 #include <algorithm>
@@ -14,9 +14,9 @@
 
 namespace lora {
 
-/// The factors by which an adapter updates the whole weight, W + scale * B A: `update.a` is rank x in_features and
-/// `update.b` out_features x rank, zeros included where the adapter adapts a part of it. Memory of a workspace holds
-/// what the adapter does not hold in this form.
+/// The factors of an adapter's update of the whole weight, W + scale * B A: `update.a` is rank x in_features and
+/// `update.b` out_features x rank, with zeros outside the part that the adapter adapts. What the adapter does not store
+/// in this form is in workspace memory.
 template <class Scalar>
 struct WholeUpdate {
   ScratchMatrix<Scalar> a;
@@ -24,17 +24,17 @@ struct WholeUpdate {
   LowRankUpdate<Scalar> update;
 };
 
-/// W and the adapters that are not merged into it. `Passes` computes one product with what rides along in it
-/// (layers/linear_passes.hpp and its like); this class decides what rides along in which product and sums them up.
+/// W and the adapters that are not merged into it. `Passes` computes one product with the adapters that share it
+/// (layers/linear_passes.hpp and others); this class assigns adapters to products and sums the results.
 ///
 /// Adapters without DoRA share one product with W. Every adapter is additive: with f = m / n and n the norms of the
-/// rows of W + s B A, one with DoRA adds (f - 1) (.) W x + f (.) s B A x = Y_i - W x, where Y_i is its answer alone,
-/// whatever the others add. So a layer of D of them costs D + 1 products with W (D where D is 1): Y = Y_1 + ... + Y_D -
-/// (D - 1) W x, and the terms of the others on top. Adapters that drop inputs stand alone likewise where `Passes` takes
-/// one mask a product (convolutions).
+/// rows of W + s B A, one with DoRA adds (f - 1) (.) W x + f (.) s B A x = Y_i - W x, where Y_i is the output with that
+/// adapter alone, whatever the others add. A layer with D DoRA adapters therefore costs D + 1 products with W (1 if D
+/// is 1): Y = Y_1 + ... + Y_D - (D - 1) W x, plus the terms of the others. If `Passes` takes one mask per product
+/// (convolutions), every adapter with dropout has its own product too.
 ///
 /// A view; const functions are reentrant and allocate only to grow the tape and the workspace. Source of DoRA: Liu et
-/// al., arXiv 2402.09353; that several are additive: PEFT's forward pass of DoRA adapters.
+/// al., arXiv 2402.09353; of adding several: PEFT's forward pass of DoRA adapters.
 template <class Kind, class Passes>
 class AdapterPasses {
  public:
@@ -54,10 +54,10 @@ class AdapterPasses {
         working_(working),
         squared_norms_(squared_norms) {}
 
-  /// Y without dropout. `bias` has a scalar for every output, or is null.
+  /// Y without dropout. `bias` has one scalar per output, or is null.
   void infer(const Batch& x, const Scalar* bias, const MatrixView<Scalar>& y, Workspace& workspace) const;
 
-  /// Y += what the working adapters, none of which has DoRA, add to the product with W. Without dropout.
+  /// Y += what the working adapters add to the product with W. Without dropout. Pre: none of them has DoRA.
   void add_terms(const Batch& x, const MatrixView<Scalar>& y, Workspace& workspace) const;
 
   /// Y of training, with dropout at `tape.position`. Fills the tape.
@@ -69,7 +69,7 @@ class AdapterPasses {
                 std::span<LoraGradients<Scalar>* const> gradients, const MatrixView<Scalar>* dx,
                 Workspace& workspace) const;
 
-  /// Whether the tape is of a pass in which just these adapters took part, as they are now, over such inputs.
+  /// Whether the tape records a pass over such inputs with exactly these adapters as they are now.
   [[nodiscard]] bool fits(const Tape& tape) const noexcept;
 
   /// The factors m / n of an adapter with DoRA, for every output, into `factors`; its norms into `norms`.
@@ -91,15 +91,14 @@ class AdapterPasses {
   [[nodiscard]] bool kept_matches(const typename Tape::Pass& pass, const Tape& tape, Index rank,
                                   bool dora) const noexcept;
 
-  // The parts of the working adapters [begin, end) that ride along together, or of the one that stands alone; `memory`
-  // has room for two parts an adapter.
+  // The parts of the working adapters [begin, end), which share a product; `memory` has room for two parts per adapter.
   [[nodiscard]] FactorPass<Scalar> pass_of(FactorPart<Scalar>* memory, std::size_t begin, std::size_t end,
                                            const Tape* tape, std::size_t kept,
                                            std::span<LoraGradients<Scalar>* const> gradients) const;
 
   void answer(const Batch& x, const Scalar* bias, Tape* tape, const MatrixView<Scalar>& y, Workspace& workspace) const;
 
-  // Forward of one product, with U on the tape or in scratch.
+  // Forward pass of one product, with U on the tape or in scratch.
   void run(const Batch& x, FactorPass<Scalar> pass, Tape* tape, std::size_t kept, const MatrixView<Scalar>& y,
            BaseProduct base, Workspace& workspace) const;
 

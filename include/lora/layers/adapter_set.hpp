@@ -16,8 +16,8 @@
 
 namespace lora {
 
-/// Named adapters in the order they were added. Each stays where it is while others come and go. A value: a copy copies
-/// the adapters. Where a function may throw, nothing has changed then.
+/// Named adapters in the order they were added. An adapter's address does not change when others are added or removed.
+/// A value: a copy copies the adapters. A function that throws has changed nothing.
 template <RealScalar Scalar>
 class AdapterSet {
  public:
@@ -46,13 +46,13 @@ class AdapterSet {
     }
     return -1;
   }
-  /// @throws ConfigError naming the adapters there are.
+  /// @throws ConfigError listing the existing adapters.
   [[nodiscard]] Index index_of(std::string_view operation, std::string_view name) const {
     const Index found = find(name);
     if (found < 0) throw ConfigError(operation, "adapter", known_names(), detail::quoted(name));
     return found;
   }
-  /// Position of the adapter of this id, which is there.
+  /// Position of the adapter with this id. Pre: it exists.
   [[nodiscard]] Index position_of(std::uint64_t id) const noexcept {
     Index i = 0;
     while ((*this)[i].id() != id) ++i;
@@ -72,23 +72,23 @@ class AdapterSet {
     return found;
   }
 
-  /// @throws ConfigError when there is one of that name.
+  /// @throws ConfigError when an adapter has that name.
   void require_new(std::string_view operation, std::string_view name) const {
     if (find(name) < 0) return;
     throw ConfigError(operation, "name", "one that no adapter of the layer has", detail::quoted(name));
   }
-  /// Room for one adapter more, and for all of them to be active. @throws std::bad_alloc
+  /// Makes room for one more adapter, and for all of them to be active. @throws std::bad_alloc
   void reserve_one() {
     adapters_.reserve(adapters_.size() + 1);
     active_.reserve(adapters_.size() + 1);
   }
-  /// Adds an adapter of a new name, after reserve_one(); the first one becomes active. Gives it its id.
+  /// Adds an adapter with a new name, after reserve_one(), and assigns its id. The first one becomes active.
   void adopt(std::unique_ptr<Adapter> adapter) noexcept {
     adapter->set_id(next_id_++);
     adapters_.push_back(std::move(adapter));
     if (adapters_.size() == 1) active_.push_back(0);
   }
-  /// Both. @throws std::bad_alloc
+  /// reserve_one() and adopt(). @throws std::bad_alloc
   void add(Adapter adapter) {
     auto held = std::make_unique<Adapter>(std::move(adapter));
     reserve_one();
@@ -107,7 +107,7 @@ class AdapterSet {
     active_.clear();
     adapters_.clear();
   }
-  /// Exchanges the adapter at a position, which keeps its name, with another one that gets its name. O(1).
+  /// Exchanges the adapter at a position with another one; the name stays at the position. O(1).
   void swap(Index i, Adapter& other) noexcept {
     Adapter& own = (*this)[i];
     std::swap(own, other);
@@ -122,7 +122,7 @@ class AdapterSet {
     (*this)[i] = std::move(adapter);
   }
 
-  /// Positions of the active adapters in their order, whether or not adapters are enabled.
+  /// Positions of the active adapters in their order, enabled or not.
   [[nodiscard]] const std::vector<Index>& active() const noexcept { return active_; }
   /// `chosen` names each position at most once.
   void set_active(const std::vector<Index>& chosen) noexcept { active_.assign(chosen.begin(), chosen.end()); }
@@ -132,14 +132,14 @@ class AdapterSet {
 
   [[nodiscard]] bool enabled() const noexcept { return enabled_; }
   void set_enabled(bool enabled) noexcept { enabled_ = enabled; }
-  /// Positions of the adapters that train and answer: the active ones, none while adapters are disabled.
+  /// Positions of the adapters in use: the active ones, or none while adapters are disabled.
   [[nodiscard]] std::span<const Index> working() const noexcept {
     return enabled_ ? std::span<const Index>(active_) : std::span<const Index>();
   }
-  /// Whether the adapter is part of the layer's answer.
+  /// Whether the adapter contributes to the layer's output.
   [[nodiscard]] bool takes_part(Index i) const noexcept { return (*this)[i].merged() || (enabled_ && is_active(i)); }
 
-  /// The adapter that the calls without a name mean: the first active one; null without.
+  /// The adapter that calls without a name refer to: the first active one, or null.
   [[nodiscard]] const Adapter* first() const noexcept { return active_.empty() ? nullptr : &(*this)[active_.front()]; }
   [[nodiscard]] Adapter* first() noexcept { return active_.empty() ? nullptr : &(*this)[active_.front()]; }
 

@@ -13,25 +13,25 @@
 namespace lora {
 
 /// y = W0 * x + bias + s B (A * drop(x)) over `Dim` spatial dimensions, where * convolves as torch.nn.Conv{1,2,3}d does
-/// with zero padding, W0 is frozen, A is a convolution of W0's kernel, stride, padding and dilation to `rank` channels,
-/// and B one of 1 x 1. Over the unfolded input this is LoraLinear's formula, and so are the gradients:
+/// with zero padding, W0 is frozen, A is a convolution with W0's kernel, stride, padding and dilation to `rank`
+/// channels, and B is a 1 x 1 convolution. Over the unfolded input these are LoraLinear's formula and gradients:
 /// dB = s dY U^T with U = A drop(X), dA = V drop(X)^T with V = s B^T dY, dX = fold(W0^T dY) + drop'(fold(A^T V)).
 /// With use_dora y = bias + (m/n) (.) (W0 * x + s B A * x), with a magnitude m per output channel and n the norms of
-/// the rows of W0 + s B A, constants of the backward pass; with dropout only drop(x) enters the change that m/n makes,
-/// as adapter/dora.hpp has it.
+/// the rows of W0 + s B A, constants of the backward pass; with dropout m/n scales only the terms of drop(x), as in
+/// adapter/dora.hpp.
 ///
-/// Weights are matrices as PyTorch's tensors lie in memory: W0 is out_channels x fan_in with fan_in = in_channels /
-/// groups * product of the kernel, A is rank x fan_in, B is out_channels x rank / groups. Images are a sample a row,
-/// samples x (channels * spatial), given with their extents, in any storage order (read in place); or, with
-/// layers/tensor.hpp, row-major Eigen tensors (samples, channels, spatial...), which know their extents. Where infer()
-/// lets each row choose its adapter, give matrices as `lora::Images{x, extents}`.
+/// Weights are matrices with the memory layout of PyTorch's tensors: W0 is out_channels x fan_in with fan_in =
+/// in_channels / groups * product of the kernel, A is rank x fan_in, B is out_channels x rank / groups. Images have one
+/// sample per row, samples x (channels * spatial), given with their extents, in any storage order (read in place); or,
+/// with layers/tensor.hpp, they are row-major Eigen tensors (samples, channels, spatial...), which know their extents.
+/// For the infer() in which each row chooses its adapter, pass matrices as `lora::Images{x, extents}`.
 ///
-/// PEFT's convolution differs in two cases and agrees in all others: it ignores the dilation in A, and with groups its
-/// A (rank x in_channels * kernel) sees all channels, so that its update has not W0's shape and cannot be merged. Here
-/// A has the base's dilation, and with groups sees the channels of its group.
+/// PEFT's convolution differs in two cases and agrees in all others. It ignores the dilation in A; and with groups its
+/// A (rank x in_channels * kernel) sees all channels, so its update does not have W0's shape and cannot be merged. Here
+/// A has the base's dilation, and with groups each part of A sees the channels of its group.
 ///
-/// Forms of the passes, and threads: as AdaptedLayer. Results depend neither on the number of workers nor, for one
-/// sample's y and dx, on the other samples.
+/// Forms of the passes and thread safety: see AdaptedLayer. Results depend neither on the number of workers nor, for
+/// one sample's y and dx, on the other samples.
 ///
 /// Source: Hu et al., "LoRA", arXiv 2106.09685, section 4; PEFT's tuners/lora/layer.py, _ConvNd.
 template <RealScalar ScalarType, int Dim, ReadableWeight WeightType = MatrixWeight<ScalarType>>
@@ -46,8 +46,8 @@ class LoraConv : public AdaptedLayer<LoraConv<ScalarType, Dim, WeightType>, Conv
   using Tape = typename Shell::Tape;
 
   /// Wraps a copy of `w0`, any Eigen matrix, map, block or expression of out_channels x fan_in. `bias` is a vector of
-  /// out_channels. @throws ShapeError; ConfigError, also when the groups do not divide the channels and the rank;
-  /// std::bad_alloc
+  /// out_channels. @throws ShapeError; ConfigError, also when the number of groups does not divide the channels and the
+  /// rank; std::bad_alloc
   template <class W, class B>
   LoraConv(const Eigen::DenseBase<W>& w0, const Eigen::DenseBase<B>& bias, const Geometry& geometry,
            const LoraConfig& config, std::uint64_t seed)
@@ -82,7 +82,7 @@ class LoraConv : public AdaptedLayer<LoraConv<ScalarType, Dim, WeightType>, Conv
   using Shell::forward;
   using Shell::infer;
 
-  /// The passes of AdaptedLayer over a matrix of images, a sample a row.
+  /// The passes of AdaptedLayer over a matrix of images, one sample per row.
   template <EigenDense Input>
   [[nodiscard]] auto infer(const Input& x, const Extents& extents) const {
     return infer(Images<Input, Dim>{x, extents});

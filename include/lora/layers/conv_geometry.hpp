@@ -26,7 +26,7 @@ inline constexpr ImageExtents<Dim> ones = [] {
   return result;
 }();
 
-/// The product, or the largest Index where it would be larger. No factor is negative.
+/// The product, capped at the largest Index. Pre: no factor is negative.
 template <std::size_t n>
 [[nodiscard]] constexpr Index saturated_product(Index factor, const std::array<Index, n>& factors) noexcept {
   constexpr Index most = std::numeric_limits<Index>::max();
@@ -37,9 +37,10 @@ template <std::size_t n>
 
 }  // namespace detail
 
-/// A convolution over `Dim` spatial dimensions, in PyTorch's words and with its meaning. Zeros pad both ends of a
-/// dimension alike. Channels fall into `groups` equal parts; output channels of a part see input channels of that part.
-/// A plain aggregate: `ConvGeometry<2>{.in_channels = 3, .out_channels = 8, .kernel = {3, 3}, .padding = {1, 1}}`.
+/// A convolution over `Dim` spatial dimensions, with PyTorch's terms and meaning. Zeros pad both ends of a dimension
+/// equally. Channels are split into `groups` equal parts; the output channels of a part see the input channels of that
+/// part. A plain aggregate: `ConvGeometry<2>{.in_channels = 3, .out_channels = 8, .kernel = {3, 3}, .padding = {1,
+/// 1}}`.
 template <int Dim>
 struct ConvGeometry {
   static_assert(Dim >= 1 && Dim <= 3, "lora: a convolution has 1, 2 or 3 spatial dimensions");
@@ -56,13 +57,13 @@ struct ConvGeometry {
   [[nodiscard]] Index group_inputs() const noexcept { return in_channels / groups; }
   [[nodiscard]] Index group_outputs() const noexcept { return out_channels / groups; }
   [[nodiscard]] Index taps() const noexcept { return detail::saturated_product(1, kernel); }
-  /// Columns of the weight as a matrix of out_channels rows: in_channels / groups * product of the kernel's extents.
+  /// Columns of the weight as a matrix with out_channels rows: in_channels / groups * product of the kernel's extents.
   [[nodiscard]] Index fan_in() const noexcept { return detail::saturated_product(group_inputs(), kernel); }
 
   friend bool operator==(const ConvGeometry&, const ConvGeometry&) = default;
 };
 
-/// @throws ConfigError naming the first number that is out of range, or that does not divide into the groups.
+/// @throws ConfigError naming the first number that is out of range, or not divisible by the number of groups.
 template <int Dim>
 void check_geometry(std::string_view operation, const ConvGeometry<Dim>& geometry) {
   constexpr Index most = std::numeric_limits<std::int32_t>::max();
@@ -93,7 +94,7 @@ void check_geometry(std::string_view operation, const ConvGeometry<Dim>& geometr
 }
 
 /// Extents of the output over an input of extents `input`: floor((input + 2 padding - reach) / stride) + 1, where
-/// reach = dilation * (kernel - 1) + 1; below 1 where the kernel reaches further than the padded input.
+/// reach = dilation * (kernel - 1) + 1; below 1 if the kernel reaches beyond the padded input.
 template <int Dim>
 [[nodiscard]] ImageExtents<Dim> unchecked_output_extents(const ConvGeometry<Dim>& geometry,
                                                          const ImageExtents<Dim>& input) noexcept {
@@ -105,7 +106,7 @@ template <int Dim>
   return output;
 }
 
-/// Whether images of these extents have an output.
+/// Whether images of these extents give an output.
 template <int Dim>
 [[nodiscard]] bool takes_extents(const ConvGeometry<Dim>& geometry, const ImageExtents<Dim>& input) noexcept {
   for (std::size_t d = 0; d < static_cast<std::size_t>(Dim); ++d) {
@@ -115,7 +116,7 @@ template <int Dim>
   return true;
 }
 
-/// unchecked_output_extents(). @throws ShapeError when the kernel reaches further than the padded input.
+/// unchecked_output_extents(). @throws ShapeError when the kernel reaches beyond the padded input.
 template <int Dim>
 [[nodiscard]] ImageExtents<Dim> output_extents(std::string_view operation, const ConvGeometry<Dim>& geometry,
                                                const ImageExtents<Dim>& input) {
@@ -136,7 +137,7 @@ template <int Dim>
   throw ShapeError(operation, "extents", expected, got);
 }
 
-/// The walk over images of extents `input`, which output_extents accepts.
+/// The walk over images of extents `input`. Pre: output_extents accepts them.
 template <int Dim>
 [[nodiscard]] kernels::ImageWalk image_walk(const ConvGeometry<Dim>& geometry, const ImageExtents<Dim>& input,
                                             const ImageExtents<Dim>& output) noexcept {

@@ -1,4 +1,4 @@
-// What is particular to a convolution: the shapes of its factors, its passes over images, its update of the weight.
+// What is specific to a convolution: the shapes of its factors, its passes over images, its update of the weight.
 #pragma once
 
 #include <algorithm>
@@ -17,10 +17,10 @@
 
 namespace lora {
 
-/// A convolution of a geometry. A is rank x fan_in, the kernel of a convolution to `rank` channels, and B out_channels
-/// x rank / groups, one of 1 x 1 behind it, with fan_in = in_channels / groups * product of the kernel. With groups,
-/// rank / groups rows of A and of B's inputs belong to each group and see only its channels, so that the update s B A
-/// has the frozen weight's shape. A value; const functions are reentrant.
+/// A convolution with a given geometry. A (rank x fan_in) is the kernel of a convolution to `rank` channels, and B
+/// (out_channels x rank / groups) that of the 1 x 1 convolution after it, with fan_in = in_channels / groups * product
+/// of the kernel. With groups, rank / groups rows of A and of B's inputs belong to each group and see only its
+/// channels, so that the update s B A has the frozen weight's shape. A value; const functions are reentrant.
 template <RealScalar ScalarType, int Dim>
 class ConvKind {
  public:
@@ -46,7 +46,7 @@ class ConvKind {
   }
   [[nodiscard]] static Index down_rows(const Adapter& adapter) noexcept { return adapter.total_rank(); }
 
-  /// @throws ConfigError for options that this layer does not have.
+  /// @throws ConfigError for options that this layer does not support.
   void check(std::string_view operation, const LoraConfig& config) const {
     if (config.rank % geometry_.groups != 0) {
       std::string expected = "a multiple of ";
@@ -68,7 +68,7 @@ class ConvKind {
     return Adapter(operation, name, config, seed, std::move(factors));
   }
 
-  /// s B A of the whole weight; with groups B has zeros where an output does not see a rank.
+  /// s B A of the whole weight; with groups, B has zeros for the ranks that an output does not see.
   [[nodiscard]] WholeUpdate<Scalar> whole_update(const Adapter& adapter, Workspace& workspace) const {
     const bool grouped = geometry_.groups > 1;
     const Index rank = adapter.A.rows();

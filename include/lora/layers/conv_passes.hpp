@@ -1,4 +1,4 @@
-// Forward and backward of a convolution, with the adapters that ride along in one pass over the unfolded input.
+// Forward and backward of a convolution, with the adapters that share one pass over the unfolded input.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +18,7 @@ namespace lora {
 
 namespace detail {
 
-/// A weight as a matrix of contiguous rows: where it lies, or decoded into scratch.
+/// A weight as a matrix with contiguous rows: in place, or decoded into scratch.
 template <class Scalar>
 class DecodedWeight {
  public:
@@ -38,8 +38,8 @@ class DecodedWeight {
   ScratchMatrix<Scalar> memory_;
 };
 
-/// The factors of all parts as those of one adapter: A (rank x fan_in) and s B (outputs x group rank), where each group
-/// has the ranks of every part in that group. The part's own where there is one.
+/// The factors of all parts, combined into those of one adapter: A (rank x fan_in) and s B (outputs x group rank),
+/// where each group has the ranks of every part in that group. A single part's factors are used as they are.
 template <class Scalar>
 class ConvFactors {
  public:
@@ -87,8 +87,8 @@ class ConvFactors {
   Scalar scale_ = 1;
 };
 
-/// The rows of one part in lines (rank x positions) of all parts: where they lie, or copied where other parts' rows
-/// stand between them.
+/// The rows of one part in the lines (rank x positions) of all parts: in place, or copied if other parts' rows are
+/// between them.
 template <class Scalar>
 class PartLines {
  public:
@@ -110,13 +110,13 @@ class PartLines {
   MatrixView<const Scalar> view_;
 };
 
-/// sums[o] += scale * the sum over samples and positions, in an order that nothing changes, of value(n, o, p).
+/// sums[o] += scale * the sum of value(n, o, p) over samples and positions, in a fixed order.
 template <class Scalar, class Value>
 void add_channel_sums(Index samples, Index channels, Index size, Scalar scale, Scalar* sums, Executor& executor,
                       const Value& value) {
   parallel_ranges(executor, channels, 8, [&](Index begin, Index end, int /*worker*/) {
     for (Index o = begin; o < end; ++o) {
-      std::array<Scalar, 8> s{};  // sums that do not wait for each other
+      std::array<Scalar, 8> s{};  // independent sums, for instruction-level parallelism
       for (Index n = 0; n < samples; ++n)
         for (Index p = 0; p < size; ++p) s[static_cast<std::size_t>(p % 8)] += value(n, o * size + p);
       sums[o] += scale * (((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7])));
@@ -126,7 +126,7 @@ void add_channel_sums(Index samples, Index channels, Index size, Scalar scale, S
 
 }  // namespace detail
 
-/// Images of one batch: a sample a row, channels * positions columns.
+/// Images of one batch: one sample per row, channels * positions columns.
 template <class Scalar, int Dim>
 struct ImageBatch {
   MatrixView<const Scalar> rows;
@@ -134,11 +134,11 @@ struct ImageBatch {
 };
 
 /// Y = factors (.) (W * drop(X) + s B (A * drop(X))) + W * (X - drop(X)) + bias over images, where * convolves; over
-/// the unfolded input these are the formulas of LinearPasses. U is rank x positions, where positions count over all
-/// samples.
+/// the unfolded input these are the formulas of LinearPasses. U is rank x positions, where positions are numbered over
+/// all samples.
 ///
-/// A view of a layer's parts; const functions are reentrant and allocate only to grow the workspace. Arguments have
-/// been checked.
+/// A view of a layer's parts; const functions are reentrant and allocate only to grow the workspace. Pre: arguments
+/// have been checked.
 template <RealScalar ScalarType, int Dim>
 class ConvPasses {
  public:

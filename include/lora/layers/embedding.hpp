@@ -1,4 +1,4 @@
-// LoraEmbedding: a frozen table of embeddings with trainable low-rank adapters, usable as output projection too.
+// LoraEmbedding: a frozen table of embeddings with trainable low-rank adapters, also usable as output projection.
 #pragma once
 
 #include <cstdint>
@@ -14,25 +14,26 @@
 namespace lora {
 
 /// y = W[id] + s B A[:, id], with the table W (num_embeddings x embedding_dim) frozen, A (rank x num_embeddings) and B
-/// (embedding_dim x rank) trainable, s = alpha / rank (or alpha / sqrt(rank)). A starts at zero and B at N(0, 1), with
-/// InitLoraWeights::random both at N(0, 1); every other initialisation is the first one, as in PEFT.
+/// (embedding_dim x rank) trainable, s = alpha / rank (or alpha / sqrt(rank)). A starts at zero and B at N(0, 1); with
+/// InitLoraWeights::random both start at N(0, 1). All other initialisations are the same as the first, as in PEFT.
 ///
 /// Backward: dB = s dY^T U with U = A^T[ids], dA by adding s (dY B)_i to column ids_i, sample after sample. Ids have no
-/// gradient. Column `padding_idx` of dA stays as it is, as in torch; the answer for that id is like any other.
+/// gradient. Column `padding_idx` of dA is unchanged, as in torch; the output for that id is like any other.
 ///
-/// project(x) = x (W + s A^T B^T)^T is the same table as output projection (tied embeddings): logits over the ids, with
-/// no padding. Both uses add to the same gradients.
+/// project(x) = x (W + s A^T B^T)^T uses the same table as output projection (tied embeddings): logits over the ids,
+/// without padding. Both uses add to the same gradients.
 ///
-/// With use_dora y is multiplied, dimension by dimension, by m / n, where n is the norm of the dimension over all ids
-/// of W + s A^T B^T, and so is the table in project(x); adapter/dora.hpp has the formulas. Every unmerged pass then
-/// computes n anew, which takes num_embeddings * embedding_dim * rank multiplications whatever the number of ids.
+/// With use_dora y is multiplied, dimension by dimension, by m / n, where n is the norm of that dimension of W + s A^T
+/// B^T over all ids; the table in project(x) is scaled in the same way. adapter/dora.hpp has the formulas. Every
+/// unmerged pass then recomputes n, which takes num_embeddings * embedding_dim * rank multiplications whatever the
+/// number of ids.
 ///
-/// Of the options, `dropout` and `fan_in_fan_out` do nothing, since ids cannot be dropped and the table has one
-/// orientation (as in PEFT); nor does `bias`, for there is none. torch's max_norm, scale_grad_by_freq and sparse do not
-/// exist. Inputs are ids: Eigen vectors or matrices of integers (a matrix row by row), or contiguous ranges of them.
-/// Forms of the passes, and threads: as AdaptedLayer.
+/// The options `dropout`, `fan_in_fan_out` and `bias` have no effect, since ids cannot be dropped, the table has only
+/// one orientation (as in PEFT), and there is no bias. torch's max_norm, scale_grad_by_freq and sparse do not exist.
+/// Inputs are ids: Eigen vectors or matrices of integers (a matrix row by row), or contiguous ranges of them. Forms of
+/// the passes and thread safety: see AdaptedLayer.
 ///
-/// A weight kind of its own is given as the transposed table, embedding_dim x num_embeddings.
+/// A weight of another kind is passed as the transposed table, embedding_dim x num_embeddings.
 ///
 /// Source: Hu et al., arXiv 2106.09685; PEFT's lora.Embedding; Press and Wolf, arXiv 1608.05859, for tied embeddings.
 template <RealScalar ScalarType, ReadableWeight WeightType = MatrixWeight<ScalarType>>
@@ -48,8 +49,8 @@ class LoraEmbedding
 
   /// Keeps a copy of `table` (num_embeddings x embedding_dim), any Eigen matrix, map, block or expression. A negative
   /// `padding_idx` counts from the end, as in torch.
-  /// @throws ShapeError when the table is empty; ConfigError, also with lora_bias, or when padding_idx is none of the
-  /// ids; std::bad_alloc
+  /// @throws ShapeError when the table is empty; ConfigError, also with lora_bias, or when padding_idx is not a valid
+  /// id; std::bad_alloc
   template <class W>
   LoraEmbedding(const Eigen::DenseBase<W>& table, const LoraConfig& config, std::uint64_t seed,
                 std::optional<Index> padding_idx = std::nullopt)
@@ -72,7 +73,7 @@ class LoraEmbedding
   [[nodiscard]] const Matrix<Scalar>& lora_embedding_B() const noexcept { return this->lora_B(); }
 
   /// Logits x (W + s A^T B^T)^T: N x num_embeddings for rows of embedding_dim features. Allocates the result and
-  /// scratch. Reentrant. @throws ShapeError; StateError as infer()
+  /// scratch. Reentrant. @throws ShapeError; StateError like infer()
   template <class Input>
   [[nodiscard]] auto project(const Input& x) const {
     auto y = RowsOf<Input>::make_output(x, num_embeddings());
@@ -106,7 +107,7 @@ class LoraEmbedding
   }
 
   /// Adds the gradients for the projection that took `x` and filled `tape`. Reentrant for different `gradients`.
-  /// @throws ShapeError; StateError while merged, or when other adapters were active. Then nothing has changed.
+  /// @throws ShapeError; StateError while merged, or when other adapters were active. Nothing changes then.
   template <class Input, class OutputGradient>
   void project_backward(const Input& x, const Tape& tape, const OutputGradient& dy, Gradients& gradients,
                         Workspace& workspace) const {
@@ -127,7 +128,7 @@ class LoraEmbedding
     });
   }
 
-  /// In training mode the projection of training, remembering x (a copy) and the tape; else project(x).
+  /// In training mode the projection of training, which keeps a copy of x and the tape; otherwise project(x).
   /// @throws ShapeError; StateError in training mode while merged
   template <class Input>
   auto project_forward(const Input& x) {
@@ -147,7 +148,7 @@ class LoraEmbedding
     });
   }
 
-  /// Adds to the gradients for the last project_forward(x) in training mode and returns dX, of dY's kind.
+  /// Adds to the gradients for the last project_forward(x) in training mode and returns dX, of the same type as dY.
   /// @throws ShapeError; StateError before any such pass, or while merged
   template <class OutputGradient>
   auto project_backward(const OutputGradient& dy) {

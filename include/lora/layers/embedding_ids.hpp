@@ -1,4 +1,4 @@
-// How the types that hold ids are read, and the checks that ids and padding have a row.
+// How types that hold ids are read, and checks that ids and padding_idx are in range.
 #pragma once
 
 #include <concepts>
@@ -16,12 +16,12 @@
 
 namespace lora {
 
-/// An integer that can be an id: any but bool and the characters.
+/// An integer type for ids: any except bool and character types.
 template <class T>
 concept IdInteger = std::integral<T> && !std::same_as<T, bool> && !std::same_as<T, char> && !std::same_as<T, wchar_t> &&
                     !std::same_as<T, char8_t> && !std::same_as<T, char16_t> && !std::same_as<T, char32_t>;
 
-/// Ids as they lie in memory, numbered row by row: id (i, j) is number i * cols + j.
+/// Ids in memory, numbered row by row: id (i, j) is number i * cols + j.
 template <IdInteger Id>
 struct IdView {
   MatrixView<const Id> ids;
@@ -51,7 +51,7 @@ concept IdMatrix = EigenDense<Ids> && IdInteger<typename Ids::Scalar>;
 template <class Ids>
 concept EmbeddingIds = detail::IdMatrix<Ids> || detail::IdRange<Ids>;
 
-/// Calls body with an IdView of `ids`. What has storage is read in place; an Eigen expression is evaluated once.
+/// Calls body with an IdView of `ids`. Objects with storage are read in place; an Eigen expression is evaluated once.
 template <EmbeddingIds Ids, class Body>
 void with_ids(const Ids& ids, const Body& body) {
   if constexpr (detail::IdMatrix<Ids>) {
@@ -89,8 +89,8 @@ void check_ids(const Operation& operation, const IdView<Id>& view, Index num_emb
   }
 }
 
-/// The row that `padding_idx` means, -1 where there is none; a negative one counts from the end, as in torch.
-/// @throws ConfigError when it is no row.
+/// The row that `padding_idx` refers to, or -1 if there is none; a negative index counts from the end, as in torch.
+/// @throws ConfigError when it is out of range.
 [[nodiscard]] inline Index padding_index(std::string_view operation, std::optional<Index> padding_idx,
                                          Index num_embeddings) {
   if (!padding_idx.has_value()) return -1;

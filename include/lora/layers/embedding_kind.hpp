@@ -1,4 +1,4 @@
-// What is particular to an embedding: ids as inputs, the starts and shapes of its factors.
+// What is specific to an embedding: ids as inputs, the starts and shapes of its factors.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +18,7 @@
 namespace lora {
 
 /// A table of V embeddings of D numbers. Its weight is the transposed table, D x V, which A (r x V) and B (D x r)
-/// update as those of a linear layer do. A value; const functions are reentrant.
+/// update as in a linear layer. A value; const functions are reentrant.
 template <RealScalar ScalarType>
 class EmbeddingKind {
  public:
@@ -28,7 +28,7 @@ class EmbeddingKind {
   using Adapter = LoraAdapter<Scalar>;
   static constexpr bool has_input_gradient = false;
 
-  /// `padding_idx` is -1 where there is none.
+  /// `padding_idx` is -1 if there is none.
   EmbeddingKind(Index num_embeddings, Index embedding_dim, Index padding_idx)
       : num_embeddings_(num_embeddings), padding_idx_(padding_idx), blocks_(OutputBlocks::all(embedding_dim)) {}
 
@@ -51,7 +51,7 @@ class EmbeddingKind {
     if (config.lora_bias) throw ConfigError(operation, "lora_bias", "false for an embedding", "true");
   }
 
-  /// A zero and B N(0, 1); with InitLoraWeights::random both N(0, 1). The same seed gives the same bits on every
+  /// A = 0 and B ~ N(0, 1); with InitLoraWeights::random both ~ N(0, 1). The same seed gives the same bits on every
   /// platform. Source: PEFT's reset_lora_parameters. @throws std::bad_alloc
   [[nodiscard]] Adapter make_adapter(std::string_view operation, std::string_view name, const LoraConfig& config,
                                      std::uint64_t seed, const WeightRef<Scalar>& /*weight*/) const {

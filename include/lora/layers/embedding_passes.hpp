@@ -16,14 +16,14 @@
 
 namespace lora {
 
-/// Ids that have been checked, one a row.
+/// Checked ids, one per row.
 struct IdBatch {
   const std::int64_t* ids = nullptr;
   Index count = 0;
 };
 
 /// Lookups in a table W (V x D): U = A^T[ids] (N x r), Z = W[ids] + s U B^T, Y = Z, or factors (.) Z with DoRA;
-/// dB = s dZ^T U; dA(:, ids_i) += s (dZ B)_i for every i in order, but not for `padding_idx`. Ids have no gradient.
+/// dB = s dZ^T U; dA(:, ids_i) += s (dZ B)_i for every i in order, except for `padding_idx`. Ids have no gradient.
 ///
 /// The weight is the transposed table, D x V. A view of a layer's parts; const functions are reentrant and allocate
 /// only to grow the workspace. Results do not depend on the number of workers.
@@ -36,7 +36,7 @@ class EmbeddingPasses {
   static constexpr bool one_mask_per_product = false;
   static constexpr bool terms_are_cheap = true;
 
-  /// `padding_idx` is -1 where there is none.
+  /// `padding_idx` is -1 if there is none.
   EmbeddingPasses(const WeightRef<Scalar>& weight, const OutputBlocks& blocks, Index padding_idx) noexcept
       : weight_(weight), blocks_(blocks), padding_idx_(padding_idx) {}
 
@@ -152,7 +152,7 @@ class EmbeddingPasses {
 /// X, or factors (.) X with DoRA; dA = (s X' B)^T dY; dB = s X'^T (dY A^T); dX' = dY W + s (dY A^T) B^T; dX = dX', or
 /// factors (.) dX'. U is s X' B, and Z keeps X.
 ///
-/// As EmbeddingPasses else.
+/// Otherwise like EmbeddingPasses.
 template <RealScalar ScalarType>
 class TiedProjectionPasses {
  public:
@@ -255,7 +255,7 @@ class TiedProjectionPasses {
     for (Index i = 0; i < x.rows; ++i)
       for (Index j = 0; j < x.cols; ++j) to(i, j) = x(i, j);
   }
-  // dB(j, p) += s times the sum over rows of V(i, p) X'(i, j)
+  // dB(j, p) += s times the sum over rows i of V(i, p) X'(i, j)
   static void add_b_gradient(const FactorPart<Scalar>& part, const MatrixView<Scalar>& v, const Batch& input,
                              Workspace& workspace) {
     const auto db = workspace.matrix<Scalar>(part.b.cols, part.b.rows);

@@ -1,4 +1,4 @@
-// One product with a frozen weight and the adapters that ride along in it, as the kinds of layers compute it.
+// One product with a frozen weight and the adapters that share it, as each kind of layer computes it.
 #pragma once
 
 #include <algorithm>
@@ -16,9 +16,9 @@
 
 namespace lora {
 
-/// Which outputs an adapter adapts: `first.size()` blocks of `features` outputs each, block e from output first[e] on.
-/// The rows of B, the magnitude and the bias of B lie block after block; A has `rank` rows for every block. An adapter
-/// of all outputs has one block.
+/// The outputs that an adapter adapts: `first.size()` blocks of `features` outputs each, where block e starts at output
+/// first[e]. The rows of B, the magnitude and the bias of B are stored block after block; A has `rank` rows for every
+/// block. An adapter of all outputs has one block.
 struct OutputBlocks {
   Index outputs = 0;   ///< of the layer
   Index features = 0;  ///< of a block
@@ -26,12 +26,12 @@ struct OutputBlocks {
 
   [[nodiscard]] static OutputBlocks all(Index outputs) { return {outputs, outputs, {0}}; }
   [[nodiscard]] Index count() const noexcept { return static_cast<Index>(first.size()); }
-  /// Outputs that are adapted.
+  /// Number of adapted outputs.
   [[nodiscard]] Index adapted() const noexcept { return count() * features; }
   [[nodiscard]] bool whole() const noexcept { return features == outputs; }
   [[nodiscard]] Index begin(Index e) const noexcept { return first[static_cast<std::size_t>(e)]; }
 
-  /// Calls body(adapted, output) for every adapted output: its place in B and in the layer.
+  /// Calls body(adapted, output) for every adapted output: its position in B and in the layer.
   template <class Body>
   void for_each(const Body& body) const {
     for (Index e = 0; e < count(); ++e) {
@@ -40,15 +40,15 @@ struct OutputBlocks {
   }
 };
 
-/// A product s B A drop(x) that one adapter adds to a pass. The start of an adapter is a part of its own, with -s.
+/// A product s B A drop(x) that one adapter adds to a pass. An adapter's start is a separate part, with scale -s.
 template <class Scalar>
 struct FactorPart {
   MatrixView<const Scalar> a;
   MatrixView<const Scalar> b;
   Scalar scale = 0;
   DropoutMask<Scalar> mask;
-  Index first = 0;                             ///< its first column of U, of a.rows
-  LoraGradients<Scalar>* gradients = nullptr;  ///< where dA and dB are added; null for what does not train
+  Index first = 0;                             ///< its first column in U; it has a.rows columns
+  LoraGradients<Scalar>* gradients = nullptr;  ///< where dA and dB are added; null for a part that does not train
 };
 
 /// The parts that share one product with the weight: Y = factors (.) (W drop(X) + sum of s B A drop(X)) + W (X -
@@ -57,11 +57,11 @@ struct FactorPart {
 template <class Scalar>
 struct FactorPass {
   std::span<const FactorPart<Scalar>> parts;
-  Index rank = 0;                   ///< columns of U, of all parts
+  Index rank = 0;                   ///< columns of U for all parts
   const Scalar* bias = nullptr;     ///< of every output, or null
   const Scalar* factors = nullptr;  ///< DoRA's m / n of every output, or null
   MatrixView<Scalar> u;             ///< U, written by forward and read by backward
-  MatrixView<Scalar> z;             ///< where forward keeps what `factors` multiply; null data: nowhere
+  MatrixView<Scalar> z;             ///< where forward stores what `factors` multiply; not stored if null
   Scalar* sums = nullptr;           ///< with factors: backward adds the sums of dY (.) Z over rows, output by output
 
   [[nodiscard]] bool masked() const noexcept { return !parts.empty() && parts.front().mask.active(); }
@@ -73,7 +73,7 @@ struct FactorPass {
   }
 };
 
-/// Whether a pass brings the product with the frozen weight, or is added to a result that has it.
+/// Whether a pass writes the product with the frozen weight, or adds to a result that already contains it.
 enum class BaseProduct : std::uint8_t { write, keep };
 
 namespace detail {
@@ -85,7 +85,7 @@ void add_rows(const MatrixView<const Scalar>& x, Scalar scale, const MatrixView<
     for (Index j = 0; j < y.cols; ++j) y(i, j) += scale * x(i, j);
 }
 
-/// The s B^T of all parts one under the other (rows of a part: rank of a block), into `f`.
+/// Stacks the s B^T of all parts into `f` (a part has as many rows as a block's rank).
 template <class Scalar>
 void write_up_factors(std::span<const FactorPart<Scalar>> parts, const MatrixView<Scalar>& f) {
   Index row = 0;
@@ -103,7 +103,7 @@ template <class Scalar>
   return rows;
 }
 
-/// The A of all parts one under the other, which is the part's own A where there is one.
+/// The A of all parts, stacked; for a single part, that part's own A.
 template <class Scalar>
 class StackedDownFactors {
  public:
@@ -127,7 +127,7 @@ class StackedDownFactors {
   MatrixView<const Scalar> view_;
 };
 
-/// Passes over rows of outputs: what linear layers and embeddings share on the side of B.
+/// Passes over rows of outputs: the B side that linear layers and embeddings share.
 template <class Scalar>
 class UpFactors {
  public:
@@ -139,10 +139,10 @@ class UpFactors {
     write_up_factors(pass.parts, static_cast<const MatrixView<Scalar>&>(f_));
   }
 
-  /// F, for a product in which it rides along; only where the parts adapt all outputs.
+  /// F, to be computed within a product. Pre: the parts adapt all outputs.
   [[nodiscard]] MatrixView<const Scalar> view() const noexcept { return f_; }
 
-  /// Y += U F, every element's chain of multiply-adds going on where the product with the weight ended.
+  /// Y += U F; every element's chain of multiply-adds continues where the product with the weight ended.
   void add_to(const MatrixView<Scalar>& y) const {
     if (pass_.parts.empty()) return;
     if (blocks_.whole()) {

@@ -1,4 +1,4 @@
-// Frozen weights out of a user's Eigen objects.
+// Frozen weights built from a user's Eigen objects.
 #pragma once
 
 #include <span>
@@ -12,8 +12,7 @@
 
 namespace lora {
 
-/// A weight of an Eigen matrix, map, block or expression that the caller stores out_features x in_features, or
-/// `transposed`.
+/// A weight built from an Eigen matrix, map, block or expression, stored out_features x in_features, or `transposed`.
 template <class Weight, class W>
 [[nodiscard]] Weight weight_from(const Eigen::DenseBase<W>& w0, bool transposed) {
   using Scalar = typename Weight::Scalar;
@@ -35,7 +34,7 @@ inline void require_not_empty(std::string_view operation, Index out_features, In
   throw ShapeError(operation, "weight", "at least 1 x 1", shape_text(out_features, in_features));
 }
 
-/// What a bias that is an Eigen object must be.
+/// The requirements on a bias that is an Eigen object.
 template <class Scalar, class B>
 constexpr void check_bias() {
   static_assert(B::IsVectorAtCompileTime, "lora: the bias is a vector");

@@ -1,4 +1,4 @@
-// How the types a convolution accepts are read as images, one sample a row.
+// How the types a convolution accepts are read as images, one sample per row.
 #pragma once
 
 #include <array>
@@ -12,7 +12,7 @@
 
 namespace lora {
 
-/// What looks like Eigen::Tensor or Eigen::TensorMap; layers/tensor.hpp makes them known to layers.
+/// Types that look like Eigen::Tensor or Eigen::TensorMap; layers/tensor.hpp makes layers accept them.
 template <class T>
 concept TensorLike = !EigenDense<T> && requires(const T& tensor) {
   tensor.data();
@@ -57,7 +57,7 @@ template <int Dim, TensorLike Tensor>
   return extents;
 }
 
-/// The tensor as a matrix of samples rows: (channels * spatial) columns.
+/// The tensor as a matrix: samples rows, (channels * spatial) columns.
 template <int Dim, TensorLike Tensor>
 [[nodiscard]] auto image_rows(Tensor& tensor) {
   detail::check_tensor_type<Dim, Tensor>();
@@ -67,7 +67,8 @@ template <int Dim, TensorLike Tensor>
   return MatrixView<Element>{tensor.data(), tensor.dimensions()[0], features, features, 1};
 }
 
-/// @throws ShapeError unless a tensor has these extents; -1 samples accepts any. A matrix has none of its own.
+/// @throws ShapeError unless a tensor has these extents; -1 samples accepts any number. A matrix has no extents to
+/// check.
 template <int Dim, class Input>
 void check_images(const Operation& operation, std::string_view argument, const Input& images, Index samples,
                   Index channels, const ImageExtents<Dim>& extents) {
@@ -83,7 +84,7 @@ void check_images(const Operation& operation, std::string_view argument, const I
   }
 }
 
-/// Calls body with the images as a MatrixView<const Scalar> of a sample a row.
+/// Calls body with the images as a MatrixView<const Scalar>, one sample per row.
 template <class LayerScalar, int Dim, class Input, class Body>
 void with_images(const Input& input, const Body& body) {
   if constexpr (TensorLike<Input>) {
@@ -95,7 +96,7 @@ void with_images(const Input& input, const Body& body) {
   }
 }
 
-/// Images given as a matrix of a sample a row, with their extents.
+/// Images given as a matrix, one sample per row, with their extents.
 template <class Matrix, int Dim>
 struct Images {
   const Matrix& rows;
@@ -109,7 +110,7 @@ template <class Matrix, int Dim>
 inline constexpr bool is_images<Images<Matrix, Dim>> = true;
 }  // namespace detail
 
-/// An object of the kind that answers `input`, with room for `samples` images of `channels` and `extents`.
+/// An output object for `input`, with room for `samples` images of `channels` and `extents`.
 template <int Dim, class Input>
 [[nodiscard]] auto make_images(const Input& input, Index samples, Index channels, const ImageExtents<Dim>& extents) {
   if constexpr (TensorLike<Input>) {

@@ -1,4 +1,4 @@
-// What every adapted layer does, whatever its inputs and its weight: adapters, modes, merging, parameters, passes.
+// What all adapted layers share, whatever their inputs and weights: adapters, modes, merging, parameters, passes.
 #pragma once
 
 #include <algorithm>
@@ -26,21 +26,21 @@
 
 namespace lora {
 
-/// The part of a layer that depends neither on the type of its inputs nor on the kind of its weight, so that it is
-/// compiled once for each kind of layer and scalar. AdaptedLayer (layers/adapted_layer.hpp) is what users see.
+/// The part of a layer that depends neither on the type of its inputs nor on the kind of its weight. It is compiled
+/// once for each kind of layer and scalar. AdaptedLayer (layers/adapted_layer.hpp) is what users see.
 ///
-/// A layer holds a frozen weight W0 and any number of named adapters; most hold one, called "default". An adapter takes
-/// part in the answer when it is active or merged. The first adapter of a layer becomes active, later ones when
-/// set_adapter() or set_adapters() names them. Those that are active and not merged train.
+/// A layer holds a frozen weight W0 and any number of named adapters; most hold one, called "default". An adapter
+/// contributes to the output when it is active or merged. The first adapter of a layer becomes active at once, later
+/// ones when set_adapter() or set_adapters() names them. Adapters that are active and not merged train.
 ///
-/// - Calls without a name (lora_A(), set_factors(), ...) mean the first active adapter.
-/// - Merged adapters are a stack: any of them can be taken out, and when none is left the weight is W0 bit for bit.
-/// - While an adapter is merged, what it was merged from does not change, and the layer does not train; both raise
+/// - Calls without a name (lora_A(), set_factors(), ...) refer to the first active adapter.
+/// - Merged adapters form a stack. Any of them can be taken out; when none is left, the weight is W0 bit for bit.
+/// - While an adapter is merged, its values cannot be changed and the layer cannot train: trying either raises
 ///   StateError. Inference adds the active adapters that are not merged.
-/// - Biases and starts belong to adapters: without active adapters the layer answers as the frozen one did.
+/// - Trained biases and starts belong to adapters: without active adapters the output is that of the frozen layer.
 ///
-/// Unknown names raise ConfigError. Where a function may throw, nothing has changed then, unless it says otherwise.
-/// Const functions are reentrant; the others want one thread at a time.
+/// Unknown names raise ConfigError. A function that throws has changed nothing, unless it says otherwise. Const
+/// functions are reentrant; call the others from one thread at a time.
 template <class KindType>
 class LayerCore {
  public:
@@ -60,7 +60,7 @@ class LayerCore {
   /// 0 without an adapter.
   [[nodiscard]] Index rank() const noexcept { return config().rank; }
   [[nodiscard]] Scalar scaling() const noexcept { return adapters_.first() ? adapters_.first()->scaling() : Scalar(0); }
-  /// Without an adapter the options the layer was made with, of rank 0.
+  /// Without an adapter, the options the layer was created with, at rank 0.
   [[nodiscard]] const LoraConfig& config() const noexcept {
     return adapters_.first() != nullptr ? adapters_.first()->config() : plain_;
   }
@@ -70,10 +70,10 @@ class LayerCore {
   /// out_features x rank; empty without an adapter.
   [[nodiscard]] const Matrix<Scalar>& lora_B() const noexcept { return first_or_none().B; }
   [[nodiscard]] const RowVector<Scalar>& lora_bias() const noexcept { return first_or_none().lora_bias; }
-  /// DoRA's magnitude, an element for every adapted output; empty without use_dora.
+  /// DoRA's magnitude, one element per adapted output; empty without use_dora.
   [[nodiscard]] const RowVector<Scalar>& magnitude() const noexcept { return first_or_none().magnitude; }
 
-  /// The bias of the answer without the bias of B: that of the first active adapter that trains it, else the layer's.
+  /// The output's bias without the bias of B: that of the first active adapter that trains it, otherwise the layer's.
   /// Empty without bias.
   [[nodiscard]] const RowVector<Scalar>& bias() const noexcept {
     for (const Index i : adapters_.working()) {
@@ -82,34 +82,34 @@ class LayerCore {
     return bias_;
   }
   [[nodiscard]] bool has_bias() const noexcept { return bias_.size() > 0; }
-  /// The bias of the frozen layer, whatever adapters train.
+  /// The bias of the frozen layer, whatever the adapters train.
   [[nodiscard]] const RowVector<Scalar>& base_bias() const noexcept { return bias_; }
 
-  /// The weight as products use it now, with what is merged, oriented as the caller stores it. A copy.
+  /// The weight that products use now, including what is merged, oriented as the caller stores it. A copy.
   [[nodiscard]] Matrix<Scalar> weight() const;
-  /// W0, whatever is merged, oriented as the caller stores it. A copy, equal bit for bit to what was given.
+  /// W0, whatever is merged, oriented as the caller stores it. A copy, bit for bit equal to the original.
   [[nodiscard]] Matrix<Scalar> base_weight() const;
   /// What merging adds, bit for bit, oriented as the caller stores the weight: s (B A - B0 A0), where B0 A0 is the
-  /// start of pissa and olora. Merging with DoRA then multiplies every output's weights by its magnitude over their
-  /// norm, which this leaves out, as PEFT's get_delta_weight does. @throws ConfigError
+  /// start of pissa and olora. Merging with DoRA also multiplies every output's weights by magnitude / norm; this is
+  /// left out, as in PEFT's get_delta_weight. @throws ConfigError
   [[nodiscard]] Matrix<Scalar> delta_weight(std::string_view name) const {
     return delta_of(&named("delta_weight", name));
   }
-  /// Of the first active adapter; zeros without one.
+  /// The same for the first active adapter; zeros if there is none.
   [[nodiscard]] Matrix<Scalar> delta_weight() const { return delta_of(adapters_.first()); }
 
   // Adapters by name.
 
-  /// Adds an adapter, active if it is the layer's first. `config.fan_in_fan_out` is ignored: the orientation is the
-  /// layer's. With use_dora the magnitude starts as the norms of the rows of the adapted weight. At most one adapter of
-  /// a layer trains the layer's bias. @throws ConfigError, std::bad_alloc; StateError with use_dora, pissa or olora
-  /// while anything is merged
+  /// Adds an adapter, active if it is the layer's first. `config.fan_in_fan_out` is ignored: the layer fixes the
+  /// orientation. With use_dora the magnitude starts as the norms of the rows of the adapted weight. At most one
+  /// adapter of a layer trains the layer's bias. @throws ConfigError, std::bad_alloc; StateError with use_dora, pissa
+  /// or olora while anything is merged
   LORA_COLD void add_adapter(std::string_view name, const LoraConfig& config, std::uint64_t seed);
-  /// Adds an adapter that this layer or one of the same shape made. @throws ConfigError, ShapeError, std::bad_alloc
+  /// Adds an adapter created by this layer or one of the same shape. @throws ConfigError, ShapeError, std::bad_alloc
   void add_adapter(Adapter adapter);
-  /// A fresh adapter for this layer, which does not have it yet. @throws as add_adapter
+  /// Creates an adapter for this layer without adding it. @throws like add_adapter
   [[nodiscard]] Adapter make_adapter(std::string_view name, const LoraConfig& config, std::uint64_t seed);
-  /// The same under the name of a call of the caller's, for error messages.
+  /// The same, with the name of the caller's operation for error messages.
   [[nodiscard]] LORA_COLD Adapter make_adapter(std::string_view operation, std::string_view name,
                                                const LoraConfig& config, std::uint64_t seed);
   /// Removes an adapter. If it was the only active one, the first of the others in alphabetical order becomes active,
@@ -128,7 +128,7 @@ class LayerCore {
   [[nodiscard]] std::vector<std::string> active_adapters() const;
   [[nodiscard]] bool adapters_enabled() const noexcept { return adapters_.enabled(); }
 
-  /// s, the scale included. @throws ConfigError
+  /// s, including the scale. @throws ConfigError
   [[nodiscard]] Scalar scaling(std::string_view name) const { return named("scaling", name).scaling(); }
   /// The factor on the adapter's own scaling. @throws ConfigError
   [[nodiscard]] double scale(std::string_view name) const { return named("scale", name).scale(); }
@@ -141,12 +141,12 @@ class LayerCore {
   }
   /// Multiplies the scale of every active adapter. @throws ConfigError; StateError while one is merged.
   void scale_layer(double factor) { rescale(op("scale_layer"), factor, Rescale::multiply); }
-  /// Divides the scale of every active adapter. The quotient is rounded. @throws as scale_layer().
+  /// Divides the scale of every active adapter. The quotient is rounded. @throws like scale_layer().
   void unscale_layer(double factor) { rescale(op("unscale_layer"), factor, Rescale::divide); }
   /// Sets the scale of every active adapter to 1. @throws StateError while one is merged.
   void unscale_layer() { rescale(op("unscale_layer"), 1.0, Rescale::set); }
 
-  /// Replaces A and B; the magnitude of DoRA and a start stay. @throws ShapeError; StateError while merged.
+  /// Replaces A and B, but not DoRA's magnitude or a start. @throws ShapeError; StateError while merged.
   template <class A, class B>
   void set_factors(const Eigen::DenseBase<A>& a, const Eigen::DenseBase<B>& b) {
     replace_factors(first_unmerged("set_factors"), a, b);
@@ -173,7 +173,7 @@ class LayerCore {
   void set_magnitude(std::string_view name, const Eigen::DenseBase<M>& values) {
     replace_row(op("set_magnitude"), "magnitude", unmerged("set_magnitude", name).magnitude, values);
   }
-  /// Replaces the layer's bias as an adapter trains it. @throws ShapeError, also when it does not train it.
+  /// Replaces the layer's bias as trained by an adapter. @throws ShapeError, also when the adapter does not train it.
   template <class B>
   void set_adapter_bias(std::string_view name, const Eigen::DenseBase<B>& values) {
     replace_row(op("set_adapter_bias"), "bias", unmerged("set_adapter_bias", name).bias, values);
@@ -184,36 +184,36 @@ class LayerCore {
     unmerged("set_alpha", name).set_alpha(op("set_alpha").text(), alpha);
   }
 
-  /// Exchanges the adapter of that name with `other`, of any rank, which gets the old one; names stay where they are.
-  /// What training keeps (gradients, moments) goes with its adapter; handles on the old one's parameters end. O(1).
+  /// Exchanges the adapter of that name with `other`, of any rank; names are not exchanged. Gradients and moments move
+  /// with their adapter; handles on the old one's parameters become invalid. O(1).
   /// @throws ConfigError, ShapeError; StateError while merged.
   void swap_adapter(std::string_view name, Adapter& other);
-  /// Replaces the first active adapter, or adds one named "default", by a fresh one; with rank 0 there is none
-  /// afterwards. A reset layer is a new layer: gradients, moments, tape and dropout step begin anew; the modes stay.
-  /// Handles from parameters() become invalid. @throws ConfigError, also when config.fan_in_fan_out differs from the
-  /// layer's; StateError while merged
+  /// Replaces the first active adapter by a new one, or adds one named "default"; with rank 0 only removes it.
+  /// Gradients, moments, tape and dropout step start again as in a new layer; the modes stay. Handles from parameters()
+  /// become invalid. @throws ConfigError, also when config.fan_in_fan_out differs from the layer's; StateError while
+  /// merged
   void reset_adapter(const LoraConfig& config, std::uint64_t seed);
 
   // What trains.
 
   /// Gradients of the right shapes for the active adapters, in their order; zero. @throws std::bad_alloc
   [[nodiscard]] Gradients make_gradients() const;
-  /// The gradients of an adapter that backward(dy) adds to; memory for them comes with the first use.
+  /// The gradients of an adapter, to which backward(dy) adds; allocated at the first use.
   [[nodiscard]] Gradients& gradients(std::string_view name) {
     return adapters_[adapters_.index_of(op("gradients").text(), name)].gradients();
   }
-  /// Of the first active adapter; empty ones without.
+  /// Those of the first active adapter; empty if there is none.
   [[nodiscard]] Gradients& gradients() { return adapters_.first() ? adapters_.first()->gradients() : no_gradients_; }
-  /// Of all adapters.
+  /// Zeroes the gradients of all adapters.
   void zero_grad() noexcept {
     for (Index i = 0; i < adapters_.size(); ++i) adapters_[i].zero_grad();
   }
 
-  /// Handles on what trains, the active adapters in their order: A, B, then the magnitude, the bias of B and the
-  /// layer's bias where they train; none while adapters are disabled. Names are PEFT's ("lora_A.weight") for an adapter
-  /// called "default", and have the adapter's name for others ("lora_A.other.weight"). Values of a merged adapter
-  /// cannot be changed through them. The list lives in the layer until adapters are added, deleted, swapped or made
-  /// active; handles are valid while the layer and the adapter stay where they are. A steady call allocates nothing.
+  /// Handles on what trains. For each active adapter in order: A, B, then the magnitude, the bias of B and the layer's
+  /// bias if they train; none while adapters are disabled. Names are PEFT's ("lora_A.weight") for an adapter called
+  /// "default"; others include the adapter's name ("lora_A.other.weight"). Values of a merged adapter cannot be changed
+  /// through them. The list is valid until adapters are added, deleted, swapped or activated; handles are valid until
+  /// the layer or the adapter is moved or destroyed. A steady call allocates nothing.
   [[nodiscard]] std::span<Parameter<Scalar>> parameters() {
     if (!handles_.valid) collect_handles();
     return handles_.list;
@@ -224,7 +224,7 @@ class LayerCore {
     for (const Index i : adapters_.working()) count += adapters_[i].parameter_count();
     return count;
   }
-  /// Step of the dropout sequence that the next forward(x) draws; part of what a checkpoint saves.
+  /// The dropout step that the next forward(x) uses; a checkpoint must save it.
   [[nodiscard]] std::uint64_t dropout_step() const noexcept { return dropout_step_; }
   void set_dropout_step(std::uint64_t step) noexcept { dropout_step_ = step; }
 
@@ -235,24 +235,25 @@ class LayerCore {
   [[nodiscard]] bool merged() const noexcept { return !stack_.empty(); }
   /// Names in the order of merging. A copy.
   [[nodiscard]] std::vector<std::string> merged_adapters() const;
-  /// Whether merge() can work: false for a weight that is read-only or of a kind that cannot be merged into.
+  /// Whether merge() is possible: false for a weight that is read-only or of a kind that cannot be merged into.
   [[nodiscard]] bool mergeable() { return weight_ref().mergeable(); }
-  /// Bytes held beyond W0 while merged, without the copies of the factors: about one a weight for each merged adapter.
+  /// Bytes held besides W0 while merged, without the copies of the factors: about one per weight for each merged
+  /// adapter.
   [[nodiscard]] std::size_t merge_bytes() const noexcept { return stack_.bytes(); }
-  /// Bytes of W0 as stored, the bias, all adapters, and the norms of W0 that DoRA uses.
+  /// Bytes of W0 as stored, the bias, all adapters, and the norms of W0 for DoRA.
   [[nodiscard]] std::size_t parameter_bytes() const noexcept;
 
-  /// @throws ConfigError for options that this layer does not have, StateError for those that need W0 while anything is
-  /// merged.
+  /// @throws ConfigError for options that this layer does not support, StateError for those that need W0 while anything
+  /// is merged.
   LORA_COLD void check_adapter(std::string_view operation, const LoraConfig& config) const;
 
   // Rows that choose their adapters.
 
-  /// Lets each row of the batches to come choose its adapter, as PEFT's `adapter_names`: `names` holds an adapter's
-  /// name, or "__base__", for every sample; a batch of a multiple of as many rows gives each sample as many rows that
-  /// follow one another. Holds for infer(x) and forward(x) in evaluation mode until clear_row_adapters(). A name that
-  /// no adapter of this layer has is answered by the base, as in PEFT, when `unknown_is_base`; so are rows whose adapter
-  /// is deleted. @throws ConfigError
+  /// Lets each row of subsequent batches choose its adapter, like PEFT's `adapter_names`: `names` holds an adapter's
+  /// name, or "__base__", for every sample. If a batch has a multiple of that number of rows, each sample has that many
+  /// consecutive rows. Applies to infer(x) and forward(x) in evaluation mode until clear_row_adapters(). With
+  /// `unknown_is_base`, the base computes the rows of a name that this layer does not have, as in PEFT; it also
+  /// computes rows whose adapter is deleted. @throws ConfigError
   template <class Names = std::initializer_list<std::string_view>>
   void set_row_adapters(const Names& names, bool unknown_is_base = false) {
     std::vector<Index> choices;
@@ -260,7 +261,7 @@ class LayerCore {
     row_choices_.swap(choices);
   }
   void clear_row_adapters() noexcept { row_choices_.clear(); }
-  /// What a row chooses to be answered by the frozen layer alone.
+  /// The choice of a row for the frozen layer alone.
   static constexpr Index base_row = -1;
 
  protected:
@@ -287,9 +288,9 @@ class LayerCore {
 
   [[nodiscard]] Operation op(std::string_view call) const noexcept { return {kind_.name(), call}; }
 
-  /// The adapter that the constructor's configuration asks for.
+  /// Creates the adapter that the constructor's configuration asks for.
   LORA_COLD void start(const LoraConfig& config, std::uint64_t seed);
-  /// @throws ShapeError unless the bias is a vector of out_features; then nothing has changed.
+  /// @throws ShapeError unless the bias is a vector of out_features; nothing changes then.
   template <class B>
   void set_base_bias(const Eigen::DenseBase<B>& values) {
     if (values.size() != out_features()) {
@@ -313,7 +314,7 @@ class LayerCore {
   }
 
   void train_mode();
-  // Leaves unmerged what cannot be merged by its kind: a weight, or several adapters with DoRA.
+  // Does not merge what cannot be merged: into an unsuitable weight, or several adapters with DoRA.
   void eval_mode();
   void merge_active();
   void merge_positions(const std::vector<Index>& which) { merge_all(op("merge"), which); }
@@ -322,24 +323,24 @@ class LayerCore {
     mark_merged();
   }
   void unmerge_positions(const std::vector<Index>& gone);
-  /// The active adapters become part of weight and bias for good, and every adapter goes. @throws as merge()
+  /// Merges the active adapters into weight and bias permanently, and removes every adapter. @throws like merge()
   void merge_and_forget();
-  /// What is merged stays in the weight for good, `bias` becomes the layer's, and every adapter goes.
+  /// Keeps what is merged in the weight permanently, makes `bias` the layer's, and removes every adapter.
   void keep_merged(RowVector<Scalar>& bias) noexcept;
-  /// Makes these the active adapters while nothing is merged; `chosen` names each position at most once.
+  /// Makes these the active adapters. Pre: nothing is merged; `chosen` has each position at most once.
   void set_active(const std::vector<Index>& chosen) noexcept {
     adapters_.set_active(chosen);
     changed();
   }
   [[nodiscard]] Index row_choice(std::string_view name, bool unknown_is_base) const;
-  /// Claims the layer for an object that is alive as long as `owner`. False where another one has it.
+  /// Claims the layer for an object that lives as long as `owner`. False if another one has it.
   [[nodiscard]] bool claim(const std::shared_ptr<const void>& owner) noexcept {
     const std::shared_ptr<const void> former = owner_.claimed.lock();
     if (former != nullptr && former != owner) return false;
     owner_.claimed = owner;
     return true;
   }
-  /// The frozen layer again, bit for bit.
+  /// Restores the frozen layer, bit for bit.
   void forget_adapters() noexcept;
 
   // Passes over a batch whose shape has been checked.
@@ -362,7 +363,7 @@ class LayerCore {
   }
 
   void forward_batch(const Batch& x, Tape& tape, const MatrixView<Scalar>& y, Workspace& workspace) const;
-  /// @throws ShapeError, StateError; then nothing has changed.
+  /// @throws ShapeError, StateError; nothing changes then.
   void check_tape(std::string_view call, const Batch& x, const Tape& tape, const MatrixView<const Scalar>& dy) const;
   void backward_batch(const Batch& x, const Tape& tape, const MatrixView<const Scalar>& dy,
                       std::span<Gradients* const> gradients, const MatrixView<Scalar>* dx, Workspace& workspace) const;
@@ -387,7 +388,7 @@ class LayerCore {
                                                        std::span<const Index> working) const noexcept {
     return AdapterPasses<Kind, SomePasses>(kind_, passes, weight, adapters_, working, squared_norms_);
   }
-  // The norms of a magnitude are against W0, never against a weight that holds other adapters.
+  // A magnitude's norms are computed from W0, never from a weight that contains other adapters.
   void require_no_unmerged_dora(std::string_view call, std::span<const Index> working) const;
 
   Kind kind_;
@@ -411,7 +412,7 @@ class LayerCore {
     }
   };
 
-  // A copy of a layer is nobody's.
+  // A copy of a layer has no owner.
   struct Owner {
     std::weak_ptr<const void> claimed;
     Owner() = default;
@@ -422,7 +423,7 @@ class LayerCore {
     ~Owner() = default;
   };
 
-  // The orientation is the layer's.
+  // The layer fixes the orientation.
   [[nodiscard]] LoraConfig own_config(LoraConfig config) const noexcept {
     config.fan_in_fan_out = plain_.fan_in_fan_out;
     return config;
@@ -431,13 +432,13 @@ class LayerCore {
     return config.rank > 0 || (config.trains_bias() && bias_.size() > 0);
   }
 
-  // Rows that chose an adapter keep it, and are answered by the frozen layer once it is gone.
+  // Rows keep the adapter they chose; the frozen layer answers them once it is gone.
   void erase(Index gone) noexcept {
     adapters_.erase(gone);
     for (Index& choice : row_choices_) choice = choice == gone ? base_row : choice - (choice > gone ? 1 : 0);
   }
 
-  // Whatever the adapters are has changed: what was remembered of them does not hold any more.
+  // The adapters have changed, so what was cached about them is invalid.
   void changed() noexcept {
     handles_.valid = false;
     tape_.clear();
@@ -468,7 +469,7 @@ class LayerCore {
     require_shape(op("set_factors"), "B", adapter.B.rows(), adapter.B.cols(), b.rows(), b.cols());
     Matrix<Scalar> new_a = a.derived();
     Matrix<Scalar> new_b = b.derived();
-    // The memory stays, so that handles on the parameters hold.
+    // The memory stays, so that handles on the parameters stay valid.
     std::copy_n(new_a.data(), new_a.size(), adapter.A.data());
     std::copy_n(new_b.data(), new_b.size(), adapter.B.data());
   }
@@ -497,7 +498,7 @@ class LayerCore {
   LORA_COLD void require_fits(const Operation& operation, const Adapter& adapter);
   LORA_COLD void check_gradients(const Operation& operation, const Adapter& adapter, const Gradients& gradients) const;
 
-  // W0 is unmerged.
+  // Pre: nothing is merged into W0.
   void prepare_norms() {
     if (squared_norms_.empty()) squared_norms_ = squared_row_norms(weight_ref());
   }
@@ -516,7 +517,7 @@ class LayerCore {
     return count;
   }
 
-  // An adapter with DoRA multiplies the rows of what it is merged into, so it is merged into W0, below the others.
+  // An adapter with DoRA scales the rows of what it is merged into, so it is merged directly into W0, below the others.
   LORA_COLD void merge_all(const Operation& operation, const std::vector<Index>& which);
   // Merges again what was merged a moment ago.
   LORA_COLD void restore_stack(const Operation& operation, const std::vector<Index>& former) noexcept;
@@ -563,7 +564,8 @@ class LayerCore {
     }
     return bias_;
   }
-  // bias + the s * lora_bias of what takes part, merged or not, in `memory`; the bias itself, or null, where none does.
+  // bias + the s * lora_bias of the contributing adapters, merged or not, in `memory`; without any, the bias itself, or
+  // null.
   [[nodiscard]] const Scalar* answer_bias_into(std::span<const Index> working, Scalar* memory) const;
   [[nodiscard]] RowVector<Scalar> answer_bias() const;
 
@@ -572,7 +574,7 @@ class LayerCore {
   void infer_with(const Batch& x, std::span<const Index> working, const MatrixView<Scalar>& y,
                   Workspace& workspace) const;
   void infer_repeated(const Batch& x, const MatrixView<Scalar>& y, Workspace& workspace) const;
-  // One product with W for all rows where no row's adapter asks for more, then each group's low-rank terms, which go on
+  // If no row's adapter needs more, one product with W for all rows, then each group's low-rank terms, which continue
   // where the product ended: a row has the bits that infer() gives with its adapter alone.
   void infer_groups(const Batch& x, const RowGroups& groups, const MatrixView<Scalar>& y, Workspace& workspace) const;
 
@@ -1050,7 +1052,8 @@ void LayerCore<KindType>::restore_stack(const Operation& operation, const std::v
   try {
     for (std::size_t m = stack_.size(); m < former.size(); ++m) push(operation, former[m]);
   } catch (...) {
-    // Without memory for its record an adapter stays unmerged; it is active or not as before, and W0 is exact.
+    // Without memory for its record an adapter stays unmerged. It is active or not as before, and the weight stays
+    // exact.
   }
   mark_merged();
 }

@@ -13,14 +13,15 @@
 
 namespace lora {
 
-/// y = W0 x + bias + the sum of s B A drop(x) over the active adapters, with W0 frozen, A (rank x in_features) and B
-/// (out_features x rank) trainable, s = alpha / rank (or alpha / sqrt(rank)). Over rows: Y (N x d) = X W0^T + bias +
+/// y = W0 x + bias + the sum of s B A drop(x) over the active adapters, where W0 is frozen, A (rank x in_features) and
+/// B (out_features x rank) are trainable, and s = alpha / rank (or alpha / sqrt(rank)). Over rows: Y (N x d) = X W0^T +
+/// bias +
 /// s (drop(X) A^T) B^T.
 ///
 /// Backward: dB = s dY^T U with U = drop(X) A^T; dA = V^T drop(X) with V = s dY B; dX = dY W0 + drop'(V A);
-/// dbias = sum of dY over rows where the bias trains. Nothing is computed, stored or written for W0. With use_dora a
+/// dbias = sum of dY over rows, if the bias trains. Nothing is computed, stored or written for W0. With use_dora a
 /// trainable magnitude scales every output; adapter/dora.hpp has the formulas. With pissa and olora A and B start as a
-/// part of W0 and the adapter adds s (B A - B0 A0): W0 itself stays as it is.
+/// part of W0 and the adapter adds s (B A - B0 A0): W0 itself is unchanged.
 ///
 /// Inputs are Eigen matrices of rows, vectors, maps or blocks of any storage order (read in place), and, with
 /// layers/tensor.hpp, row-major Eigen tensors whose last dimension is features. A row's result does not depend on the
@@ -65,7 +66,7 @@ class LoraLinear : public AdaptedLayer<LoraLinear<Scalar, Weight>, LinearKind<Sc
     this->start(config, seed);
   }
 
-  /// What is missing in a call that forgets the seed.
+  /// Rejects a call without a seed, with a clear message.
   template <class W>
   LoraLinear(const Eigen::DenseBase<W>& w0, const LoraConfig& config) : LoraLinear(w0, config, std::uint64_t{0}) {
     static_assert(sizeof(W) == 0, "lora: LoraLinear wants (W0, config, seed) or (W0, bias, config, seed)");

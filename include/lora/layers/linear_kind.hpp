@@ -1,4 +1,4 @@
-// What is particular to a linear layer: the shapes of its factors, its passes over rows, its update of the weight.
+// What is specific to a linear layer: the shapes of its factors, its passes over rows, its update of the weight.
 #pragma once
 
 #include <algorithm>
@@ -28,7 +28,7 @@ struct FactorShape {
   Index b_cols = 0;
 };
 
-/// A linear layer whose adapters adapt all outputs, or E blocks of m of them: A is (r E) x in_features, B (m E) x r,
+/// A linear layer whose adapters adapt all outputs, or E blocks of m outputs: A is (r E) x in_features, B is (m E) x r,
 /// and block e gains s B_e A_e x. A value; const functions are reentrant.
 template <RealScalar ScalarType>
 class LinearKind {
@@ -39,7 +39,7 @@ class LinearKind {
   using Adapter = LoraAdapter<Scalar>;
   static constexpr bool has_input_gradient = true;
 
-  /// `name` is the layer's class in error messages; it has static storage.
+  /// `name` is the layer's class in error messages. Pre: it has static storage.
   LinearKind(std::string_view name, Index in_features, OutputBlocks blocks) noexcept
       : name_(name), in_features_(in_features), blocks_(std::move(blocks)) {}
 
@@ -54,7 +54,7 @@ class LinearKind {
   }
   [[nodiscard]] static Index down_rows(const Adapter& adapter) noexcept { return adapter.total_rank(); }
 
-  /// @throws ConfigError for options that this layer does not have.
+  /// @throws ConfigError for options that this layer does not support.
   void check(std::string_view operation, const LoraConfig& config) const {
     if (config.rank > 0 && blocks_.count() == 0) {
       throw ConfigError(operation, "enable_lora", "at least one enabled projection with rank 1 or more", "none");
@@ -68,7 +68,7 @@ class LinearKind {
     }
   }
 
-  /// @throws ConfigError; StateError when pissa or olora meet a weight that cannot be read; std::bad_alloc
+  /// @throws ConfigError; StateError for pissa or olora with a weight that cannot be read; std::bad_alloc
   [[nodiscard]] Adapter make_adapter(std::string_view operation, std::string_view name, const LoraConfig& config,
                                      std::uint64_t seed, const WeightRef<Scalar>& weight) const {
     if (config.rank > 0 && takes_from_weight(config.init_lora_weights)) {
@@ -117,7 +117,7 @@ class LinearKind {
   [[nodiscard]] std::string_view parameter_name(ParameterRole role) const noexcept {
     switch (role) {
       case ParameterRole::lora_A:
-        return blocks_.whole() ? "lora_A.weight" : "lora_A";  // loralib's name where it is loralib's layer
+        return blocks_.whole() ? "lora_A.weight" : "lora_A";  // loralib's name for loralib's layer
       case ParameterRole::lora_B:
         return blocks_.whole() ? "lora_B.weight" : "lora_B";
       case ParameterRole::magnitude:
@@ -138,7 +138,7 @@ class LinearKind {
 
   // How users' inputs and outputs are read.
 
-  /// Whether an input of this type brings all that a batch is.
+  /// Whether an input of this type defines a whole batch.
   template <class Input>
   static constexpr bool takes = true;
 
@@ -184,7 +184,7 @@ class LinearKind {
   /// The input of the last forward pass in training mode.
   class Memory {
    public:
-    /// Room for a batch; the values stay. @throws std::bad_alloc
+    /// Makes room for a batch. @throws std::bad_alloc
     void reserve(const Batch& x) {
       const auto wanted = static_cast<std::size_t>(x.rows * x.cols);
       if (values_.size() < wanted) values_.resize(wanted);

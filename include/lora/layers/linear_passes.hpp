@@ -1,4 +1,4 @@
-// Forward and backward of a linear layer over rows, with the adapters that ride along in one product.
+// Forward and backward of a linear layer over rows, with the adapters that share one product.
 #pragma once
 
 #include <algorithm>
@@ -18,12 +18,12 @@ namespace lora {
 /// With U = drop(X) A^T (N x r) and F = s B^T:
 ///   forward:  Y = X W^T + bias + U F;
 ///   backward: V = dY F^T, dA += V^T drop(X), dB += s dY^T U, dX = dY W + drop'(V A).
-/// With DoRA Z = drop(X) W^T + U F, Y = factors (.) Z + (X - drop(X)) W^T + bias, and dZ = factors (.) dY takes the
-/// place of dY but in the part of dX that did not drop. Where the adapter adapts some blocks of the outputs, F reaches
-/// those alone, and the others are those of the frozen layer, bit for bit.
+/// With DoRA Z = drop(X) W^T + U F, Y = factors (.) Z + (X - drop(X)) W^T + bias, and dZ = factors (.) dY replaces dY
+/// except in the part of dX without dropout. If the adapter adapts only some blocks of the outputs, F applies to those,
+/// and the others are those of the frozen layer, bit for bit.
 ///
-/// A view of a layer's parts; const functions are reentrant and allocate only to grow the workspace. Arguments have
-/// been checked.
+/// A view of a layer's parts; const functions are reentrant and allocate only to grow the workspace. Pre: arguments
+/// have been checked.
 template <RealScalar ScalarType>
 class LinearPasses {
  public:
@@ -48,7 +48,7 @@ class LinearPasses {
   };
   [[nodiscard]] Shape down_shape(const Batch& x, Index rank) const noexcept { return {x.rows, rank}; }
   [[nodiscard]] Shape unscaled_shape(const Batch& x) const noexcept { return {x.rows, blocks_.outputs}; }
-  /// The same of the pass that filled a tape.
+  /// The same for the pass that filled a tape.
   [[nodiscard]] Shape kept_shape(const LoraTape<Scalar>& tape, Index rank) const noexcept {
     return {tape.rows(), rank};
   }
@@ -154,7 +154,7 @@ class LinearPasses {
     }
     weight_.product_transposed(dy, {}, dx, workspace);
     if (pass.factors == nullptr) return add_terms(pass, v, dx, workspace);
-    // drop'((dZ - dY) W + V A), of the one adapter with DoRA.
+    // drop'((dZ - dY) W + V A), for the single adapter with DoRA.
     const auto rest = workspace.matrix<Scalar>(dy.rows, dy.cols);
     for (Index i = 0; i < dy.rows; ++i)
       for (Index j = 0; j < dy.cols; ++j) rest(i, j) = dz(i, j) - dy(i, j);

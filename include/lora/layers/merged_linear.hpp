@@ -14,15 +14,15 @@
 
 namespace lora {
 
-/// One frozen linear layer that holds G = enable_lora.size() projections stacked, as attention keeps query, key and
-/// value in one weight. Projection g has the m = out_features / G outputs from g m on. For the e-th enabled one
+/// One frozen linear layer with G = enable_lora.size() stacked projections, such as query, key and value of attention
+/// in one weight. Projection g has the m = out_features / G outputs from g m on. For the e-th enabled one
 ///   y_g = W0_g x + bias_g + s B_e A_e drop(x),   s = alpha / rank (or alpha / sqrt(rank)),
-/// with A_e rows [e r, (e+1) r) of A (r E x in_features), B_e rows [e m, (e+1) m) of B (m E x r), E the number of
-/// enabled projections; the others are the frozen layer, bit for bit. All see one dropout mask. The magnitude of DoRA
-/// and the bias of B have an element for every output of an enabled projection.
+/// with A_e rows [e r, (e+1) r) of A (r E x in_features), B_e rows [e m, (e+1) m) of B (m E x r), and E the number of
+/// enabled projections; the others are the frozen layer, bit for bit. All share one dropout mask. The magnitude of DoRA
+/// and the bias of B have one element per output of an enabled projection.
 ///
-/// Starts: A Kaiming-uniform and B zero, or as the gaussian and random initialisations say with the rank of one
-/// projection. Forms of the passes, accepted inputs, and threads: as LoraLinear.
+/// Starts: A Kaiming-uniform and B zero, or the gaussian and random initialisations with the rank of one projection.
+/// Forms of the passes, accepted inputs and thread safety: see LoraLinear.
 ///
 /// Source: microsoft/LoRA, loralib, MergedLinear; arXiv 2106.09685, section 4.2.
 template <RealScalar Scalar, FrozenWeight Weight = PackedWeight<Scalar>>
@@ -31,10 +31,10 @@ class MergedLinear : public AdaptedLayer<MergedLinear<Scalar, Weight>, LinearKin
 
  public:
   /// Wraps a copy of `w0`, any Eigen matrix, map, block or expression: out_features x in_features, or
-  /// in_features x out_features with `config.fan_in_fan_out`. `bias` is a vector of out_features; `enable_lora` has an
-  /// entry for each projection; `config.rank` is that of one projection.
-  /// @throws ShapeError; ConfigError, also when out_features is no multiple of the number of projections, or nothing is
-  /// enabled with rank 1 or more; std::bad_alloc
+  /// in_features x out_features with `config.fan_in_fan_out`. `bias` is a vector of out_features; `enable_lora` has one
+  /// entry per projection; `config.rank` is that of one projection.
+  /// @throws ShapeError; ConfigError, also when out_features is not a multiple of the number of projections, or when no
+  /// projection is enabled and the rank is 1 or more; std::bad_alloc
   template <class W, class B>
   MergedLinear(const Eigen::DenseBase<W>& w0, const Eigen::DenseBase<B>& bias, std::vector<bool> enable_lora,
                const LoraConfig& config, std::uint64_t seed)

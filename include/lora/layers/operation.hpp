@@ -1,4 +1,4 @@
-// The name of a layer's call in error messages, put together only when one is thrown.
+// The name of a layer's call in error messages, assembled only when an error is thrown.
 #pragma once
 
 #include <string>

@@ -9,10 +9,10 @@
 
 namespace lora {
 
-/// A stable order of rows in which those of one choice stand together, groups in the order of their first row: a batch
-/// whose groups are already together keeps its order. Choices are numbers in [-1, choices).
+/// A stable order of rows in which rows with the same choice are adjacent, with groups in the order of their first row:
+/// a batch that is already grouped keeps its order. Choices are numbers in [-1, choices).
 ///
-/// Lives in memory the caller lends: `scratch(rows, choices)` numbers. Allocates nothing.
+/// Uses memory that the caller provides: `scratch(rows, choices)` numbers. Allocates nothing.
 class RowGroups {
  public:
   [[nodiscard]] static constexpr Index scratch(Index rows, Index choices) noexcept { return rows + 3 * (choices + 1); }
@@ -22,7 +22,8 @@ class RowGroups {
         order_(memory),
         starts_(memory + rows_),
         kinds_(starts_ + choices + 1) {
-    Index* const next = kinds_ + choices + 1;  // by choice: its group's number of rows, then its next place
+    Index* const next = kinds_ + choices + 1;  // by choice: first the number of rows in its group, then its next
+                                               // position
     std::fill(next, next + choices + 1, Index{0});
     for (const Index c : choice) {
       if (next[c + 1]++ == 0) kinds_[groups_++] = c;
@@ -42,23 +43,23 @@ class RowGroups {
   }
 
   [[nodiscard]] Index groups() const noexcept { return groups_; }
-  /// What the rows of group `g` chose.
+  /// The choice of the rows of group `g`.
   [[nodiscard]] Index choice(Index g) const noexcept { return kinds_[g]; }
-  /// Place of the group's first row.
+  /// Position of the group's first row.
   [[nodiscard]] Index begin(Index g) const noexcept { return starts_[g]; }
   [[nodiscard]] Index end(Index g) const noexcept { return g + 1 < groups_ ? starts_[g + 1] : rows_; }
-  /// Row of the batch that stands at place `i`.
+  /// The batch row at position `i`.
   [[nodiscard]] Index row(Index i) const noexcept { return order_[i]; }
-  /// Whether every row already stands at its place.
+  /// Whether every row is already at its position.
   [[nodiscard]] bool sorted() const noexcept { return sorted_; }
 
-  /// to(place, :) = from(row at that place, :).
+  /// to(position, :) = from(row at that position, :).
   template <class Scalar>
   void gather(const MatrixView<const Scalar>& from, const MatrixView<Scalar>& to) const noexcept {
     for (Index i = 0; i < rows_; ++i)
       for (Index j = 0; j < to.cols; ++j) to(i, j) = from(row(i), j);
   }
-  /// to(row at that place, :) = from(place, :).
+  /// to(row at that position, :) = from(position, :).
   template <class Scalar>
   void scatter(const MatrixView<const Scalar>& from, const MatrixView<Scalar>& to) const noexcept {
     for (Index i = 0; i < rows_; ++i)

@@ -1,4 +1,4 @@
-// How the types a layer accepts are read as a matrix of rows, one sample a row.
+// How the types a layer accepts are read as a matrix of rows, one sample per row.
 #pragma once
 
 #include <string>
@@ -15,7 +15,7 @@ namespace lora {
 
 /// Specialise for a type of input or output:
 /// - `Scalar`;
-/// - `Output`: the type that answers such an input;
+/// - `Output`: the output type for such an input;
 /// - `with_rows(input, body)`: calls body with the input as MatrixView<const Scalar>, features along columns;
 /// - `make_output(input, features)`: an Output with as many samples and `features` features;
 /// - `rows(output)`: MatrixView<Scalar> of an output.
@@ -36,8 +36,8 @@ concept EigenDense = !std::is_const_v<Input> && requires(const Input& input) {
 };
 
 /// Eigen matrices, vectors, maps, blocks and expressions. A vector known at compile time is one sample; any other
-/// object is a matrix of rows. What has storage is read in place, whatever its storage order; an expression is
-/// evaluated once.
+/// object is a matrix of rows. Objects with storage are read in place, in any storage order; an expression is evaluated
+/// once.
 template <EigenDense Input>
 struct RowsOf<Input> {
   using Scalar = typename Input::Scalar;

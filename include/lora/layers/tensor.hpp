@@ -1,7 +1,7 @@
 // Row-major Eigen tensors of any rank as inputs and outputs of layers: the last dimension is features.
 //
-// Eigen's tensors cost more to compile than all of this library, so this header only names them; who passes one
-// includes <unsupported/Eigen/CXX11/Tensor>.
+// Eigen's tensors cost more to compile than all of this library, so this header only declares them. To pass one,
+// include <unsupported/Eigen/CXX11/Tensor>.
 #pragma once
 
 #include <cstddef>

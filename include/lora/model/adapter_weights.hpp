@@ -1,4 +1,4 @@
-// The values of one adapter over a whole model, apart from any layer: what files hold and models exchange.
+// The values of one adapter over a whole model, independent of any layer: what files hold and models exchange.
 #pragma once
 
 #include <cstdint>
@@ -10,10 +10,10 @@
 
 namespace lora {
 
-/// What an adapted module is. Decides the names and shapes its tensors have in files.
+/// The kind of an adapted module. Determines the names and shapes of its tensors in files.
 enum class ModuleKind : std::uint8_t { linear, embedding, conv1d, conv2d, conv3d };
 
-/// What an adapter has learned for one module, all kinds as matrices: delta weight = scaling * B * A.
+/// What an adapter has learned for one module, as matrices for every kind: delta weight = scaling * B * A.
 template <RealScalar Scalar>
 struct ModuleWeights {
   ModuleKind kind = ModuleKind::linear;
@@ -23,13 +23,13 @@ struct ModuleWeights {
   Matrix<Scalar> B;
   RowVector<Scalar> lora_bias;     ///< out_features, or empty
   RowVector<Scalar> magnitude;     ///< out_features with DoRA, or empty
-  std::vector<Index> kernel_size;  ///< of a convolution, one number a dimension
+  std::vector<Index> kernel_size;  ///< of a convolution, one number per dimension
   double scaling = 1;              ///< s: alpha / rank, or alpha / sqrt(rank)
 
   [[nodiscard]] Index rank() const noexcept { return A.rows(); }
 };
 
-/// A tensor that an adapter replaces whole: a bias that trained, or one of a module to save.
+/// A tensor that an adapter replaces whole: a trained bias, or a tensor of a module to save.
 template <RealScalar Scalar>
 struct SavedTensor {
   std::vector<Index> shape;

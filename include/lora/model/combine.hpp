@@ -1,4 +1,4 @@
-// Several adapters of a model become one.
+// Combines several adapters of a model into one.
 #pragma once
 
 #include <algorithm>
@@ -22,7 +22,7 @@
 
 namespace lora {
 
-/// An adapter, which the caller keeps, and how much of it goes into a combination.
+/// A reference to an adapter, and its weight in a combination.
 template <RealScalar Scalar>
 struct WeightedAdapter {
   const AdapterWeights<Scalar>* adapter = nullptr;
@@ -61,8 +61,8 @@ class AdapterCombination {
  private:
   static constexpr std::string_view operation = "combine_adapters";
 
-  /// PEFT decides for the whole model: one adapter alone is combined as linear, and the default rank of an SVD is the
-  /// largest that any adapter has anywhere.
+  /// PEFT decides for the whole model: a single adapter is combined as linear, and the default rank of an SVD is the
+  /// largest rank of any adapter in any module.
   void follow_peft() {
     if (options_.compatibility != Compatibility::peft) return;
     if (adapters_.size() == 1) options_.combination_type = CombinationType::linear;
@@ -135,7 +135,7 @@ class AdapterCombination {
     throw ConfigError(operation, label.append(name).append("\""), "at most one adapter that replaces it", "more");
   }
 
-  /// FNV-1a: what a module draws depends on its name alone, not on the modules around it.
+  /// FNV-1a: a module's random stream depends on its name alone, not on the other modules.
   [[nodiscard]] static std::uint64_t stream_of(std::string_view name) noexcept {
     std::uint64_t hash = 0xcbf29ce484222325U;
     for (const char letter : name) hash = (hash ^ static_cast<unsigned char>(letter)) * 0x100000001b3U;
@@ -148,17 +148,17 @@ class AdapterCombination {
 
 }  // namespace detail
 
-/// Combines adapters module by module, each as combine_factors says; modules are matched by name, and each new one has
-/// scaling 1. As in PEFT, the result has every module that any adapter has; in a module, adapters that lack it do not
-/// count, neither in sums nor in the number that a disjoint mean divides by. Unlike PEFT's, the factors of modules that
-/// some adapters lack are not padded with zeros to the rank of the others.
+/// Combines adapters module by module with combine_factors; modules are matched by name, and each new one has scaling
+/// 1. As in PEFT, the result has every module that any adapter has. Adapters that lack a module are ignored in it, both
+/// in sums and in the number that a disjoint mean divides by. Unlike PEFT's, the factors of modules that some adapters
+/// lack are not padded with zeros to the rank of the others.
 ///
-/// lora_bias is summed as sum w_i s_i b_i, with linear, cat and svd (exact); other types, and PEFT, have no answer for
-/// it. A tensor that an adapter replaces whole (a saved bias, a module to save) is copied as it is, whatever the
-/// weight, and at most one adapter may have it.
+/// With linear, cat and svd (exact), lora_bias becomes sum w_i s_i b_i; for other types, and in PEFT, it is undefined.
+/// A tensor that an adapter replaces whole (a saved bias, a module to save) is copied unchanged, whatever the weight,
+/// and at most one adapter may have it.
 ///
-/// @throws ConfigError for options or weights out of range, no adapter, DoRA, a lora_bias where there is no answer for
-/// it, or a tensor that two adapters replace; ShapeError naming the module whose shapes, ranks or kinds differ;
+/// @throws ConfigError for options or weights out of range, no adapter, DoRA, a lora_bias for which the type is
+/// undefined, or a tensor that two adapters replace; ShapeError naming the module whose shapes, ranks or kinds differ;
 /// StateError naming one whose values are not finite; std::bad_alloc. The adapters are not changed. Pure and reentrant.
 template <RealScalar Scalar>
 [[nodiscard]] AdapterWeights<Scalar> combine_adapters(std::span<const WeightedAdapter<Scalar>> adapters,

@@ -1,4 +1,4 @@
-// Several adapters of one module become one.
+// Combines several adapters of one module into one.
 #pragma once
 
 #include <algorithm>
@@ -26,7 +26,7 @@
 
 namespace lora {
 
-/// One adapter of a module, delta = scaling * B A, and how much of it goes into the combination; negative subtracts.
+/// One adapter of a module, delta = scaling * B A, and its weight in the combination; a negative weight subtracts.
 template <RealScalar Scalar>
 struct WeightedFactors {
   MatrixView<const Scalar> A;  ///< rank x in_features
@@ -129,7 +129,7 @@ class FactorCombination {
     return {matrix.data(), static_cast<std::size_t>(matrix.size())};
   }
 
-  /// Every tensor that is pruned at random has 2^40 blocks of the stream to itself.
+  /// Every randomly pruned tensor has its own 2^40 blocks of the stream.
   void prune(Matrix<Scalar>& matrix, std::size_t adapter, Factor factor) const {
     if (!prunes(type_)) return;
     if (!drops_at_random(type_)) return prune_by_magnitude(elements(matrix), *options_.density);
@@ -150,7 +150,7 @@ class FactorCombination {
     return std::move(out);
   }
 
-  /// Element by element, the sign of c_i on the side of A.
+  /// Element by element, with the sign of c_i applied to A.
   [[nodiscard]] Matrix<Scalar> merged_factors(Factor factor) const {
     std::vector<Matrix<Scalar>> tensors;
     std::vector<double> weights;
@@ -164,7 +164,7 @@ class FactorCombination {
     return merged(tensors, weights);
   }
 
-  /// [c_1 A_1; c_2 A_2; ...] and [B_1 B_2 ...], of the factors as they are pruned.
+  /// [c_1 A_1; c_2 A_2; ...] and [B_1 B_2 ...], from the pruned factors.
   [[nodiscard]] CombinedFactors<Scalar> side_by_side() const {
     CombinedFactors<Scalar> out;
     out.A.resize(total_rank(), in_features());
@@ -201,7 +201,7 @@ class FactorCombination {
     return rounded(truncate_product(stacked, rank));
   }
 
-  /// *_svd with pruning: no longer of low rank.
+  /// *_svd with pruning: the sum is no longer of low rank.
   [[nodiscard]] CombinedFactors<Scalar> truncated_merge() const {
     const Index rank = std::min(new_rank(), std::min(in_features(), out_features()));
     if (rank == 0) return nothing();
@@ -277,8 +277,8 @@ class FactorCombination {
 
 }  // namespace detail
 
-/// Combines the adapters of one module into one of scaling 1. With D_i = s_i B_i A_i the delta weight of adapter i, w_i
-/// its weight, and P the pruning that `density` asks for:
+/// Combines the adapters of one module into one with scaling 1. D_i = s_i B_i A_i is the delta weight of adapter i, w_i
+/// its weight, and P the pruning given by `density`:
 ///
 /// | type                          | delta weight of the result                          | its rank               |
 /// |-------------------------------|-----------------------------------------------------|------------------------|
@@ -289,27 +289,26 @@ class FactorCombination {
 /// | magnitude_prune_svd, dare_linear_svd | sum w_i P(D_i), nearest of its rank          | svd_rank               |
 /// | ties_svd, dare_ties_svd       | disjoint mean of w_i P(D_i), nearest of its rank    | svd_rank               |
 ///
-/// linear and cat lay the factors side by side, A = [w_1 s_1 A_1; w_2 s_2 A_2; ...] and B = [B_1 B_2 ...]; svd brings
-/// such a result to a smaller rank, at the cost of (in + out) * (sum r_i)^2. svd_rank is 1 or more, without it the
-/// largest r_i, never more than in or out. P keeps the largest elements (magnitude_prune*, ties*: prune_by_magnitude)
-/// or random ones (dare_*: prune_at_random). ties and dare_ties work on factors element by element, all r_i equal: A'
-/// is the disjoint_merge of P(A_i) with weights sgn(w_i s_i) sqrt|w_i s_i|, B' that of P(B_i) with weights sqrt|w_i
-/// s_i|. The *_svd of pruned delta weights hold these dense, one for each adapter, and take a dense SVD: out * in *
-/// min(out, in) operations. svd_clamp cuts the elements of the new factors at that quantile of them all; which elements
-/// it cuts depends on the sign of each component, here that whose largest element in A is positive.
+/// linear and cat concatenate the factors, A = [w_1 s_1 A_1; w_2 s_2 A_2; ...] and B = [B_1 B_2 ...]; svd reduces such
+/// a result to a smaller rank, at a cost of (in + out) * (sum r_i)^2. svd_rank is 1 or more; its default is the largest
+/// r_i; it never exceeds in or out. P keeps the largest elements (magnitude_prune*, ties*: prune_by_magnitude) or
+/// random ones (dare_*: prune_at_random). ties and dare_ties work on factors element by element, all r_i equal: A' is
+/// the disjoint_merge of P(A_i) with weights sgn(w_i s_i) sqrt|w_i s_i|, B' that of P(B_i) with weights sqrt|w_i s_i|.
+/// The *_svd types with pruning hold one dense delta weight per adapter and compute a dense SVD: out * in * min(out,
+/// in) operations. svd_clamp clamps the elements of the new factors at that quantile of all of them; which elements it
+/// clamps depends on the sign of each component, here chosen so that its largest element in A is positive.
 ///
-/// With Compatibility::peft the result is what PEFT computes, which differs:
+/// With Compatibility::peft the result is PEFT's, which differs as follows:
 /// - linear, magnitude_prune and dare_linear sum factors, not delta weights; with c_i = w_i s_i,
 ///     B' A' = (sum sqrt|c_i| B_i) (sum sgn(c_i) sqrt|c_i| A_i)
 ///           = sum c_i B_i A_i + sum over i != j of sgn(c_j) sqrt|c_i c_j| B_i A_j:
-///   the second sum are cross terms between adapters that no adapter has learned. All r_i must be equal.
-/// - svd and all *_svd count each scaling twice: D_i has it, and the weight is w_i s_i.
-/// - One adapter alone is combined as linear, whatever the type.
+///   the second sum consists of cross terms between adapters, which no adapter has learned. All r_i must be equal.
+/// - svd and all *_svd apply each scaling twice: D_i contains it, and the weight is w_i s_i.
+/// - A single adapter is combined as linear, whatever the type.
 ///
 /// dare_* draw from `options.seed` and `stream`, by the adapter's position: the same elements on every platform, and
-/// without an SVD the same bits. PEFT draws from torch's generator, which is not reproduced.
-/// Other than for dare_*, permuting the adapters changes the result at most by rounding (and, side by side, the order
-/// of components).
+/// without an SVD the same bits. PEFT draws from torch's generator, which is not reproduced. Except for dare_*,
+/// permuting the adapters changes the result only by rounding (and, for concatenated factors, the order of components).
 ///
 /// @throws ConfigError for options, weights or scalings out of range, or no input; ShapeError when shapes, or ranks
 /// that must be equal, differ; StateError when a factor or the result is not finite; std::bad_alloc. Pure and

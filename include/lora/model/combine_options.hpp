@@ -1,4 +1,4 @@
-// How several adapters become one: the options of PEFT's add_weighted_adapter.
+// Options for combining several adapters into one: those of PEFT's add_weighted_adapter.
 #pragma once
 
 #include <array>
@@ -15,10 +15,10 @@
 
 namespace lora {
 
-/// What is done to the adapters of one module; the names are PEFT's. See combine_factors.
+/// How the adapters of one module are combined; the names are PEFT's. See combine_factors.
 enum class CombinationType : std::uint8_t {
   linear,              ///< weighted sum
-  cat,                 ///< weighted sum, factors laid side by side: rank is the sum of the ranks
+  cat,                 ///< weighted sum of concatenated factors: the rank is the sum of the ranks
   svd,                 ///< weighted sum, best approximation of rank `svd_rank`
   ties,                ///< magnitude pruning, sign election and disjoint mean of the factors (arXiv 2306.01708)
   ties_svd,            ///< the same of the delta weights, then svd
@@ -33,19 +33,19 @@ enum class CombinationType : std::uint8_t {
 /// How the sign of an element is elected: by the sum of the values, or by the sum of their signs.
 enum class MajoritySign : std::uint8_t { total, frequency };
 
-/// Whether weighted sums are those of delta weights, or of what PEFT computes in their place. See combine_factors.
+/// Whether weighted sums are sums of delta weights, or what PEFT computes instead. See combine_factors.
 enum class Compatibility : std::uint8_t { exact, peft };
 
 /// Options of combine_factors and combine_adapters. A plain aggregate.
 struct CombineOptions {
   CombinationType combination_type = CombinationType::svd;
-  /// Fraction that pruning keeps, in [0, 1], and above 0 for dare_*. Types that prune need it.
+  /// Fraction that pruning keeps, in [0, 1], and above 0 for dare_*. Required by types that prune.
   std::optional<double> density = std::nullopt;
-  MajoritySign majority_sign_method = MajoritySign::total;  ///< of ties* and dare_ties*
-  std::optional<Index> svd_rank = std::nullopt;             ///< of *svd; without it, the largest rank that goes in
-  /// Of *svd: quantile in [0, 1] of the new factors' elements to which these are clamped.
+  MajoritySign majority_sign_method = MajoritySign::total;  ///< for ties* and dare_ties*
+  std::optional<Index> svd_rank = std::nullopt;             ///< for *svd; by default, the largest rank of the inputs
+  /// For *svd: quantile in [0, 1] of the new factors' elements, to which they are clamped.
   std::optional<double> svd_clamp = std::nullopt;
-  std::optional<std::uint64_t> seed = std::nullopt;  ///< dare_* need it
+  std::optional<std::uint64_t> seed = std::nullopt;  ///< required by dare_*
   Compatibility compatibility = Compatibility::exact;
 };
 
@@ -80,7 +80,7 @@ inline constexpr std::array<std::pair<CombinationType, std::string_view>, 11> co
          type == CombinationType::magnitude_prune_svd;
 }
 
-/// Whether pruning works on delta weights, which an SVD factors again.
+/// Whether pruning works on delta weights, which an SVD then factors again.
 [[nodiscard]] constexpr bool prunes_deltas(CombinationType type) noexcept {
   return type == CombinationType::ties_svd || type == CombinationType::dare_linear_svd ||
          type == CombinationType::dare_ties_svd || type == CombinationType::magnitude_prune_svd;
@@ -97,7 +97,7 @@ inline constexpr std::array<std::pair<CombinationType, std::string_view>, 11> co
   return detail::combination_names[static_cast<std::size_t>(type)].second;
 }
 
-/// The combination type of that name; nothing when there is none.
+/// The combination type of that name; nothing if there is none.
 [[nodiscard]] constexpr std::optional<CombinationType> parse_combination_type(std::string_view name) noexcept {
   for (const auto& [type, its_name] : detail::combination_names) {
     if (its_name == name) return type;

@@ -1,4 +1,4 @@
-// Best approximations of given rank, as a pair of factors.
+// Best approximations of a given rank, as a pair of factors.
 #pragma once
 
 #include <algorithm>
@@ -18,8 +18,8 @@
 
 namespace lora::detail {
 
-/// A product B A. An SVD leaves the sign of each component open; here the first of the largest elements of each row of
-/// A is positive.
+/// A product B A. An SVD does not determine the sign of each component; here the first element of largest magnitude in
+/// each row of A is positive.
 template <class Real>
 struct FactorPair {
   Columns<Real> B;             ///< out_features x rank
@@ -27,7 +27,7 @@ struct FactorPair {
 };
 
 /// The first `rank` components of U S V^T as A = V^T and B = W V = U S: no product of rank `rank` is closer to W in the
-/// Frobenius norm. Rows of A are orthonormal, also those that belong to singular values of zero. W is out_features x
+/// Frobenius norm. Rows of A are orthonormal, including those for singular values of zero. W is out_features x
 /// in_features. Pre: 1 <= rank <= rows, cols. Cost: that of truncated_svd.
 /// Source: Eckart and Young, Psychometrika 1 (1936).
 template <class Real>
@@ -42,8 +42,8 @@ template <class Real>
   return {std::move(svd.U), std::move(svd.V)};
 }
 
-/// truncate_dense of B A without forming it: with B = Qb Rb and A^T = Qa Ra, the SVD of the small Rb Ra^T is that of
-/// B A between Qb and Qa. Pre: 1 <= rank <= rows of B, columns of A, and their common extent R.
+/// truncate_dense of B A without forming it: with B = Qb Rb and A^T = Qa Ra, the SVD of the small matrix Rb Ra^T gives
+/// that of B A, multiplied by Qb and Qa. Pre: 1 <= rank <= rows of B, columns of A, and their common extent R.
 /// Cost: (rows + cols) * R^2.
 template <class Real>
 [[nodiscard]] FactorPair<Real> truncate_product(const FactorPair<Real>& factors, Index rank) {
@@ -66,7 +66,7 @@ template <class Real>
   return pair;
 }
 
-/// The q-quantile of the values, between the two nearest in proportion, as torch.quantile. Pre: not empty, finite.
+/// The q-quantile of the values, interpolated linearly as in torch.quantile. Pre: not empty, finite.
 template <class Real>
 [[nodiscard]] Real quantile(std::vector<Real> values, double q) {
   const double position = q * static_cast<double>(values.size() - 1);

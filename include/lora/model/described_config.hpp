@@ -1,4 +1,4 @@
-// The configuration that says of every module of an adapter what it is.
+// A configuration that describes every module of an adapter.
 #pragma once
 
 #include <algorithm>
@@ -12,9 +12,9 @@
 namespace lora {
 
 /// `config` with target_modules, rank, alpha and their patterns, use_dora, lora_bias and modules_to_save replaced by
-/// those of `weights`: the modules by their full names, the first one's rank and alpha for all, patterns for those that
-/// differ. Of rank_pattern and alpha_pattern the first key that matches counts, so longer names come first.
-/// Scaling is alpha / rank, or alpha / sqrt(rank) with `config.lora.use_rslora`.
+/// those of `weights`: the modules by their full names, the first one's rank and alpha for all, and patterns for those
+/// that differ. In rank_pattern and alpha_pattern the first matching key wins, so longer names come first. Scaling is
+/// alpha / rank, or alpha / sqrt(rank) with `config.lora.use_rslora`.
 template <RealScalar Scalar>
 [[nodiscard]] LoraModelConfig described_config(LoraModelConfig config, const AdapterWeights<Scalar>& weights) {
   const bool by_root = config.lora.use_rslora;

@@ -19,10 +19,10 @@
 
 namespace lora {
 
-/// What an injection did.
+/// The result of an injection.
 struct InjectionReport {
   std::vector<std::string> modules;   ///< names of the layers that have an adapter now, in the order of registration
-  std::vector<std::string> warnings;  ///< what was asked for and could not be taken literally
+  std::vector<std::string> warnings;  ///< requests that could not be followed literally
 };
 
 namespace detail {
@@ -40,7 +40,7 @@ using NamedLayers = std::vector<std::pair<std::string, std::unique_ptr<ModelLaye
   return parameter.substr(0, parameter.rfind('.'));
 }
 
-/// Whether an adapter of this configuration is one at all for a layer with or without bias.
+/// Whether this configuration gives a layer, with or without bias, an adapter at all.
 [[nodiscard]] inline bool is_adapter(const LoraConfig& config, Index bias_size) noexcept {
   return config.rank > 0 || (config.trains_bias() && bias_size > 0);
 }
@@ -67,15 +67,15 @@ class InjectionPlan {
     warn_of_unsaved(config);
   }
 
-  /// The configuration of each layer; rank 0 where it gets no adapter.
+  /// The configuration of each layer; rank 0 if it gets no adapter.
   [[nodiscard]] const std::vector<LoraConfig>& configs() const noexcept { return configs_; }
-  /// Whether a parameter is one of a module to save.
+  /// Whether a parameter belongs to a module to save.
   [[nodiscard]] bool saves(std::size_t parameter) const { return saved_[parameter]; }
-  /// Whether it trains: those of modules to save, and biases where all of them do.
+  /// Whether it trains: parameters of modules to save do, and so do biases if all biases train.
   [[nodiscard]] bool trains(std::size_t parameter) const { return trainable_[parameter]; }
   [[nodiscard]] InjectionReport& report() noexcept { return report_; }
 
-  /// Reads the configuration as that of a file that holds `weights`; see ModelLayer::config_of_file.
+  /// Interprets the configuration as that of a file with `weights`; see ModelLayer::config_of_file.
   void take_file_configs(const AdapterWeights<Scalar>& weights) {
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       const auto found = weights.modules.find(layers_[i].first);
@@ -180,7 +180,7 @@ class InjectionPlan {
     return count;
   }
 
-  // Of every tensor that an adapter of this plan replaces whole.
+  // The shape of every tensor that an adapter of this plan replaces whole.
   [[nodiscard]] std::map<std::string, std::vector<Index>, std::less<>> saved_shapes() const {
     std::map<std::string, std::vector<Index>, std::less<>> shapes;
     for (std::size_t i = 0; i < layers_.size(); ++i) {

@@ -1,4 +1,5 @@
-// A user's named layers, and adapters over them: injection by name, what trains, merging and loading over all of them.
+// A user's named layers and their adapters: injection by name, choosing what trains, merging and loading for all of
+// them.
 #pragma once
 
 #include <algorithm>
@@ -24,13 +25,13 @@
 namespace lora {
 
 /// A registry of layers and parameters by dotted name. It owns none of them: each stays a member of the user's class,
-/// which must outlive the model and not move. Layers start as plain frozen ones (rank 0); `inject` gives adapters to
-/// those whose names a configuration matches, as PEFT's get_peft_model does.
+/// which must outlive the model and must not move. Layers start as plain frozen ones (rank 0); `inject` gives adapters
+/// to those whose names match a configuration, like PEFT's get_peft_model.
 ///
-/// Adapters have names. The layers hold them all; those that are active answer and train, and the values of modules to
-/// save and of biases belong to the adapter that trains them. Weights are never changed but by merging, which is
-/// exactly undone, so that taking every adapter away leaves the model that was there. Where a function may throw,
-/// nothing has changed then, unless it says otherwise. One thread at a time.
+/// Adapters have names. The layers hold all of them; the active ones are used and train. Trained modules to save and
+/// biases belong to the adapter that trains them. Only merging changes weights, and it is undone exactly, so removing
+/// all adapters restores the original model. A function that throws has changed nothing, unless it says otherwise. One
+/// thread at a time.
 template <RealScalar ScalarType>
 class LoraModel {
  public:
@@ -44,8 +45,8 @@ class LoraModel {
   ~LoraModel() = default;
 
   /// Registers a layer: LoraLinear, MergedLinear, LoraEmbedding, LoraConv or another AdaptableLayer.
-  /// @throws ConfigError for a name that is taken or not a dotted name, or a layer that has a name already; StateError
-  /// after an injection, or for a layer that another model has
+  /// @throws ConfigError for a name that is taken or not a dotted name, or a layer that already has a name; StateError
+  /// after an injection, or for a layer of another model
   template <AdaptableLayer Layer>
   void add(std::string name, Layer& layer) {
     using Kind = typename Layer::Kind;
@@ -59,8 +60,8 @@ class LoraModel {
     layers_.emplace_back(std::move(name), std::move(held));
   }
   /// Registers a parameter that is trained whole or not at all, by its full name ("head.weight", "norm.bias").
-  /// `shape` is that of files; [rows, cols], or [cols] for one row, when it is empty.
-  /// @throws as above; ShapeError when the shape has another size
+  /// `shape` is the shape in files; if empty, [rows, cols], or [cols] for one row. @throws like above; ShapeError when
+  /// the shape has a different size
   void add(std::string name, Trainable<Scalar>& parameter, std::vector<Index> shape = {}) {
     check_name(name);
     require_unregistered(&parameter, name);
@@ -74,8 +75,9 @@ class LoraModel {
     return names;
   }
 
-  /// Gives a new adapter to every layer that `config` targets, makes it the active one, and marks only it, the modules
-  /// to save and the biases of `config.lora.bias` as trainable. Each layer's seed follows from `seed` and its name.
+  /// Gives a new adapter to every layer that `config` targets, makes it the active one, and makes only this adapter,
+  /// the modules to save and the biases of `config.lora.bias` trainable. Each layer's seed is derived from `seed` and
+  /// its name.
   /// @throws ConfigError naming what matches nothing, is out of range or is refused by a layer, StateError while
   /// merged; std::bad_alloc
   InjectionReport inject(const LoraModelConfig& config, std::uint64_t seed, const std::string& adapter = "default") {
@@ -85,8 +87,8 @@ class LoraModel {
     return add_adapter(operation, adapter, config, seed, plan, nullptr);
   }
 
-  /// Adds the adapter that `weights` holds, as `inject` and then setting every value. Strict: the modules of `weights`
-  /// are those that `config` targets here, and all shapes fit.
+  /// Adds the adapter in `weights`, like `inject` followed by setting every value. Strict: the modules of `weights`
+  /// must be those that `config` targets here, and all shapes must fit.
   /// @throws ConfigError or ShapeError listing what is missing, extra or misshapen; StateError while merged
   InjectionReport load(const LoraModelConfig& config, const AdapterWeights<Scalar>& weights, std::uint64_t seed = 0,
                        const std::string& adapter = "default") {
@@ -98,9 +100,9 @@ class LoraModel {
     return add_adapter(operation, adapter, config, seed, plan, &weights);
   }
 
-  /// What the one active adapter has learned. A copy. @throws StateError unless one is active
+  /// The weights of the single active adapter. A copy. @throws StateError unless exactly one is active
   [[nodiscard]] AdapterWeights<Scalar> weights() const { return weights(sole_active("LoraModel::weights")); }
-  /// What an adapter has learned, active or not. A copy. @throws ConfigError
+  /// The weights of an adapter, active or not. A copy. @throws ConfigError
   [[nodiscard]] AdapterWeights<Scalar> weights(const std::string& adapter) const {
     const Adapter& entry = find_adapter("LoraModel::weights", adapter)->second;
     AdapterWeights<Scalar> weights;
@@ -126,18 +128,18 @@ class LoraModel {
   }
   /// Names of the active adapters, in their order.
   [[nodiscard]] const std::vector<std::string>& active_adapters() const noexcept { return active_; }
-  /// The first of them; empty without.
+  /// The first of them; empty if there is none.
   [[nodiscard]] std::string active_adapter() const { return active_.empty() ? std::string() : active_.front(); }
-  /// The configuration of an adapter. @throws ConfigError for a name that is not there
+  /// The configuration of an adapter. @throws ConfigError for an unknown name
   [[nodiscard]] const LoraModelConfig& config(const std::string& adapter) const {
     return find_adapter("LoraModel::config", adapter)->second.config;
   }
-  /// Of the one active adapter. @throws StateError unless one is active
+  /// That of the single active adapter. @throws StateError unless exactly one is active
   [[nodiscard]] const LoraModelConfig& config() const { return config(sole_active("LoraModel::config")); }
 
   /// Makes one adapter the active one; see set_adapters().
   void set_adapter(const std::string& adapter) { set_adapters({adapter}); }
-  /// Makes these the active adapters, in this order; none at all is allowed. Each keeps its factors, modules to save,
+  /// Makes these the active adapters, in this order; the list may be empty. Each keeps its factors, modules to save,
   /// biases, gradients and moments. @throws ConfigError for a name that is unknown or given twice, or when two of them
   /// train the same module to save or bias; StateError while merged
   void set_adapters(const std::vector<std::string>& adapters) {
@@ -157,9 +159,9 @@ class LoraModel {
     require_unmerged(operation);
     std::vector<std::string> rest = active_;
     rest.erase(std::remove(rest.begin(), rest.end(), adapter), rest.end());
-    // Positions move where an adapter goes: what is active is set again, within room that is there.
+    // Removing an adapter shifts positions, so the active ones are set again, in memory that is already reserved.
     const std::vector<std::vector<Index>> positions = positions_without(adapter, rest);
-    activate(prepare_active(operation, rest));  // from here on nothing throws, and `adapter` may be a name of active_
+    activate(prepare_active(operation, rest));  // nothing throws from here on; `adapter` may refer to a name in active_
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       layers_[i].second->erase_adapter(found->first);
       layers_[i].second->set_active(positions[i]);
@@ -175,8 +177,8 @@ class LoraModel {
     for (const auto& [name, layer] : layers_) layer->check_scale(operation, adapter, factor);
     for (const auto& [name, layer] : layers_) layer->set_scale(operation, adapter, factor);
   }
-  /// Unmerges everything and answers as the frozen model until enable_adapters(). Modules to save stay those of the
-  /// active adapters.
+  /// Unmerges everything and acts as the frozen model until enable_adapters(). Modules to save stay those of the active
+  /// adapters.
   void disable_adapters() noexcept {
     for (const auto& [name, layer] : layers_) layer->enable_adapters(false);
   }
@@ -184,9 +186,9 @@ class LoraModel {
     for (const auto& [name, layer] : layers_) layer->enable_adapters(true);
   }
 
-  /// Lets each sample of the batches to come choose its adapter in every layer, as PEFT's `adapter_names`: `names`
-  /// holds for every sample the name of an adapter, or "__base__". A layer that does not have an adapter answers its
-  /// samples as the frozen layer. Holds in evaluation until clear_row_adapters(). @throws ConfigError for an unknown
+  /// Lets each sample of subsequent batches choose its adapter in every layer, like PEFT's `adapter_names`: `names`
+  /// holds the name of an adapter, or "__base__", for every sample. A layer without that adapter acts as the frozen
+  /// layer for the sample. Applies in evaluation mode until clear_row_adapters(). @throws ConfigError for an unknown
   /// name; std::bad_alloc
   void set_row_adapters(const std::vector<std::string>& names) {
     for (const std::string& name : names) {
@@ -203,8 +205,8 @@ class LoraModel {
     }
   }
 
-  /// Freezes every registered parameter but the biases that `bias` names; adapters always train. As loralib's function
-  /// of this name; inject() does it by itself.
+  /// Freezes every registered parameter except the biases that `bias` selects; adapters always train. Like loralib's
+  /// function of this name; inject() calls it itself.
   void mark_only_lora_as_trainable(BiasMode bias = BiasMode::none) {
     require_unmerged("LoraModel::mark_only_lora_as_trainable");
     for (auto& parameter : parameters_) {
@@ -229,7 +231,8 @@ class LoraModel {
     return result;
   }
 
-  /// As PEFT counts: `all` has every adapter, active or not, and a module to save once more for each that trains it.
+  /// Counted as in PEFT: `all` includes every adapter, active or not, and a module to save once more for each adapter
+  /// that trains it.
   [[nodiscard]] ParameterCount parameter_count() const {
     ParameterCount count;
     for (const auto& [name, layer] : layers_) {
@@ -248,7 +251,7 @@ class LoraModel {
     return count;
   }
 
-  /// Of everything, whether or not it trains now.
+  /// Zeroes all gradients, whether or not their parameters train now.
   void zero_grad() noexcept {
     for (auto& [name, layer] : layers_) layer->zero_grad();
     for (auto& parameter : parameters_) parameter.zero_grad();
@@ -257,12 +260,12 @@ class LoraModel {
     }
   }
 
-  /// Training mode in every layer. @throws as merge()
+  /// Training mode in every layer. @throws like merge()
   void train(bool mode = true) {
     all_or_none([mode](ModelLayer<Scalar>& layer) { mode ? layer.train() : layer.eval(); });
   }
-  /// Evaluation mode in every layer; merges those whose configuration says so and whose weight can be merged into.
-  /// @throws as merge()
+  /// Evaluation mode in every layer; merges if the configuration asks for it and the weight can be merged into. @throws
+  /// like merge()
   void eval() { train(false); }
   /// Merges the active adapters in every layer. @throws StateError, also while adapters are disabled; std::bad_alloc
   void merge() { merge(active_); }
@@ -275,7 +278,7 @@ class LoraModel {
   void unmerge() noexcept {
     for (auto& [name, layer] : layers_) layer->unmerge();
   }
-  /// Takes these adapters out of every weight. @throws ConfigError; as the layers' unmerge(names)
+  /// Takes these adapters out of every weight. @throws ConfigError; otherwise like the layers' unmerge(names)
   void unmerge(const std::vector<std::string>& adapters) {
     require_distinct("LoraModel::unmerge", adapters);
     all_or_none([&](ModelLayer<Scalar>& layer) { layer.unmerge(layer.positions(adapters)); });
@@ -284,9 +287,8 @@ class LoraModel {
     return std::any_of(layers_.begin(), layers_.end(), [](const auto& entry) { return entry.second->merged(); });
   }
 
-  /// Makes the active adapters, and what is merged beside them, part of the weights and biases for good; every adapter
-  /// is gone afterwards. Modules to save keep their trained values. @throws as merge(); StateError without an active
-  /// adapter
+  /// Merges the active adapters permanently, together with everything already merged, and removes all adapters. Modules
+  /// to save keep their trained values. @throws like merge(); StateError without an active adapter
   void merge_and_unload() {
     if (active_.empty()) throw StateError("LoraModel::merge_and_unload", "model", "an active adapter", "none");
     std::vector<RowVector<Scalar>> biases;
@@ -299,8 +301,8 @@ class LoraModel {
     }
     forget();
   }
-  /// Takes the model's adapters away: layers and modules to save are what they were before the first injection, bit for
-  /// bit. The registered parameters stay frozen.
+  /// Removes the model's adapters: layers and modules to save are restored to their state before the first injection,
+  /// bit for bit. The registered parameters stay frozen.
   void unload() noexcept {
     if (!adapters_.empty()) {
       unmerge();
@@ -317,7 +319,8 @@ class LoraModel {
  private:
   using Plan = detail::InjectionPlan<Scalar>;
 
-  // A parameter that an adapter trains whole: the adapter's values while it is not active, the user's while it is.
+  // A parameter that an adapter trains whole. Holds the adapter's values while it is inactive, and the user's while it
+  // is active.
   struct Saved {
     std::size_t parameter = 0;
     bool module_to_save = false;
@@ -329,7 +332,7 @@ class LoraModel {
     std::vector<Saved> saved;
     bool active = false;
   };
-  // What makes some adapters the active ones, ready to be done without an allocation.
+  // A prepared change of the active adapters, which can be applied without an allocation.
   struct Activation {
     std::vector<std::string> names;
     std::vector<std::vector<Index>> positions;  // of each layer
@@ -403,14 +406,14 @@ class LoraModel {
     return found;
   }
 
-  // Each layer's seed follows from its name (FNV-1a) alone, not from the order of registration.
+  // Each layer's seed is derived from its name (FNV-1a), not from the order of registration.
   static std::uint64_t seed_of(std::uint64_t seed, std::string_view name) noexcept {
     std::uint64_t hash = 0xcbf29ce484222325U;
     for (const char letter : name) hash = (hash ^ static_cast<unsigned char>(letter)) * 0x100000001b3U;
     return hash ^ seed;
   }
 
-  // Checks every layer, builds every adapter aside, makes all room, and only then changes anything.
+  // Checks every layer, builds every adapter separately, reserves all memory, and only then changes anything.
   InjectionReport add_adapter(std::string_view operation, const std::string& name, const LoraModelConfig& config,
                               std::uint64_t seed, Plan& plan, const AdapterWeights<Scalar>* weights) {
     for (std::size_t i = 0; i < layers_.size(); ++i) {
@@ -465,7 +468,7 @@ class LoraModel {
     if (saved == weights.saved.end()) return;
     std::copy(saved->second.values.begin(), saved->second.values.end(), target.value.data());
   }
-  // A new adapter starts from the user's own values, which an active adapter may have put aside.
+  // A new adapter starts from the user's own values, which an active adapter may have set aside.
   void restore_user_values(std::size_t parameter, Trainable<Scalar>& target) const {
     for (const auto& [name, adapter] : adapters_) {
       if (!adapter.active) continue;
@@ -506,7 +509,7 @@ class LoraModel {
       owner = name;
     }
   }
-  // Positions of the active adapters once `gone` has left its layer.
+  // Positions of the active adapters after `gone` has been removed from its layer.
   [[nodiscard]] std::vector<std::vector<Index>> positions_without(const std::string& gone,
                                                                   const std::vector<std::string>& active) const {
     const std::vector<std::string> only{gone};
@@ -528,7 +531,7 @@ class LoraModel {
     for (std::size_t i = 0; i < layers_.size(); ++i) layers_[i].second->set_active(activation.positions[i]);
     active_.swap(activation.names);
   }
-  // Brings an adapter's own values into the user's parameters, or takes them out again.
+  // Swaps an adapter's own values into the user's parameters, or out again.
   void exchange(Adapter& adapter) noexcept {
     adapter.active = !adapter.active;
     for (Saved& saved : adapter.saved) {
@@ -537,7 +540,7 @@ class LoraModel {
     }
   }
 
-  // Every layer, or none: those that were brought to a new state go back when a later one fails.
+  // Changes every layer or none: if one fails, those already changed are restored.
   template <class Change>
   void all_or_none(const Change& change) {
     std::vector<LayerMode> before;
@@ -556,7 +559,7 @@ class LoraModel {
     active_.clear();
   }
 
-  std::shared_ptr<const void> token_ = std::make_shared<char>();  // alive as long as this model
+  std::shared_ptr<const void> token_ = std::make_shared<char>();  // lives as long as this model
   detail::NamedLayers<Scalar> layers_;
   std::vector<ModelParameter<Scalar>> parameters_;
   std::map<std::string, Adapter> adapters_;

@@ -1,4 +1,4 @@
-// How a whole model is adapted: the options PEFT's LoraConfig has beyond one layer, and what they mean for a module.
+// How a whole model is adapted: the options of PEFT's LoraConfig beyond one layer, and what they mean for a module.
 #pragma once
 
 #include <cstddef>
@@ -17,7 +17,7 @@
 
 namespace lora {
 
-/// Which class of the base model PEFT should load an adapter into.
+/// The class of the base model into which PEFT should load an adapter.
 struct AutoMapping {
   std::string base_model_class;
   std::string parent_library;
@@ -26,15 +26,16 @@ struct AutoMapping {
 /// Options of one adapter over a model, by PEFT's names. A plain aggregate:
 /// `{.lora = {.rank = 8, .alpha = 16}, .target_modules = {"q_proj", "v_proj"}}`.
 struct LoraModelConfig {
-  LoraConfig lora{};                          ///< of every adapted layer, but for the patterns below
+  LoraConfig lora{};                          ///< for every adapted layer, except for the patterns below
   ModuleSelector target_modules{};            ///< which layers are adapted
-  ModuleSelector exclude_modules{};           ///< which are not, though targeted
-  std::vector<Index> layers_to_transform{};   ///< with a list of targets: only those layers; empty means all
-  std::vector<std::string> layers_pattern{};  ///< what stands before a layer's number in names; empty: any one segment
-  /// Other ranks for some modules: the first key that, as a regular expression, matches the module's name or the end of
-  /// it behind a dot.
+  ModuleSelector exclude_modules{};           ///< which layers are not adapted although targeted
+  std::vector<Index> layers_to_transform{};   ///< with a list of targets: only layers with these numbers; empty means
+                                              ///< all
+  std::vector<std::string> layers_pattern{};  ///< the segment before a layer's number in names; empty: any one segment
+  /// Different ranks for some modules, by the first key that, as a regular expression, matches the module's name or the
+  /// end of it after a dot.
   std::vector<std::pair<std::string, Index>> rank_pattern{};
-  std::vector<std::pair<std::string, double>> alpha_pattern{};  ///< likewise other alphas
+  std::vector<std::pair<std::string, double>> alpha_pattern{};  ///< likewise for alpha
   std::vector<std::string> modules_to_save{};                   ///< modules that train whole; never adapted
   std::string base_model_name_or_path{};
   std::string revision{};
@@ -43,7 +44,7 @@ struct LoraModelConfig {
 };
 
 /// @throws ConfigError naming the first option that is out of range or contradicts another, as PEFT's LoraConfig would.
-/// Whether patterns are regular expressions is seen when ModuleMatcher compiles them.
+/// ModuleMatcher checks that patterns are regular expressions when it compiles them.
 template <class Char = char>
 void check_config(std::string_view operation, const LoraModelConfig& config) {
   check_config(operation, config.lora);
@@ -71,13 +72,13 @@ void check_config(std::string_view operation, const LoraModelConfig& config) {
   }
 }
 
-/// A configuration made ready to be asked about many modules. It keeps what it needs of the configuration.
-/// Thread safety: any number of threads may ask one object. `ModuleMatcher` is the one to use; the template keeps it
-/// from being compiled where nobody does.
+/// A configuration prepared for queries about many modules. It keeps copies of what it needs. Thread safety: any number
+/// of threads may query one object. Use `ModuleMatcher`; it is a template so that it is compiled only where it is used.
 template <class Char>
 class BasicModuleMatcher {
  public:
-  /// @throws ConfigError as check_config, or for a pattern that is no regular expression (see ModuleSelector::matching)
+  /// @throws ConfigError like check_config, or for a pattern that is not a regular expression (see
+  /// ModuleSelector::matching)
   explicit BasicModuleMatcher(const LoraModelConfig& config, std::string_view operation = "ModuleMatcher")
       : lora_((check_config(operation, config), config.lora)),
         target_(operation, "target_modules", config.target_modules),
@@ -95,20 +96,20 @@ class BasicModuleMatcher {
     }
   }
 
-  /// Whether exclude_modules or modules_to_save keeps this module from being adapted.
+  /// Whether exclude_modules or modules_to_save prevents this module from being adapted.
   [[nodiscard]] bool excludes(std::string_view module, bool is_linear = true) const {
     return exclude_.matches(module, is_linear) || matches_saved(module);
   }
 
-  /// Whether this module is adapted. `is_linear` counts for all-linear alone. As in PEFT, layers_to_transform does not
-  /// keep out a module whose full name is in the list.
+  /// Whether this module is adapted. `is_linear` matters only for all-linear. As in PEFT, layers_to_transform does not
+  /// exclude a module whose full name is in the list of targets.
   [[nodiscard]] bool targets(std::string_view module, bool is_linear = true) const {
     const bool named = target_.has(module) || (target_.matches(module, is_linear) && layers_.passes(module));
     return named && !excludes(module, is_linear);
   }
 
-  /// Whether this module, or one it stands in, is one of modules_to_save. Beside the expressions that keep a module
-  /// from being adapted, PEFT takes any name that ends so: "head" saves "lm_head".
+  /// Whether this module, or one that contains it, is one of modules_to_save. In addition to the expressions that
+  /// prevent a module from being adapted, PEFT accepts any name with that ending: "head" saves "lm_head".
   [[nodiscard]] bool saves(std::string_view module) const {
     if (matches_saved(module)) return true;
     for (std::size_t end = module.find('.'); !module.empty(); end = module.find('.', end + 1)) {
@@ -129,7 +130,7 @@ class BasicModuleMatcher {
     return config;
   }
 
-  /// Keys of rank_pattern ("rank_pattern \"q\"") and alpha_pattern that give none of these modules its rank or alpha.
+  /// Keys of rank_pattern ("rank_pattern \"q\"") and alpha_pattern that determine no module's rank or alpha.
   [[nodiscard]] std::vector<std::string> unused_patterns(std::span<const std::string> modules) const {
     std::vector<std::string> unused;
     collect_unused("rank_pattern ", ranks_, modules, unused);
@@ -142,7 +143,8 @@ class BasicModuleMatcher {
   template <class Value>
   using Patterns = std::vector<std::pair<Pattern, Value>>;
 
-  // PEFT looks a module that no key matches up by its own name, which finds a key that does not match itself.
+  // If no key matches a module, PEFT looks it up by its own name. This finds a key that, as an expression, does not
+  // match itself.
   template <class Value>
   [[nodiscard]] static const Value* find(const Patterns<Value>& patterns, std::string_view module) {
     for (const auto& [pattern, value] : patterns) {
@@ -187,19 +189,19 @@ class BasicModuleMatcher {
 
 using ModuleMatcher = BasicModuleMatcher<char>;
 
-/// ModuleMatcher(config).targets(module, is_linear), for one question. @throws ConfigError as ModuleMatcher
+/// ModuleMatcher(config).targets(module, is_linear), for a single query. @throws ConfigError like ModuleMatcher
 template <class Char = char>
 [[nodiscard]] bool targets(const LoraModelConfig& config, std::string_view module, bool is_linear = true) {
   return BasicModuleMatcher<Char>(config, "targets").targets(module, is_linear);
 }
 
-/// ModuleMatcher(config).config_for(module), for one question. @throws ConfigError as ModuleMatcher
+/// ModuleMatcher(config).config_for(module), for a single query. @throws ConfigError like ModuleMatcher
 template <class Char = char>
 [[nodiscard]] LoraConfig config_for(const LoraModelConfig& config, std::string_view module) {
   return BasicModuleMatcher<Char>(config, "config_for").config_for(module);
 }
 
-/// What a configuration chooses among the modules of a model.
+/// The modules of a model that a configuration selects.
 struct TargetedModules {
   std::vector<std::string> names;     ///< of the adapted modules, in the model's order
   std::vector<std::string> warnings;  ///< names and patterns of the configuration that match nothing
@@ -251,9 +253,9 @@ struct EveryModuleIsLinear {
 
 }  // namespace detail
 
-/// The modules that `config` adapts among all of a model's. `is_linear(name)` says what counts as linear; without it
-/// every module does. As in PEFT, single names that match nothing are no error; they come back as warnings.
-/// @throws ConfigError that lists target_modules when nothing at all is adapted; as ModuleMatcher
+/// The modules of a model that `config` adapts. `is_linear(name)` tells which modules are linear; by default all are.
+/// As in PEFT, individual names that match nothing are not an error; they are returned as warnings. @throws ConfigError
+/// listing target_modules when nothing at all is adapted; otherwise like ModuleMatcher
 template <class IsLinear = detail::EveryModuleIsLinear>
 [[nodiscard]] TargetedModules resolve_targets(const LoraModelConfig& config, std::span<const std::string> modules,
                                               const IsLinear& is_linear = {}) {

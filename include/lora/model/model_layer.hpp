@@ -1,4 +1,4 @@
-// A layer of any kind as a model sees it: something that takes adapters, trains them, merges them and gives them away.
+// A layer of any kind as a model sees it: it accepts adapters, trains and merges them, and returns their weights.
 #pragma once
 
 #include <algorithm>
@@ -25,14 +25,14 @@
 
 namespace lora {
 
-/// What merging and the modes of a layer are at a time: whether it trains, and which adapters are merged, by their ids
-/// in the order of merging.
+/// A snapshot of a layer's mode and merging: whether it trains, and the ids of the merged adapters in the order of
+/// merging.
 struct LayerMode {
   bool training = true;
   std::vector<std::uint64_t> merged;
 };
 
-/// What LoraModel asks of a layer. The layer itself stays with its owner.
+/// What LoraModel needs from a layer. The layer itself stays with its owner.
 template <RealScalar Scalar>
 class ModelLayer {
  public:
@@ -47,34 +47,34 @@ class ModelLayer {
 
   [[nodiscard]] virtual ModuleKind kind() const noexcept = 0;
   [[nodiscard]] virtual const void* address() const noexcept = 0;
-  /// Claims the layer for the life of `owner`; false where another model has it.
+  /// Claims the layer for the lifetime of `owner`; false if another model has it.
   [[nodiscard]] virtual bool claim(const std::shared_ptr<const void>& owner) noexcept = 0;
   [[nodiscard]] virtual Index adapter_count() const noexcept = 0;
   [[nodiscard]] virtual bool stored_transposed() const noexcept = 0;
   /// Scalars of the frozen weight and its bias.
   [[nodiscard]] virtual Index base_size() const noexcept = 0;
   [[nodiscard]] virtual Index bias_size() const noexcept = 0;
-  /// Scalars of all adapters, without the bias of the layer that one of them may train.
+  /// Scalars of all adapters, without the layer's bias, which one of them may train.
   [[nodiscard]] virtual Index adapter_size() const noexcept = 0;
   /// Scalars that train now.
   [[nodiscard]] virtual Index trainable_size() const noexcept = 0;
 
-  /// The configuration this layer needs for an adapter that has `file_rank` in a file, and that `config` describes as
-  /// the file does or as the layer does.
+  /// The configuration this layer needs for an adapter with `file_rank` in a file, where `config` describes it either
+  /// as the file does or as the layer does.
   [[nodiscard]] virtual LoraConfig config_of_file(const LoraConfig& config, Index file_rank) const = 0;
-  /// @throws ConfigError, StateError where the layer would refuse an adapter of this configuration.
+  /// @throws ConfigError, StateError if the layer would refuse an adapter of this configuration.
   virtual void check_adapter(std::string_view operation, const LoraConfig& config) const = 0;
-  /// A fresh adapter, which the layer does not have yet. @throws as check_adapter; std::bad_alloc
+  /// Creates an adapter without adding it. @throws like check_adapter; std::bad_alloc
   [[nodiscard]] virtual std::unique_ptr<Adapter> make_adapter(std::string_view operation, std::string_view name,
                                                               const LoraConfig& config, std::uint64_t seed) = 0;
-  /// Room for adopt(). @throws std::bad_alloc
+  /// Makes room for adopt(). @throws std::bad_alloc
   virtual void reserve_adapter() = 0;
   virtual void adopt(std::unique_ptr<Adapter> adapter) noexcept = 0;
   virtual void erase_adapter(std::string_view name) noexcept = 0;
   [[nodiscard]] virtual const Adapter* find_adapter(std::string_view name) const noexcept = 0;
   /// Positions of those of the named adapters that the layer has. @throws std::bad_alloc
   [[nodiscard]] virtual std::vector<Index> positions(std::span<const std::string> names) const = 0;
-  /// Makes these the active adapters while nothing is merged.
+  /// Makes these the active adapters. Pre: nothing is merged.
   virtual void set_active(const std::vector<Index>& positions) noexcept = 0;
   virtual void enable_adapters(bool enabled) noexcept = 0;
   /// @throws ConfigError; StateError while merged
@@ -83,11 +83,11 @@ class ModelLayer {
   [[nodiscard]] virtual std::vector<Index> row_choices(std::span<const std::string> names) const = 0;
   virtual void set_row_choices(std::vector<Index>& choices) noexcept = 0;
 
-  /// What an adapter of this layer has learned, as files hold it. A copy.
+  /// The weights of an adapter of this layer, in the form of files. A copy.
   [[nodiscard]] virtual ModuleWeights<Scalar> weights(const Adapter& adapter) const = 0;
-  /// What keeps `weights` from being an adapter of `config` in this layer; empty when nothing does.
+  /// Why `weights` cannot be an adapter of `config` in this layer; empty if they can.
   [[nodiscard]] virtual std::string misfit(const LoraConfig& config, const ModuleWeights<Scalar>& weights) const = 0;
-  /// Gives an adapter of this layer's shapes values that fit it. @throws ConfigError
+  /// Sets the values of an adapter with this layer's shapes. @throws ConfigError
   virtual void fill(std::string_view operation, Adapter& adapter, const ModuleWeights<Scalar>& weights) const = 0;
 
   [[nodiscard]] virtual std::span<Parameter<Scalar>> parameters() = 0;
@@ -95,8 +95,8 @@ class ModelLayer {
   [[nodiscard]] virtual bool merged() const noexcept = 0;
   /// A copy. @throws std::bad_alloc
   [[nodiscard]] virtual LayerMode mode() const = 0;
-  /// Back to an earlier mode, with the adapters and factors of then. Allocates only where an adapter was taken out
-  /// since; without memory for it that one stays unmerged.
+  /// Returns to an earlier mode; adapters and factors must be as they were then. Allocates only if an adapter was
+  /// unmerged since; without memory that one stays unmerged.
   virtual void restore(const LayerMode& former) noexcept = 0;
   virtual void train() = 0;
   virtual void eval() = 0;
@@ -104,13 +104,13 @@ class ModelLayer {
   virtual void unmerge(const std::vector<Index>& positions) = 0;
   virtual void unmerge() noexcept = 0;
   [[nodiscard]] virtual RowVector<Scalar> answer_bias() const = 0;
-  /// What is merged stays for good, with this bias; the layer has no adapters afterwards.
+  /// Keeps what is merged permanently, with this bias; the layer has no adapters afterwards.
   virtual void keep_merged(RowVector<Scalar>& bias) noexcept = 0;
-  /// The frozen layer again, unless it has adapters.
+  /// Restores the frozen layer, unless it has adapters.
   virtual void reset() noexcept = 0;
 };
 
-/// What a kind of layer is in files. Specialise it for a kind of your own.
+/// The kind that a layer has in files. Specialise it for your own kind of layer.
 template <class Kind>
 struct ModuleKindOf;
 template <class Scalar>
@@ -128,16 +128,16 @@ struct ModuleKindOf<ConvKind<Scalar, Dim>> {
                                                  : ModuleKind::conv3d;
 };
 
-/// A layer that can be added to a LoraModel: one that derives from LayerCore of a kind that files know.
+/// A layer that can be added to a LoraModel: it derives from LayerCore, with a kind that exists in files.
 template <class Layer>
 concept AdaptableLayer = std::derived_from<Layer, LayerCore<typename Layer::Kind>> && requires {
   { ModuleKindOf<typename Layer::Kind>::value } -> std::convertible_to<ModuleKind>;
 };
 
-/// A reference to a layer of a kind. The layer outlives it and does not move.
+/// A reference to a layer of a given kind. The layer must outlive it and must not move.
 ///
-/// To files a layer whose adapters adapt E blocks of its outputs is a linear layer of rank r E, whose B is zero outside
-/// the blocks, with alpha E times the layer's (sqrt(E) times with use_rslora), so that the scaling is the layer's.
+/// In files, a layer whose adapters adapt E blocks of its outputs is a linear layer of rank r E whose B is zero outside
+/// the blocks. Its alpha is E times the layer's (sqrt(E) times with use_rslora), which keeps the scaling.
 template <class Kind>
 class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
  public:
@@ -285,7 +285,7 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
       for (const std::uint64_t id : former.merged) positions.push_back(layer_.adapters_.position_of(id));
       layer_.merge_positions(positions);
     } catch (...) {
-      // No memory: the weight is exactly W0 and what is still merged.
+      // No memory: the weight is exactly W0 plus what is still merged.
     }
   }
   void train() override { layer_.train_mode(); }
@@ -309,7 +309,7 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
     return text.append(" for ").append(shape_text(wanted_rows, wanted_cols));
   }
 
-  // Rows of all outputs out of those of the adapted blocks.
+  // Expands the rows of the adapted blocks to rows of all outputs.
   void spread(const Adapter& adapter, ModuleWeights<Scalar>& weights) const {
     const Index rank = adapter.B.cols();
     weights.B.setZero(blocks().outputs, rank * blocks().count());
@@ -327,7 +327,8 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
     for (Index j = 0; j < blocks().outputs; ++j) weights.magnitude[j] = base_norm(j);
     blocks().for_each([&](Index adapted, Index output) { weights.magnitude[output] = adapter.magnitude[adapted]; });
   }
-  // The reverse. What stands outside the blocks must be what an adapter that leaves them alone has there.
+  // The inverse of spread(). Outside the blocks, `weights` must have the values of an adapter that does not change
+  // those outputs.
   void gather(std::string_view operation, Adapter& adapter, const ModuleWeights<Scalar>& weights) const {
     const Index rank = adapter.B.cols();
     Matrix<Scalar> rest = weights.B;

@@ -1,4 +1,4 @@
-// A parameter of the user's model that is trained whole or not at all, as a model's registry holds it.
+// A parameter of the user's model, trained whole or not at all, as a model's registry holds it.
 #pragma once
 
 #include <algorithm>
@@ -12,13 +12,13 @@
 
 namespace lora {
 
-/// A reference to a Trainable with its name, the shape it has in files, and whether it trains. The Trainable outlives
-/// it and does not move. An adapter that trains it has values, gradient and moments of its own, which stand in the
-/// Trainable while the adapter is active.
+/// A reference to a Trainable with its name, its shape in files, and whether it trains. The Trainable must outlive it
+/// and must not move. An adapter that trains it has its own values, gradient and moments, which are in the Trainable
+/// while the adapter is active.
 template <RealScalar Scalar>
 class ModelParameter {
  public:
-  /// @throws ShapeError when `shape` is not empty and has another number of elements
+  /// @throws ShapeError when `shape` is not empty and has a different number of elements
   ModelParameter(std::string name, Trainable<Scalar>& parameter, std::vector<Index> shape)
       : name_(std::move(name)), parameter_(&parameter), shape_(std::move(shape)) {
     const Matrix<Scalar>& value = parameter.value;
@@ -45,11 +45,11 @@ class ModelParameter {
   }
   [[nodiscard]] Parameter<Scalar> handle() { return parameter_->parameter(name_, ParameterRole::weight); }
 
-  /// What an adapter starts with: the values of now, without gradient and moments. @throws std::bad_alloc
+  /// What an adapter starts with: the current values, without gradient and moments. @throws std::bad_alloc
   [[nodiscard]] Trainable<Scalar> copy() const { return {parameter_->value, {}, {}}; }
-  /// Exchanges what stands in the user's Trainable with `other`, of the same shape.
+  /// Exchanges the contents of the user's Trainable with `other`, of the same shape.
   void swap(Trainable<Scalar>& other) noexcept { std::swap(*parameter_, other); }
-  /// The tensor that a Trainable of this parameter is in files. A copy.
+  /// The tensor in files for a Trainable of this parameter. A copy.
   [[nodiscard]] SavedTensor<Scalar> saved(const Trainable<Scalar>& values) const {
     return {shape_, {values.value.data(), values.value.data() + values.value.size()}};
   }

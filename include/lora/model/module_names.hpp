@@ -1,4 +1,4 @@
-// Which modules of a model are meant: lists of names, regular expressions and layer indices, as PEFT matches them.
+// Selects modules of a model by lists of names, regular expressions and layer indices, as PEFT does.
 #pragma once
 
 #include <cstddef>
@@ -18,9 +18,9 @@ namespace lora {
 
 /// Chooses modules by their dotted names. A value; `{"q_proj", "v_proj"}` is a list of names.
 ///
-/// A listed name means the module of that name and every module whose name ends in "." and it. A pattern is one regular
-/// expression that must match the whole name. `all_linear` means every linear layer; which layers are linear, and that
-/// the output head is none of them, is the caller's knowledge.
+/// A listed name selects the module of that name and every module whose name ends in "." followed by it. A pattern is
+/// one regular expression that must match the whole name. `all_linear` selects every linear layer; the caller decides
+/// which layers are linear, and must leave out the output head.
 class ModuleSelector {
  public:
   enum class Kind : std::uint8_t { none, names, pattern, all_linear };
@@ -31,8 +31,8 @@ class ModuleSelector {
   [[nodiscard]] static ModuleSelector listed(std::vector<std::string> names) {
     return {Kind::names, std::move(names), {}};
   }
-  /// A regular expression of Python's, as detail::RegularExpression knows them: without back-references, lookbehind,
-  /// flags, atomic groups and possessive quantifiers, which are refused when the pattern is compiled.
+  /// A regular expression in Python's syntax, as supported by detail::RegularExpression: back-references, lookbehind,
+  /// flags, atomic groups and possessive quantifiers are refused when the pattern is compiled.
   [[nodiscard]] static ModuleSelector matching(std::string pattern) { return {Kind::pattern, {}, std::move(pattern)}; }
   [[nodiscard]] static ModuleSelector all_linear() { return {Kind::all_linear, {}, {}}; }
 
@@ -40,7 +40,7 @@ class ModuleSelector {
   [[nodiscard]] const std::vector<std::string>& names() const noexcept { return names_; }
   [[nodiscard]] const std::string& pattern() const noexcept { return pattern_; }
 
-  /// Whether it chooses nothing, whatever the model: none, an empty list or an empty pattern.
+  /// Whether it selects nothing in any model: none, an empty list or an empty pattern.
   [[nodiscard]] bool empty() const noexcept { return kind_ != Kind::all_linear && names_.empty() && pattern_.empty(); }
 
   bool operator==(const ModuleSelector&) const = default;
@@ -56,11 +56,11 @@ class ModuleSelector {
 
 namespace detail {
 
-/// A segment of a name that is a number with a dot on both sides: a layer's place in a list of layers.
+/// A segment of a name that is a number with a dot on both sides: a layer's position in a list of layers.
 struct NumberedSegment {
-  std::size_t begin = 0;       ///< of its first digit
-  std::size_t position = 0;    ///< segments before it
-  std::optional<Index> value;  ///< nothing when it is beyond Index
+  std::size_t begin = 0;       ///< position of its first digit
+  std::size_t position = 0;    ///< number of segments before it
+  std::optional<Index> value;  ///< nothing if it does not fit an Index
 };
 
 template <class Char>
@@ -84,7 +84,7 @@ template <class Char>
   }
 }
 
-/// PEFT's layers_to_transform and layers_pattern: is a module in a layer that is adapted?
+/// PEFT's layers_to_transform and layers_pattern: whether a module is in an adapted layer.
 template <class Char>
 class BasicLayerFilter {
  public:
@@ -95,9 +95,9 @@ class BasicLayerFilter {
     }
   }
 
-  /// Without layers everything passes. The layer of "model.layers.3.q_proj" is 3: the first number behind at least two
-  /// segments and before another; with patterns, the number behind the segment(s) the first pattern that fits matches,
-  /// which again is not the first. Names without such a number do not pass.
+  /// Without layers everything passes. The layer of "model.layers.3.q_proj" is 3: the first number with at least two
+  /// segments before it and one after it. With patterns, it is the number after the segment(s) that the first fitting
+  /// pattern matches, which again must not be the first segment. Names without such a number do not pass.
   [[nodiscard]] bool passes(std::string_view name) const {
     if (layers_.empty()) return true;
     const std::optional<NumberedSegment> layer = find_layer(name);
@@ -123,7 +123,7 @@ class BasicLayerFilter {
     return std::nullopt;
   }
 
-  // The pattern begins as early as it can; a number as late as it can ends it, as Python's greedy operators would.
+  // The pattern begins as early and ends before as late a number as possible, as with Python's greedy operators.
   [[nodiscard]] static std::optional<NumberedSegment> find_behind(const BasicNamePattern<Char>& pattern,
                                                                   std::string_view name,
                                                                   const std::vector<NumberedSegment>& numbers) {
@@ -142,13 +142,13 @@ class BasicLayerFilter {
 
 using LayerFilter = BasicLayerFilter<char>;
 
-/// Whether a listed name means this module.
+/// Whether a listed name selects this module.
 [[nodiscard]] inline bool means_module(std::string_view listed, std::string_view module) {
   if (!module.ends_with(listed)) return false;
   return module.size() == listed.size() || module[module.size() - listed.size() - 1] == '.';
 }
 
-/// A ModuleSelector made ready for many names.
+/// A ModuleSelector prepared for many names.
 template <class Char>
 class BasicSelectorMatcher {
  public:
@@ -173,7 +173,7 @@ class BasicSelectorMatcher {
     return false;
   }
 
-  /// Whether the name stands in the list as it is.
+  /// Whether exactly this name is in the list.
   [[nodiscard]] bool has(std::string_view name) const {
     for (const std::string& listed : names_) {
       if (listed == name) return true;

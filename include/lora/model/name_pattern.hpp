@@ -14,20 +14,21 @@
 
 namespace lora::detail {
 
-/// Which part of a name a pattern must match: all of it; its end, from the start or behind a dot (PEFT's rank_pattern
-/// and alpha_pattern); or any run of whole segments (PEFT's modules_to_save).
+/// The part of a name that a pattern must match: all of it; its end, beginning at the start or after a dot (PEFT's
+/// rank_pattern and alpha_pattern); or any run of whole segments (PEFT's modules_to_save).
 enum class PatternPlace : std::uint8_t { whole_name, name_end, name_part };
 
 /// A compiled regular expression over module names. Text without special characters other than "." is compared
-/// directly. Time is at most the length of the name times the states of the pattern; both are bounded, because files
-/// may be hostile.
+/// directly. Matching takes time at most proportional to the length of the name times the states of the pattern; both
+/// are bounded, because files may be hostile.
 template <class Char>
 class BasicNamePattern {
  public:
   static constexpr std::size_t max_pattern = RegularExpression<Char>::max_pattern;
   static constexpr std::size_t max_name = 1024;
 
-  /// `option` is what an error names, as "rank_pattern". @throws ConfigError for what is no regular expression here.
+  /// `option` is named in errors, for example "rank_pattern". @throws ConfigError for an unsupported or malformed
+  /// expression.
   BasicNamePattern(std::string_view operation, std::string_view option, std::string pattern, PatternPlace place)
       : pattern_(std::move(pattern)), option_(option), place_(place) {
     if (pattern_.find_first_of("^$*+?{}[]\\|()") == std::string::npos) return;
@@ -70,7 +71,7 @@ class BasicNamePattern {
     return true;
   }
 
-  // What stands before the part, as (.*\.)?, and behind it, as (\..*)?, has no line feed.
+  // The text before the part, matched by (.*\.)?, and after it, by (\..*)?, contains no line feed.
   [[nodiscard]] bool expression_matches(std::string_view name) const {
     if (name.size() > max_name) {
       std::string expected = "names of at most ";

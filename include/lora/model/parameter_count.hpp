@@ -13,11 +13,12 @@ struct ParameterCount {
   Index trainable = 0;
   Index all = 0;
 
-  /// Share of what trains, in percent; 0 for an empty model.
+  /// Share of trainable scalars, in percent; 0 for an empty model.
   [[nodiscard]] double percent() const noexcept {
     return all == 0 ? 0.0 : 100.0 * static_cast<double>(trainable) / static_cast<double>(all);
   }
-  /// As PEFT's print_trainable_parameters: "trainable params: 576 || all params: 3,605 || trainable%: 15.9778".
+  /// In the form of PEFT's print_trainable_parameters: "trainable params: 576 || all params: 3,605 || trainable%:
+  /// 15.9778".
   [[nodiscard]] std::string text() const {
     std::string result = "trainable params: ";
     result += grouped(trainable);

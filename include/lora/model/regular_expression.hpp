@@ -1,7 +1,7 @@
-// Python's regular expressions, as far as they say which whole texts match.
+// Python's regular expressions, restricted to whether a whole text matches.
 //
-// std::regex would take longer to parse and compile than the rest of the library, knows another language (ECMAScript)
-// and, outside libstdc++, takes exponential time on hostile patterns.
+// std::regex would take longer to compile than the rest of the library, has a different syntax (ECMAScript) and,
+// outside libstdc++, takes exponential time on hostile patterns.
 #pragma once
 
 #include <cstddef>
@@ -33,7 +33,7 @@ class ByteSet {
     return result;
   }
 
-  /// Python's \d, \s and \w, ASCII alone. To Python the separators 0x1C to 0x1F are white space too.
+  /// Python's \d, \s and \w, for ASCII only. Python also treats the separators 0x1C to 0x1F as white space.
   [[nodiscard]] static constexpr ByteSet category(char letter) noexcept {
     ByteSet set;
     if (letter == 's') {
@@ -55,25 +55,25 @@ class ByteSet {
 
 /// An expression in the syntax of Python's `re` without flags, over bytes: whether a whole text matches.
 ///
-/// It has characters and escapes (\n, \x41, \052, ...), `.`, classes ([a-z], [^]x]), \d \D \s \S \w \W, ^ $ \A \Z \b
-/// \B, groups ((...), (?:...), (?P<name>...)), |, the quantifiers * + ? {m} {m,} {,n} {m,n} with their lazy forms,
-/// which match the same texts, lookahead ((?=...), (?!...)) and comments. A pattern is refused that has what else
-/// Python knows: back-references, lookbehind, flags, conditions, atomic groups, possessive quantifiers, \N{...}, and in
-/// classes or escapes characters beyond ASCII. A character beyond ASCII in the text is so many bytes: to `.` and to a
-/// class it is each of them.
+/// Supported are characters and escapes (\n, \x41, \052, ...), `.`, classes ([a-z], [^]x]), \d \D \s \S \w \W, ^ $ \A
+/// \Z \b \B, groups ((...), (?:...), (?P<name>...)), |, the quantifiers * + ? {m} {m,} {,n} {m,n} with their lazy
+/// forms, which match the same texts, lookahead ((?=...), (?!...)) and comments. A pattern with other features of
+/// Python is refused: back-references, lookbehind, flags, conditions, atomic groups, possessive quantifiers, \N{...},
+/// and non-ASCII characters in classes or escapes. A non-ASCII character in the text is several bytes, and `.` and
+/// classes match each byte separately.
 ///
-/// The text is read once, from its end to its start, by all states that are possible at a time, so that no pattern
-/// takes more than (length of the text) * (number of states) steps; lookahead is known by the time the reader comes to
-/// it. Source: Thompson, Comm. ACM 11 (1968); https://swtch.com/~rsc/regexp/regexp1.html.
+/// The text is read once, from its end to its start, tracking all possible states at a time, so no pattern takes more
+/// than (length of the text) * (number of states) steps. The result of a lookahead is known by the time it is needed.
+/// Source: Thompson, Comm. ACM 11 (1968); https://swtch.com/~rsc/regexp/regexp1.html.
 ///
-/// A template so that only who compiles a pattern compiles this; Char is char.
+/// A template so that only code that uses patterns compiles it; Char is char.
 template <class Char>
 class RegularExpression {
  public:
   static constexpr std::size_t max_pattern = 4096;  ///< bytes
-  static constexpr int max_states = 20000;          ///< when counted repetitions are written out
+  static constexpr int max_states = 20000;          ///< after expanding counted repetitions
 
-  /// `operation` and `option` are what an error names. @throws ConfigError for what is no regular expression here.
+  /// `operation` and `option` are named in errors. @throws ConfigError for an unsupported or malformed expression.
   RegularExpression(std::string_view operation, std::string_view option, std::basic_string_view<Char> pattern)
       : operation_(operation), option_(option), pattern_(pattern) {
     if (pattern.size() > max_pattern) fail_for_size();
@@ -86,8 +86,8 @@ class RegularExpression {
     group_names_ = {};
   }
 
-  /// Whether the pattern matches a part of the text that begins where `begins(i)` and ends where `ends(i)`, of
-  /// positions 0 ... text.size(). Any number of threads may ask one object. @throws std::bad_alloc
+  /// Whether the pattern matches a part of the text that begins at a position with `begins(i)` and ends at one with
+  /// `ends(i)`; positions are 0 ... text.size(). Any number of threads may use one object. @throws std::bad_alloc
   template <class Begins, class Ends>
   [[nodiscard]] bool matches(std::basic_string_view<Char> text, Begins begins, Ends ends) const {
     std::vector<Reader> readers(machines_.size());
@@ -150,32 +150,32 @@ class RegularExpression {
     look,  // lookahead: the machine `argument`
     look_not,
     text_begin,
-    text_end,  // also before a line feed that is the last byte
+    text_end,  // also before a final line feed
     very_end,
     word_edge,
     no_word_edge,
-    sequence,  // of nodes alone, from here on
+    sequence,  // nodes only, from here on
     alternatives,
     repetition
   };
-  enum class Before : std::uint8_t { nothing, position, atom, repetition };  // what a quantifier would repeat
+  enum class Before : std::uint8_t { nothing, position, atom, repetition };  // what a quantifier would apply to
 
   static constexpr int none = -1;
   static constexpr int arrived = -1;
   static constexpr int unbounded = -1;
 
-  /// Part of the pattern. Children are a list by `sibling`.
+  /// Part of the pattern. Children are linked by `sibling`.
   struct Node {
     Kind kind = Kind::sequence;
     int child = none;
     int sibling = none;
-    int argument = none;  // number of the set; of a look, its machine once there is one
+    int argument = none;  // number of the set; for a look, its machine once it is built
     int least = 0;
     int most = 0;
     bool consumes = false;  // whether it can match more than the empty text
   };
 
-  /// A step of a machine that reads from right to left.
+  /// A state of a machine that reads from right to left.
   struct State {
     Kind kind;
     int argument;
@@ -183,7 +183,7 @@ class RegularExpression {
   };
 
   struct Reader {
-    std::vector<int> waiting;  // for the next byte
+    std::vector<int> waiting;  // states waiting for the next byte
     bool arrived = false;
   };
 
@@ -235,7 +235,7 @@ class RegularExpression {
   }
   Node& node(int index) noexcept { return nodes_[static_cast<std::size_t>(index)]; }
 
-  /// A list of nodes that becomes one node: itself where it has one member.
+  /// A list of nodes that becomes one node; a list of one member becomes that member.
   struct List {
     int first = none;
     int last = none;
@@ -254,7 +254,7 @@ class RegularExpression {
     return index;
   }
 
-  /// Up to the end or a ) that opens here. Recursion is as deep as groups are nested.
+  /// Parses up to the end, or up to the ) of the current group. Recursion is as deep as groups are nested.
   int parse_alternatives() {
     List alternatives;
     List sequence;
@@ -284,7 +284,7 @@ class RegularExpression {
     return close(alternatives, Kind::alternatives);
   }
 
-  /// Reads the rest of a quantifier that begins with c. A { that begins none is a character.
+  /// Reads the rest of a quantifier that begins with c. A { that begins no quantifier is a character.
   bool is_quantifier(char c, int& least, int& most) {
     if (c == '*' || c == '+' || c == '?') {
       least = c == '+' ? 1 : 0;
@@ -306,7 +306,7 @@ class RegularExpression {
     return true;
   }
 
-  /// The number at this place, at most max_states + 1; none without a digit.
+  /// The number at this position, at most max_states + 1; none if there is no digit.
   int parse_number() noexcept {
     int number = none;
     for (; peek() >= '0' && peek() <= '9'; ++position_) {
@@ -316,7 +316,7 @@ class RegularExpression {
     return number;
   }
 
-  /// Makes the last node of the sequence a repetition of what it was.
+  /// Replaces the last node of the sequence by a repetition of it.
   void repeat(const List& sequence, Before before, int least, int most) {
     if (before == Before::nothing || before == Before::position) fail("nothing to repeat before a quantifier");
     if (before == Before::repetition) fail("a quantifier behind a quantifier");
@@ -335,7 +335,7 @@ class RegularExpression {
     repetition.most = most;
   }
 
-  /// Behind ( : skips "?#...)".
+  /// After ( : skips "?#...)".
   bool accept_comment() {
     if (pattern_.substr(position_, 2) != "?#") return false;
     while (take("a comment without end") != ')') {
@@ -343,7 +343,7 @@ class RegularExpression {
     return true;
   }
 
-  /// Behind ( .
+  /// After ( .
   int parse_group() {
     Kind kind = Kind::sequence;
     if (accept('?')) {
@@ -372,7 +372,7 @@ class RegularExpression {
     return look;
   }
 
-  /// Behind (?P : reads "<name>".
+  /// After (?P : reads "<name>".
   void parse_group_name() {
     if (peek() == '=') fail("a back-reference, which is not supported");
     if (!accept('<')) fail("an unknown kind of group (?P");
@@ -390,7 +390,7 @@ class RegularExpression {
     group_names_.push_back(name);
   }
 
-  /// Anything that begins with c but operators and groups.
+  /// Any item that begins with c, except operators and groups.
   int parse_item(char c) {
     switch (c) {
       case '.': {
@@ -411,7 +411,7 @@ class RegularExpression {
     }
   }
 
-  /// A character beyond ASCII is one item, of as many bytes as UTF-8 takes.
+  /// A non-ASCII character is one item, with as many bytes as it has in UTF-8.
   int parse_character(char c) {
     if (static_cast<unsigned char>(c) < 0xC0) return add_byte(static_cast<unsigned char>(c));
     List bytes;
@@ -422,7 +422,7 @@ class RegularExpression {
     return close(bytes, Kind::sequence);
   }
 
-  /// Behind a backslash outside of a class.
+  /// After a backslash outside a class.
   int parse_escape() {
     const char c = take("a backslash at the end");
     switch (c) {
@@ -451,7 +451,7 @@ class RegularExpression {
     return true;
   }
 
-  /// The character that a backslash and c, the first byte behind it, stand for.
+  /// The character given by a backslash and c, the first byte after it.
   unsigned parse_escaped(char c, bool in_class) {
     constexpr std::string_view letters = "abfnrtv";
     constexpr std::string_view meanings = "\a\b\f\n\r\t\v";
@@ -494,7 +494,7 @@ class RegularExpression {
     return value;
   }
 
-  /// Behind [ .
+  /// After [ .
   int parse_class() {
     constexpr std::string_view open = "a class without ]";
     ByteSet set;
@@ -543,7 +543,7 @@ class RegularExpression {
     return static_cast<int>(states_.size()) - 1;
   }
 
-  /// The first state of those that read this node from right to left and go on with `next`.
+  /// Builds the states that read this node from right to left and continue with `next`; returns the first.
   int build(int index, int next) {
     if (++built_ > max_states) fail_for_size();
     const Node part = node(index);
@@ -607,7 +607,7 @@ class RegularExpression {
       case Kind::very_end:
         return place == size;
       default: {
-        if (size == 0) return false;  // to Python, neither \b nor \B is in an empty text
+        if (size == 0) return false;  // in Python, neither \b nor \B matches in an empty text
         const ByteSet word = ByteSet::category('w');
         const bool left = place > 0 && word.contains(static_cast<unsigned char>(text[place - 1]));
         const bool right = place < size && word.contains(static_cast<unsigned char>(text[place]));
@@ -616,7 +616,7 @@ class RegularExpression {
     }
   }
 
-  // Until the pattern is compiled.
+  // Used only until the pattern is compiled.
   std::string_view operation_;
   std::string_view option_;
   std::basic_string_view<Char> pattern_;
@@ -627,7 +627,7 @@ class RegularExpression {
 
   std::vector<ByteSet> sets_;
   std::vector<State> states_;
-  std::vector<int> machines_;  // their first states: lookaheads, inner ones first, and last the whole pattern
+  std::vector<int> machines_;  // their first states: lookaheads (inner ones first), then the whole pattern
 };
 
 }  // namespace lora::detail

@@ -1,4 +1,4 @@
-// Arithmetic on task vectors, the tensors in which fine-tuned models differ: pruning, sign election, weighted merging.
+// Arithmetic on task vectors (differences of fine-tuned models): pruning, sign election, weighted merging.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +20,7 @@
 namespace lora {
 
 /// Keeps the k = trunc(density * n) elements of largest magnitude and sets the others to zero. Among equal magnitudes
-/// at the edge the first elements stay (torch.topk leaves open which). Linear time; allocates n scalars.
+/// at the threshold the first elements are kept (torch.topk does not specify which). Linear time; allocates n scalars.
 /// @throws ConfigError unless density is in [0, 1]; std::bad_alloc. Pre: no element is a NaN.
 /// Source: the first step of TIES, Yadav et al., arXiv 2306.01708, section 3; PEFT's magnitude_based_pruning.
 template <RealScalar Scalar>
@@ -45,9 +45,9 @@ void prune_by_magnitude(std::span<Scalar> values, double density) {
 }
 
 /// Keeps each element with probability `density`, divided by `density`, and sets the others to zero, so that every
-/// element keeps its expectation. Element i stays where the i-th number of 53 bits in `stream`, two to a block from
-/// `first_block` on, is below density: the same elements on every platform; torch's own random stream is another.
-/// At density 1 nothing changes. Does not allocate.
+/// element keeps its expectation. Element i is kept if the i-th 53-bit number in `stream`, two per block from
+/// `first_block` on, is below density: the same elements on every platform, but not those of torch's generator. At
+/// density 1 nothing changes. Does not allocate.
 /// @throws ConfigError unless density is in (0, 1].
 /// Source: DARE, Yu et al., arXiv 2311.03099, section 3.2; PEFT's random_pruning with rescale.
 template <RealScalar Scalar>
@@ -102,11 +102,11 @@ void weighted_sum(std::span<const std::span<const Scalar>> vectors, std::span<co
   }
 }
 
-/// Elects a sign for every element and averages, with weights, the vectors that have it:
-///   sign_j = +1 where sum over i of v_ij (`total`), or of the signs of v_ij (`frequency`), is >= 0, else -1;
+/// Elects a sign for every element and averages, with weights, the vectors with that sign:
+///   sign_j = +1 if the sum over i of v_ij (`total`), or of the signs of v_ij (`frequency`), is >= 0, else -1;
 ///   out_j = sum of weights[i] * v_ij over the i with sgn(v_ij) = sign_j, divided by their number, 0 without any.
-/// The election does not look at the weights; a zero has no sign and does not count. `out` may be one of the vectors.
-/// Does not allocate. @throws ShapeError when sizes differ.
+/// The election ignores the weights; zeros have no sign and are ignored. `out` may be one of the vectors. Does not
+/// allocate. @throws ShapeError when sizes differ.
 /// Source: TIES, arXiv 2306.01708, section 3, steps 2 and 3; PEFT's calculate_majority_sign_mask and disjoint_merge.
 template <RealScalar Scalar>
 void disjoint_merge(std::span<const std::span<const Scalar>> vectors, std::span<const double> weights,

@@ -1,4 +1,4 @@
-// Ranks that should have the same configuration find out whether they have, and fail together when they have not.
+// Checks that all ranks have the same configuration; if not, all of them fail together.
 #pragma once
 
 #include <algorithm>
@@ -28,7 +28,7 @@ namespace detail {
   return result;
 }
 
-/// The first rank that says so, or -1.
+/// The first rank whose `here` is true, or -1.
 [[nodiscard]] inline int first_rank_where(const Communicator& ranks, bool here) {
   const int mine = here ? ranks.rank() : ranks.size();
   int first = 0;
@@ -36,7 +36,7 @@ namespace detail {
   return first == ranks.size() ? -1 : first;
 }
 
-/// At most 80 bytes of `text` about the byte `position`, quoted.
+/// At most 80 bytes of `text` around the byte at `position`, quoted.
 [[nodiscard]] inline std::string excerpt(std::string_view text, std::size_t position) {
   constexpr std::size_t length = 80;
   if (text.size() <= length) return std::string("'").append(text).append("'");
@@ -48,15 +48,15 @@ namespace detail {
 
 }  // namespace detail
 
-/// Something that every rank must have alike: "config", its JSON; "seed", "42"; "shapes", ...
+/// A named value that must be the same on every rank: "config", its JSON; "seed", "42"; "shapes", ...
 struct Agreed {
   std::string name;
   std::string value;
 };
 
-/// Compares `value` byte by byte with that of rank 0. Collective. Where some rank differs, every rank throws the same
-/// error, which names `name`, rank 0's value, the first rank that differs, and its value; of long values, the part
-/// where they part. Sends the value once from rank 0 to all.
+/// Compares `value` byte by byte with that of rank 0. Collective. If a rank differs, every rank throws the same error,
+/// with `name`, rank 0's value, the first rank that differs, and its value; long values are cut to the part where they
+/// differ. Sends the value once from rank 0 to all.
 /// @throws ConfigError on every rank or on none; MpiError
 inline void require_agreement(const Communicator& ranks, std::string_view name, std::string_view value) {
   const std::string expected = detail::broadcast_text(ranks, value, 0);
@@ -70,7 +70,7 @@ inline void require_agreement(const Communicator& ranks, std::string_view name, 
   throw ConfigError("lora::mpi::require_agreement", name, detail::excerpt(expected, position) + " as on rank 0", text);
 }
 
-/// The same for several values, in order; first the ranks must agree on their names.
+/// The same for several values, in order, after checking that the ranks agree on the names.
 inline void require_agreement(const Communicator& ranks, std::span<const Agreed> all) {
   std::string names;
   for (const auto& one : all) names.append(names.empty() ? "" : ", ").append(one.name);

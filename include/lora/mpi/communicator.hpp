@@ -1,7 +1,7 @@
-// A group of processes that exchange messages: an MPI communicator of our own, with errors as exceptions.
+// A group of processes that exchange messages: the library's own MPI communicator, with errors as exceptions.
 #pragma once
 
-// Neither OpenMPI's nor MPICH's deprecated C++ binding is wanted.
+// Leaves out the deprecated C++ bindings of OpenMPI and MPICH.
 #ifndef OMPI_SKIP_MPICXX
 #define OMPI_SKIP_MPICXX 1
 #endif
@@ -66,12 +66,12 @@ template <class Size>
 
 }  // namespace detail
 
-/// A duplicate of an MPI communicator, so that no message meets those of other code, and freed with this object. Its
+/// A duplicate of an MPI communicator, freed with this object; its messages never mix with those of other code. Its
 /// calls report errors as MpiError instead of ending the job.
 ///
-/// Constructing and destroying are collective: every rank of `parent` does it, in the same order. A rank that an
-/// exception carries past a Communicator leaves it unfreed, as the other ranks may never come; such a job can only end
-/// (Session sees to it).
+/// Constructing and destroying are collective: every rank of `parent` does both, in the same order. If an exception
+/// destroys a Communicator on one rank, it is not freed, since the other ranks may never join the call; such a job can
+/// only end (Session ends it).
 class Communicator {
  public:
   /// @throws MpiError
@@ -99,7 +99,7 @@ class Communicator {
   /// This process: 0 to size() - 1.
   [[nodiscard]] int rank() const noexcept { return rank_; }
   [[nodiscard]] int size() const noexcept { return size_; }
-  /// For calls of MPI that this library does not make.
+  /// For MPI calls that this library does not make.
   [[nodiscard]] MPI_Comm handle() const noexcept { return handle_; }
 
   /// Returns when every rank has called it. @throws MpiError

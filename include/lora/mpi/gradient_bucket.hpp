@@ -1,4 +1,4 @@
-// Some gradients in one buffer on their way to their mean over the ranks.
+// Several gradients in one buffer, while they are averaged over the ranks.
 #pragma once
 
 #include <algorithm>
@@ -18,15 +18,15 @@ namespace lora::mpi {
 /// 2. `average`: each rank forms f_0 g_0 + f_1 g_1 + ... for its own slice, in double, in the order of the ranks,
 ///    rounds once, and hands the slice to all (MPI_Iallgatherv); `unpack` waits and writes the gradients.
 ///
-/// Every element is computed once, on one rank, from all contributions in one fixed order, and copied. Hence all ranks
-/// hold the same bits, which depend neither on who arrived first, nor on MPI's algorithms, nor on how gradients were
-/// divided into buckets. Each rank sends 2 n (p-1)/p scalars and holds 2 n of them. Buffers grow and are kept.
+/// Every element is computed once, on one rank, from all contributions in a fixed order, and copied. So all ranks hold
+/// the same bits, which depend neither on the order of arrival, nor on MPI's algorithms, nor on how gradients were
+/// divided into buckets. Each rank sends 2 n (p-1)/p scalars and holds 2 n of them. Buffers only grow.
 ///
-/// While an exchange is under way MPI reads and writes the buffers: the bucket must neither move nor end.
+/// While an exchange is under way MPI reads and writes the buffers: do not move or destroy the bucket then.
 template <RealScalar Scalar>
 class GradientBucket {
  public:
-  /// Packs the gradients and begins the first exchange. Collective, as all of the members below.
+  /// Packs the gradients and begins the first exchange. Collective, like all members below.
   void send(const Communicator& ranks, std::span<const std::span<Scalar>> gradients) {
     gradients_.assign(gradients.begin(), gradients.end());
     lay_out(ranks);
@@ -43,7 +43,7 @@ class GradientBucket {
     detail::check("MPI_Test", MPI_Test(&request_, &done, MPI_STATUS_IGNORE));
   }
 
-  /// Waits for the first exchange, averages with the ranks' `factors`, and begins the second. A rank of factor 0 adds
+  /// Waits for the first exchange, averages with the ranks' `factors`, and begins the second. A rank with factor 0 adds
   /// nothing, whatever its gradients hold.
   void average(const Communicator& ranks, std::span<const double> factors) {
     detail::check("MPI_Wait", MPI_Wait(&request_, MPI_STATUS_IGNORE));
@@ -89,7 +89,7 @@ class GradientBucket {
     received_.resize(static_cast<std::size_t>(own.count) * ranks_count);
   }
 
-  // By pieces that stay in the cache, so that the sums in double are packet loops and need no memory of their own.
+  // In pieces that stay in the cache, so that the sums in double are vectorised loops and need no extra memory.
   void average_slice(int offset, std::span<const double> factors) {
     const Index own = own_counts_.front();
     for (Index begin = 0; begin < own; begin += piece_size) {
@@ -99,7 +99,8 @@ class GradientBucket {
     }
   }
 
-  // The first term stands for itself, so that one contribution of factor 1 keeps its bits, signed zeros among them.
+  // The sum starts at the first term, not at 0, so that a single contribution of factor 1 keeps its bits, including
+  // signed zeros.
   [[nodiscard]] Piece mean_of_ranks(Index begin, Index size, std::span<const double> factors) const {
     Piece sum = Piece::Zero(size);
     bool first = true;

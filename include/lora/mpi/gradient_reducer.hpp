@@ -20,6 +20,7 @@
 #include "lora/mpi/communicator.hpp"
 #include "lora/mpi/gradient_bucket.hpp"
 #include "lora/mpi/parameters.hpp"
+#include "lora/optim/moments.hpp"
 
 namespace lora::mpi {
 
@@ -50,13 +51,13 @@ template <RealScalar Scalar>
 /// gradients hold. Every rank ends with the same bits, the same in every run: GradientBucket says how. NaN and infinity
 /// pass on as in any sum. One rank keeps its gradients bit for bit.
 ///
-///     lora::mpi::GradientReducer<float> reducer(world, model.trainable_parameters());
+///     lora::mpi::GradientReducer<float> reducer(world, model);
 ///     ... model.zero_grad(), forward and backward over this rank's samples
-///     reducer.reduce(model.trainable_parameters(), samples);
-///     optimizer.step(model.trainable_parameters());
+///     reducer.reduce(model, samples);
+///     optimizer.step(model);
 ///
 /// All that trains travels in one buffer, r(d + k) scalars for a layer with factors. To overlap with the backward pass,
-/// call `start(layer.parameters())` as soon as a layer's gradients are complete; `reduce` then takes the rest and
+/// call `start(layer)` as soon as a layer's gradients are complete; `reduce` then takes the rest and
 /// finishes. Half of the traffic, the first of two exchanges, may so pass while earlier layers compute, with the same
 /// bits. That helps where the network moves data by itself, or within the calls of start() and progress(), and where
 /// the layers take longer to compute than their gradients to travel. It costs 2(p - 1) messages a call instead of a
@@ -78,6 +79,11 @@ class GradientReducer {
     }
     state_->taken.assign(parameters.size(), false);
   }
+  /// The same for a layer (its `parameters()`) or a model (its `trainable_parameters()`).
+  template <ParameterSource Source>
+    requires(!ParameterRange<Source>)
+  GradientReducer(const Communicator& ranks, Source& source)
+      : GradientReducer(ranks, lora::detail::span_of(lora::detail::parameter_range(source))) {}
   GradientReducer(GradientReducer&&) noexcept = default;
   GradientReducer(const GradientReducer&) = delete;
   GradientReducer& operator=(const GradientReducer&) = delete;
@@ -98,6 +104,10 @@ class GradientReducer {
     }
     send_chosen();
   }
+  /// The same for what a layer or a model trains.
+  template <ParameterSource Source>
+    requires(!ParameterRange<Source>)
+  void start(Source& source) { start(lora::detail::span_of(lora::detail::parameter_range(source))); }
 
   /// Lets MPI work on what start() began; never waits. For long stretches without a start().
   void progress() {
@@ -123,6 +133,12 @@ class GradientReducer {
     state.used = 0;
     state.order = order_seed;
     state.taken.assign(state.taken.size(), false);
+  }
+  /// The same for what a layer or a model trains.
+  template <ParameterSource Source>
+    requires(!ParameterRange<Source>)
+  void reduce(Source& source, double weight) {
+    reduce(lora::detail::span_of(lora::detail::parameter_range(source)), weight);
   }
 
   /// Scalars that one reduce() averages.

@@ -24,15 +24,16 @@ template <class Scalar>
   return text;
 }
 
-/// Gives every rank the values that rank `root` has. Collective. Gradients and optimiser states stay.
-/// Each parameter travels by itself and in place: no allocation but for the comparison of names and shapes before.
+/// Gives every rank the values that rank `root` has, of a layer, a model, or a range of handles. Collective. Gradients
+/// and optimiser states stay. Each parameter travels by itself and in place: no allocation but for the comparison of
+/// names and shapes before.
 /// @throws ConfigError on every rank when names, shapes or scalars differ between ranks; StateError while merged;
 /// MpiError
-template <class Range>
-  requires ParameterRange<const Range>
-void broadcast_values(const Communicator& ranks, const Range& parameters, int root = 0) {
-  using Scalar = parameter_scalar_t<const Range>;
-  const std::span<const Parameter<Scalar>> list(parameters);
+template <ParameterSource Source>
+void broadcast_values(const Communicator& ranks, Source&& source, int root = 0) {
+  using Scalar = source_scalar_t<Source>;
+  const auto& parameters = lora::detail::parameter_range(source);
+  const std::span<const Parameter<Scalar>> list = lora::detail::span_of(parameters);
   require_agreement(ranks, "parameters", layout_text(list));
   for (const auto& parameter : list) {
     auto value = parameter.value();

@@ -1,4 +1,4 @@
-// MPI's beginning and end in a program, and what becomes of the other ranks when one fails.
+// Initialising and finalising MPI in a program, and stopping the other ranks when one fails.
 #pragma once
 
 #include <chrono>
@@ -17,11 +17,11 @@
 
 namespace lora::mpi {
 
-/// Initialises MPI and finalises it, unless the program had it initialised already. Threads may run beside the one that
-/// made the session, which alone calls MPI (MPI_THREAD_FUNNELED).
+/// Initialises MPI and finalises it, unless the program has already initialised it. The program may use threads, but
+/// only the thread that created the session calls MPI (MPI_THREAD_FUNNELED).
 class Session {
  public:
-  /// How long a failed rank waits for the others to fail as well and print their messages, before it ends them.
+  /// How long a failed rank waits for the others to fail too and print their messages, before it ends the job.
   static constexpr std::chrono::milliseconds patience{1000};
 
   /// @throws StateError when MPI was finalised before or does not allow threads
@@ -44,25 +44,25 @@ class Session {
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
 
-  /// Waits for every rank. A rank that an exception carries past its session ends the job, as abort() does.
+  /// Waits for every rank. If an exception destroys a rank's session, that rank ends the job, as abort() does.
   ~Session() {
     if (std::uncaught_exceptions() > exceptions_) abort("an exception left the session");
     control_.reset();
     if (owner_) MPI_Finalize();
   }
 
-  /// Says which rank failed and why on standard error, waits at most `patience` for the other ranks to call it as well,
-  /// and ends the whole job with exit code `code`, wherever the other ranks are.
+  /// Prints which rank failed and why on standard error, waits at most `patience` for the other ranks to call it too,
+  /// and ends the whole job with exit code `code`, whatever the other ranks are doing.
   [[noreturn]] void abort(std::string_view message, int code = EXIT_FAILURE) const noexcept {
     report(message);
-    // Where all have failed one ends the job: the launcher gets confused by many.
+    // If all ranks have failed, only one ends the job: several would confuse the launcher.
     if (all_leave(patience) && control_->rank() != 0) std::this_thread::sleep_for(patience);
     MPI_Abort(MPI_COMM_WORLD, code);
     std::_Exit(code);
   }
 
-  /// The last thing a rank does, with its exit code. Waits for the others when the code is 0. With another code it
-  /// waits at most `patience`, and ends the job when some rank still works then: it might wait for this one for ever.
+  /// The last call of a rank, with its exit code. With code 0 it waits for the others. With another code it waits at
+  /// most `patience`, and ends the job if a rank is still working then: that rank might wait for this one for ever.
   int leave(int code) const noexcept {
     if (code == EXIT_SUCCESS) {
       static_cast<void>(all_leave(std::nullopt));
@@ -88,7 +88,7 @@ class Session {
     std::fflush(stderr);
   }
 
-  // Whether every rank came here within `limit`.
+  // Whether every rank gets here within `limit`.
   bool all_leave(std::optional<std::chrono::milliseconds> limit) const noexcept {
     MPI_Request arrival = MPI_REQUEST_NULL;
     if (MPI_Ibarrier(control_->handle(), &arrival) != MPI_SUCCESS) return false;
@@ -103,11 +103,11 @@ class Session {
   }
 
   bool owner_ = false;
-  std::optional<Communicator> control_;  // the user's messages never meet those of leaving
+  std::optional<Communicator> control_;  // keeps the messages of leaving apart from the user's
   int exceptions_ = std::uncaught_exceptions();
 };
 
-/// Runs `body(world)` between MPI's beginning and end; `int main` returns what this returns. `body` returns nothing or
+/// Initialises MPI, runs `body(world)` and finalises MPI; return its result from `int main`. `body` returns nothing or
 /// an exit code. An exception on any rank is printed with the rank's number, and the job ends with a non-zero exit code
 /// on every rank: none waits for the one that failed.
 ///

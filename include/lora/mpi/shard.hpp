@@ -1,4 +1,4 @@
-// The part of a batch that falls to one rank.
+// The part of a batch that one rank computes.
 #pragma once
 
 #include <algorithm>
@@ -18,8 +18,8 @@ struct Shard {
   bool operator==(const Shard&) const = default;
 };
 
-/// Divides `total` elements among `size` ranks: contiguous, in the order of the ranks, each element once, and no two
-/// counts differ by more than one; the longer ones come first. Ranks beyond `total` get none.
+/// Divides `total` elements among `size` ranks: contiguous, in the order of the ranks, each element once. Counts differ
+/// by at most one; the longer shards come first. Ranks beyond `total` get none.
 /// @throws ConfigError unless total >= 0 and 0 <= rank < size
 [[nodiscard]] inline Shard shard(Index total, int rank, int size) {
   if (total < 0) throw ConfigError("lora::mpi::shard", "total", "a number that is not negative", std::to_string(total));

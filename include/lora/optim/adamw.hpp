@@ -16,16 +16,16 @@
 
 namespace lora {
 
-/// Options of AdamW, in PyTorch's meaning.
+/// Options of AdamW, with PyTorch's meaning.
 struct AdamWOptions {
   double learning_rate = 1e-3;
   double beta1 = 0.9;
   double beta2 = 0.999;
   double epsilon = 1e-8;
-  double weight_decay = 0.01;  ///< decoupled: shrinks the value, stays out of the moments
+  double weight_decay = 0.01;  ///< decoupled: shrinks the value and does not enter the moments
 };
 
-/// For a value p with gradient g, in the parameter's step t = 1, 2, ..., elementwise:
+/// For a value p with gradient g, elementwise, in step t = 1, 2, ... of the parameter:
 ///
 ///     p = p * (1 - rate * weight_decay)
 ///     m = beta1 * m + (1 - beta1) * g
@@ -33,7 +33,8 @@ struct AdamWOptions {
 ///     p = p - rate / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + epsilon)
 ///
 /// where rate = learning_rate * Parameter::learning_rate_scale(). Semantics and order are those of torch.optim.AdamW;
-/// coefficients are computed in double. With epsilon = 0, an element whose gradient was always 0 becomes NaN, as there.
+/// coefficients are computed in double. With epsilon = 0, an element whose gradient was always 0 becomes NaN, as in
+/// PyTorch.
 ///
 /// State, in Parameter::moments(): `first` is m, `second` is v, `steps` is t. To restore a saved state, set these three
 /// and `owner = AdamW<Scalar>::name`.
@@ -57,17 +58,17 @@ class AdamW {
   [[nodiscard]] const AdamWOptions& options() const noexcept { return options_; }
   [[nodiscard]] double learning_rate() const noexcept { return options_.learning_rate; }
 
-  /// Sets the rate of the steps to come. @throws ConfigError unless it is finite and not negative.
+  /// Sets the rate of subsequent steps. @throws ConfigError unless it is finite and not negative.
   void set_learning_rate(double learning_rate) {
     detail::require_not_negative<Scalar>("AdamW::set_learning_rate", "learning_rate", learning_rate);
     options_.learning_rate = learning_rate;
   }
 
   /// Updates every parameter once; gradients are read only. All parameters are checked before the first is changed.
-  /// Allocates a parameter's state in its first step, nothing later.
+  /// Allocates a parameter's state in its first step, and nothing later.
   /// @throws StateError for a parameter that is locked, listed twice, or holds another optimiser's state
   /// @throws ConfigError for a negative or non-finite Parameter::learning_rate_scale
-  /// @throws std::bad_alloc Whatever is thrown, no value and no state has changed.
+  /// @throws std::bad_alloc After any exception, no value and no state has changed.
   void step(std::span<const Parameter<Scalar>> parameters) {
     check_("AdamW::step", name, options_.learning_rate, parameters);
     for (const auto& parameter : parameters) {

@@ -17,7 +17,7 @@ namespace lora {
 
 namespace detail {
 
-/// Sum of (scale * g)^2 over all gradients, in double and in one fixed order: four partial sums of each gradient.
+/// Sum of (scale * g)^2 over all gradients, in double and in a fixed order: four partial sums per gradient.
 template <class Scalar>
 [[nodiscard]] double scaled_sum_of_squares(std::span<const Parameter<Scalar>> parameters, double scale) noexcept {
   double total = 0;
@@ -45,7 +45,7 @@ template <class Scalar>
   return total;
 }
 
-/// Largest magnitude of all gradients; an infinity or NaN where there is one, in `culprit`.
+/// Largest magnitude in all gradients; an infinity or NaN, if there is one, is reported in `culprit`.
 template <class Scalar>
 [[nodiscard]] double largest_gradient(std::span<const Parameter<Scalar>> parameters,
                                       const Parameter<Scalar>** culprit) noexcept {
@@ -70,11 +70,11 @@ template <class Scalar>
 [[nodiscard]] double gradient_norm(std::span<const Parameter<Scalar>> parameters,
                                    const Parameter<Scalar>** culprit) noexcept {
   const double plain = scaled_sum_of_squares(parameters, 1.0);
-  // Between these bounds no square has overflowed, and squares lost below the smallest double do not count.
+  // Between these bounds no square has overflowed, and squares that underflowed are negligible.
   if (is_finite(plain) && plain >= 0x1p-900) return std::sqrt(plain);
   const double largest = largest_gradient(parameters, culprit);
   if (largest == 0 || !is_finite(largest)) return largest;
-  const int exponent = std::clamp(std::ilogb(largest), -1000, 1000);  // 2^exponent and its inverse are doubles
+  const int exponent = std::clamp(std::ilogb(largest), -1000, 1000);  // 2^exponent and its inverse are normal doubles
   return std::scalbn(std::sqrt(scaled_sum_of_squares(parameters, std::scalbn(1.0, -exponent))), exponent);
 }
 
@@ -110,8 +110,8 @@ double clip_gradient_norm(std::span<const Parameter<Scalar>> parameters, double 
 }  // namespace detail
 
 /// Euclidean norm of all gradients taken as one vector, sqrt(sum of g^2), accumulated in double. It neither overflows
-/// nor underflows unless the norm itself does; infinite or NaN where a gradient is. Each parameter must be listed once.
-/// `source`: a range of parameters, a layer or a model. No allocation, but what a model needs to list its parameters.
+/// nor underflows unless the norm itself does; it is infinite or NaN if a gradient is. Each parameter must be listed
+/// once. `source`: a range of parameters, a layer or a model. No allocation except for a model's list of parameters.
 template <ParameterSource Source>
 [[nodiscard]] double gradient_norm(Source&& source) {
   const auto& parameters = detail::parameter_range(source);
@@ -119,10 +119,10 @@ template <ParameterSource Source>
   return detail::gradient_norm(detail::span_of(parameters), &culprit);
 }
 
-/// Scales all gradients by min(1, max_norm / (norm + 1e-6)), norm being gradient_norm before. Returns that norm.
-/// Call it after backward and before the optimiser's step. Infinite `max_norm` only measures. No allocation.
+/// Scales all gradients by min(1, max_norm / (norm + 1e-6)), where norm is gradient_norm before scaling. Returns that
+/// norm. Call it after backward and before the optimiser's step. Infinite `max_norm` only measures. No allocation.
 /// The semantics are those of torch.nn.utils.clip_grad_norm_ with error_if_nonfinite = True: a norm that is not finite
-/// cannot be clipped, and no gradient is touched then. To skip such a step instead, ask gradient_norm first.
+/// cannot be clipped, and no gradient changes then. To skip such a step instead, check gradient_norm first.
 /// @throws ConfigError if `max_norm` is negative or NaN @throws StateError if the norm is not finite
 /// Source: Pascanu et al., On the difficulty of training recurrent neural networks, arXiv 1211.5063, Algorithm 1.
 template <ParameterSource Source>

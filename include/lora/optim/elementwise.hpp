@@ -1,4 +1,4 @@
-// Packs of scalars for loops over whole arrays, as fast at -O2 as with more, and cheap to compile.
+// Packs of scalars for loops over whole arrays: fast even at -O2, and cheap to compile.
 #pragma once
 
 #include <cmath>
@@ -6,7 +6,7 @@
 
 #include "lora/core/types.hpp"
 
-// All intrinsics of x86 cost half a second to include.
+// Including all x86 intrinsics costs half a second.
 #if defined(__AVX__)
 #include <immintrin.h>
 #elif defined(__SSE2__)
@@ -15,7 +15,7 @@
 #include <arm_neon.h>
 #endif
 
-// At -O2 compilers do not unroll loops of so little work by themselves.
+// At -O2 compilers do not unroll such small loops by themselves.
 #if defined(__clang__)
 #define LORA_UNROLL_BY_FOUR _Pragma("unroll 4")
 #else
@@ -32,7 +32,7 @@ inline constexpr int pack_bytes = 32;
 inline constexpr int pack_bytes = 16;
 #endif
 
-/// Some scalars in a register. Arithmetic is that of the compiler's vector types.
+/// Several scalars in a register. Arithmetic uses the compiler's vector types.
 template <class Scalar, int bytes = pack_bytes>
 struct Pack {
   using Type __attribute__((vector_size(bytes))) = Scalar;
@@ -40,7 +40,7 @@ struct Pack {
 
   static void load(const Scalar* from, Type& pack) noexcept { std::memcpy(&pack, from, sizeof(pack)); }
   static void store(const Type& pack, Scalar* to) noexcept { std::memcpy(to, &pack, sizeof(pack)); }
-  /// The first `count` lanes; the others keep what they have.
+  /// Loads the first `count` lanes; the others are unchanged.
   static void load(const Scalar* from, Index count, Type& pack) noexcept {
     std::memcpy(&pack, from, static_cast<std::size_t>(count) * sizeof(Scalar));
   }
@@ -48,7 +48,7 @@ struct Pack {
     std::memcpy(to, &pack, static_cast<std::size_t>(count) * sizeof(Scalar));
   }
 
-  /// Rounded to nearest, also of infinities and denormals.
+  /// Rounded to nearest, including infinities and denormals.
   static void square_root(Type& pack) noexcept {
 #if defined(__AVX512F__)
     if constexpr (sizeof(Scalar) == 4) {

@@ -1,4 +1,4 @@
-// Range checks of options, always on, -ffast-math or not.
+// Range checks of options: always on, even with -ffast-math.
 #pragma once
 
 #include <limits>

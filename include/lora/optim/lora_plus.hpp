@@ -9,8 +9,8 @@
 
 namespace lora {
 
-/// The factor LoRA+ puts on the learning rate of a parameter of this role: `ratio` for B, its bias, the magnitude and
-/// the layer's bias; 1 for A and for a weight that trains.
+/// LoRA+'s factor on the learning rate of a parameter with this role: `ratio` for B, its bias, the magnitude and the
+/// layer's bias; 1 for A and for a weight that trains.
 [[nodiscard]] constexpr double lora_plus_scale(ParameterRole role, double ratio) noexcept {
   switch (role) {
     case ParameterRole::lora_B:
@@ -25,14 +25,14 @@ namespace lora {
   return 1.0;
 }
 
-/// Sets the learning-rate scale of every parameter by its role; the paper suggests a ratio near 16. The scale lives
-/// beside the parameter and stays with it:
+/// Sets the learning-rate scale of every parameter by its role; the paper suggests a ratio near 16. The scale is stored
+/// with the parameter and stays with it:
 ///
 ///     lora::lora_plus(layer, 16.0);
 ///     optimizer.step(layer);
 ///
 /// Groups as create_loraplus_optimizer of huggingface/peft does (lora_B and tensors of one dimension), with two
-/// differences: B of an embedding has the ratio too, and biases decay like every other parameter.
+/// differences: B of an embedding also has the ratio, and biases decay like every other parameter.
 /// @throws ConfigError unless `ratio` is finite and positive; no scale is changed then.
 /// Source: Hayou et al., LoRA+: Efficient Low Rank Adaptation of Large Models, arXiv 2402.12354.
 template <ParameterSource Source>

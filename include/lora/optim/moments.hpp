@@ -1,4 +1,4 @@
-// What optimisers work on, and what they remember of it: how much that is, and how to forget it.
+// The parameters optimisers work on, and the state they keep: how large it is, and how to discard it.
 #pragma once
 
 #include <concepts>
@@ -25,7 +25,7 @@ concept ParameterRange = requires(Range& range) {
 
 namespace detail {
 
-/// The range of handles that `source` is, or gives: `trainable_parameters()` of a model, `parameters()` of a layer.
+/// The range of handles: `source` itself, `trainable_parameters()` of a model, or `parameters()` of a layer.
 template <class Source>
 [[nodiscard]] decltype(auto) parameter_range(Source& source) {
   if constexpr (requires { source.trainable_parameters(); }) {
@@ -47,7 +47,8 @@ template <class Range>
 
 }  // namespace detail
 
-/// What has parameters to train: a range of handles, a layer (`parameters()`), or a model (`trainable_parameters()`).
+/// A source of parameters to train: a range of handles, a layer (`parameters()`), or a model
+/// (`trainable_parameters()`).
 template <class Source>
 concept ParameterSource = ParameterRange<detail::parameter_range_t<std::remove_reference_t<Source>>>;
 
@@ -66,8 +67,8 @@ template <ParameterSource Source>
   return total;
 }
 
-/// Forgets what an optimiser remembers of these parameters and frees it; the next step is a first one, of any
-/// optimiser. The scales of learning rates stay.
+/// Discards and frees the optimiser state of these parameters; the next step is a first step, and any optimiser may
+/// take it. Learning-rate scales are kept.
 template <ParameterSource Source>
 void reset_moments(Source&& source) {
   const auto& parameters = detail::parameter_range(source);

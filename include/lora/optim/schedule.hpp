@@ -25,9 +25,9 @@ struct WarmupCosineOptions {
 ///     rate(t) = floor + (peak - floor) * (1 + cos(pi * (t - w) / (T - w))) / 2       w <= t < T
 ///     rate(t) = floor                                                                T <= t
 ///
-/// A function of the step alone: `optimizer.set_learning_rate(schedule(t))` before update t; nothing is remembered, so
-/// resuming needs only t. With w = T the warm-up ends at the floor. With floor 0 it is get_cosine_schedule_with_warmup of huggingface/transformers; step 0 of a
-/// warm-up has rate 0. Safe from any thread.
+/// A function of the step alone: call `optimizer.set_learning_rate(schedule(t))` before update t. It keeps no state, so
+/// resuming needs only t. With w = T the warm-up ends at the floor. With floor 0 it is get_cosine_schedule_with_warmup
+/// of huggingface/transformers; step 0 of a warm-up has rate 0. Safe from any thread.
 /// Source: Loshchilov and Hutter, SGDR, arXiv 1608.03983, equation 5, for the cosine.
 class WarmupCosine {
  public:

@@ -16,11 +16,11 @@
 
 namespace lora {
 
-/// Options of SGD, in PyTorch's meaning.
+/// Options of SGD, with PyTorch's meaning.
 struct SGDOptions {
   double learning_rate = 1e-3;
   double momentum = 0.0;
-  double dampening = 0.0;     ///< takes this part off each gradient that enters the momentum, but the first
+  double dampening = 0.0;     ///< fraction removed from every gradient but the first as it enters the momentum
   double weight_decay = 0.0;  ///< L2 penalty: coupled, it passes through the momentum
   bool nesterov = false;      ///< needs momentum > 0 and dampening = 0
 };
@@ -62,17 +62,17 @@ class SGD {
   [[nodiscard]] const SGDOptions& options() const noexcept { return options_; }
   [[nodiscard]] double learning_rate() const noexcept { return options_.learning_rate; }
 
-  /// Sets the rate of the steps to come. @throws ConfigError unless it is finite and not negative.
+  /// Sets the rate of subsequent steps. @throws ConfigError unless it is finite and not negative.
   void set_learning_rate(double learning_rate) {
     detail::require_not_negative<Scalar>("SGD::set_learning_rate", "learning_rate", learning_rate);
     options_.learning_rate = learning_rate;
   }
 
   /// Updates every parameter once; gradients are read only. All parameters are checked before the first is changed.
-  /// Allocates a parameter's state in its first step with momentum, nothing later.
+  /// Allocates a parameter's state in its first step with momentum, and nothing later.
   /// @throws StateError for a parameter that is locked, listed twice, or holds another optimiser's state
   /// @throws ConfigError for a negative or non-finite Parameter::learning_rate_scale
-  /// @throws std::bad_alloc Whatever is thrown, no value and no state has changed.
+  /// @throws std::bad_alloc After any exception, no value and no state has changed.
   void step(std::span<const Parameter<Scalar>> parameters) {
     check_("SGD::step", name, options_.learning_rate, parameters);
     for (const auto& parameter : parameters) {

@@ -83,7 +83,7 @@ class StepCheck {
   std::vector<Extent> extents_;
 };
 
-/// @throws StateError unless `moment` holds one scalar for each of the parameter's.
+/// @throws StateError unless `moment` has as many scalars as the parameter.
 template <class Scalar>
 void require_moment_size(std::string_view operation, const Parameter<Scalar>& parameter,
                          const std::vector<Scalar>& moment) {

@@ -1,4 +1,4 @@
-// The frozen weight that stays in the caller's memory.
+// A frozen weight that stays in the caller's memory.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +13,7 @@ namespace lora {
 
 namespace detail {
 
-/// Tiles of a weight that lies in memory by rows or by columns: some whole lines each, or a part of one.
+/// Tiles of a weight stored by rows or by columns: each is several whole lines, or part of one.
 template <class Element>
 struct DenseTiling {
   MatrixView<Element> w;
@@ -46,7 +46,7 @@ struct DenseTiling {
   [[nodiscard]] Index lines_per_tile() const noexcept { return max_tile_size / tile_length(); }
 };
 
-/// Reads a block of a weight that lies in memory; see ReadableWeight.
+/// Reads a block of a weight in memory; see ReadableWeight.
 template <class Scalar>
 void read_dense(std::string_view operation, const MatrixView<const Scalar>& w, Index first_output, Index first_input,
                 const MatrixView<Scalar>& out) {
@@ -55,7 +55,7 @@ void read_dense(std::string_view operation, const MatrixView<const Scalar>& w, I
   copy_elements(w.middle_rows(first_output, out.rows).middle_cols(first_input, out.cols), out);
 }
 
-/// @throws ShapeError unless the lines of a weight are contiguous and apart from each other.
+/// @throws ShapeError unless the lines of a weight are contiguous and do not overlap.
 inline void check_dense(const void* data, Index rows, Index cols, Index row_stride, Index col_stride) {
   if (rows < 1 || cols < 1) throw ShapeError("DenseWeight", "weight", "at least 1 x 1", shape_text(rows, cols));
   if (data == nullptr) throw ShapeError("DenseWeight", "weight", "memory", "a null pointer");
@@ -75,9 +75,9 @@ inline void check_dense(const void* data, Index rows, Index cols, Index row_stri
 }  // namespace detail
 
 /// A view of a weight in memory that the caller owns and keeps alive: an Eigen matrix, map or block, a raw buffer, a
-/// mapped file. Nothing is copied; merging writes into that memory, unless it is const, in which case merging is
-/// refused. A weight that is still merged when this object goes stays merged. Moves, and does not copy, since two
-/// layers must not merge into one memory.
+/// mapped file. Nothing is copied; merging writes into that memory; if it is const, merging is refused. A weight that
+/// is still merged when this object is destroyed stays merged. Movable but not copyable, since two layers must not
+/// merge into the same memory.
 template <RealScalar ScalarType>
 class DenseWeight {
  public:

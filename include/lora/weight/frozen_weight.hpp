@@ -1,4 +1,4 @@
-// What a frozen weight is: an operator that multiplies. What more it can do is asked for separately.
+// What a frozen weight is: an operator that multiplies. Reading and merging are separate concepts.
 #pragma once
 
 #include <concepts>
@@ -13,11 +13,11 @@
 
 namespace lora {
 
-/// The low-rank term that rides along with a product: U (N x r) times F (r x m). Rank 0 stands for no term.
+/// The low-rank term computed within a product: U (N x r) times F (r x m). Rank 0 means no term.
 template <class Scalar>
 struct LowRankTerm {
   MatrixView<const Scalar> down;  ///< U or V, N x r
-  /// (s*B)^T (r x out_features) or A (r x in_features). Rows are contiguous; in product(), columns may be instead.
+  /// (s*B)^T (r x out_features) or A (r x in_features). Rows are contiguous; product() also accepts contiguous columns.
   MatrixView<const Scalar> up;
 
   [[nodiscard]] Index rank() const noexcept { return up.rows; }
@@ -40,13 +40,13 @@ struct WeightTile {
 /// No tile holds more scalars than this, so that scratch for a tile has a fixed size.
 inline constexpr Index max_tile_size = 16384;
 
-/// A frozen weight W (out_features x in_features) behind which any storage may stand. A new kind is one new file.
+/// A frozen weight W (out_features x in_features) with any storage. A new kind is one new file.
 ///
 /// - `product(X, bias, term, Y, workspace)`: Y = X W^T + bias + U F. `bias` has out_features scalars or is null.
 /// - `product_transposed(dY, term, dX, workspace)`: dX = dY W + V F.
 /// - `bytes()`: memory this object owns.
 ///
-/// Inputs may have any strides, outputs have contiguous rows and alias no input. The const functions are reentrant:
+/// Inputs may have any strides; outputs have contiguous rows and alias no input. The const functions are reentrant:
 /// they write to the output and the workspace only, and allocate only to grow the workspace. Results do not depend on
 /// the number of workers.
 template <class W>
@@ -60,7 +60,7 @@ concept FrozenWeight = RealScalar<typename W::Scalar> && std::movable<W> &&
   { source.bytes() } -> std::same_as<std::size_t>;
 };
 
-/// A frozen weight whose values can be had back.
+/// A frozen weight whose values can be read back.
 ///
 /// `read(first_output, first_input, out)` writes the block [first_output, + out.rows) x [first_input, + out.cols) of W
 /// to `out`, which has any strides and shares no memory with the weight. Fast for whole rows, whole columns and tiles.
@@ -72,8 +72,8 @@ concept ReadableWeight = FrozenWeight<W> && requires(const W& source, MatrixView
 
 /// A readable weight that can be updated in place.
 ///
-/// - `tile_count()` and `tile(t)`: every element of W exactly once, in a fixed order; padding never shows.
-/// - `writable()`: false where the memory is const; then `tile(t)` of a mutable weight throws StateError.
+/// - `tile_count()` and `tile(t)`: every element of W exactly once, in a fixed order, without padding.
+/// - `writable()`: false if the memory is const; then `tile(t)` of a mutable weight throws StateError.
 template <class W>
 concept MergeableWeight = ReadableWeight<W> && requires(W& target, const W& source, Index t) {
   { source.tile_count() } -> std::same_as<Index>;
@@ -91,7 +91,7 @@ void read_back(const W& weight, const MatrixView<typename W::Scalar>& out) {
 
 namespace detail {
 
-/// @throws ShapeError unless the block of rows x cols from (first_output, first_input) lies within the weight.
+/// @throws ShapeError unless the block of rows x cols at (first_output, first_input) lies within the weight.
 inline void check_block(std::string_view operation, Index out_features, Index in_features, Index first_output,
                         Index first_input, Index rows, Index cols) {
   const bool rows_fit = first_output >= 0 && rows >= 0 && rows <= out_features && first_output <= out_features - rows;

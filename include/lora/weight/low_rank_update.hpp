@@ -23,14 +23,14 @@ struct LowRankUpdate {
   Scalar scale = 1;
 };
 
-/// A low-rank update of a given weight, computed piece by piece, never held whole. Owns scaled copies of the factors in
-/// the layout the weight's tiles ask for: rank * (in_features + out_features) scalars, and padding.
+/// A low-rank update of a given weight, computed piece by piece and never held whole. Owns scaled copies of the factors
+/// in the layout that the weight's tiles need: rank * (in_features + out_features) scalars, plus padding.
 template <RealScalar Scalar>
 class DeltaSource {
  public:
   DeltaSource() = default;
 
-  /// `lines_are_outputs` as in the weight's tiles. @throws std::bad_alloc
+  /// `lines_are_outputs` has the meaning it has in the weight's tiles. @throws std::bad_alloc
   DeltaSource(const LowRankUpdate<Scalar>& update, bool lines_are_outputs)
       : kernel_(kernels::delta_kernel<Scalar>()),
         fused_(kernels::fused_kernel<Scalar>()),
@@ -54,7 +54,7 @@ class DeltaSource {
             length, out);
   }
 
-  /// Adds the update to a piece of the weight, or takes it back; see kernels::FusedKernel.
+  /// Adds the update to a piece of the weight, or removes it again; see kernels::FusedKernel.
   kernels::ExactUpdate update(kernels::UpdateStep step, const WeightTile<Scalar>& piece, std::int8_t* codes,
                               Scalar* originals) const noexcept {
     return fused_({.coefficients = coefficients_.data() + piece.first_line * rank_,
@@ -72,8 +72,8 @@ class DeltaSource {
   [[nodiscard]] std::size_t bytes() const noexcept { return (coefficients_.size() + factor_.size()) * sizeof(Scalar); }
 
  private:
-  /// Three cache lines more than a stride that is a multiple of eight of them. A tile reads a few lines of every row:
-  /// rows of 4096 floats would have theirs in the same sets of the first-level cache, which hold 8 or 12 lines each.
+  /// A multiple of eight cache lines, plus three. A tile reads a few lines of every row: with rows of 4096 floats all
+  /// of these would fall into the same sets of the first-level cache, which hold only 8 or 12 lines each.
   static Index spread_stride(Index positions) {
     constexpr auto line = static_cast<Index>(64 / sizeof(Scalar));
     return positions % (8 * line) == 0 ? positions + 3 * line : positions;

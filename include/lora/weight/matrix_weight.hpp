@@ -10,11 +10,11 @@
 
 namespace lora {
 
-/// Models MergeableWeight over a row-major matrix of its own, read where it lies: for weights that are looked up more
-/// than multiplied (a table of embeddings) or whose layout is given (kernels of a convolution). A product packs W panel
-/// by panel, as that of DenseWeight does, and has the bits of PackedWeight's.
+/// Models MergeableWeight over its own row-major matrix, which is read in place: for weights that are looked up more
+/// often than multiplied (a table of embeddings) or whose layout is fixed (kernels of a convolution). A product packs W
+/// panel by panel like DenseWeight, and gives the same bits as PackedWeight.
 ///
-/// Copying copies the matrix; what is moved from holds nothing of use. The const functions are safe to call from many
+/// Copying copies the matrix; a moved-from object must not be used. The const functions are safe to call from many
 /// threads at once, each with its own workspace.
 template <RealScalar Scalar_>
 class MatrixWeight {
@@ -23,9 +23,9 @@ class MatrixWeight {
 
   MatrixWeight() = default;
 
-  /// Keeps `matrix` as W (out_features x in_features); as its transpose (in_features x out_features) when `transposed`:
-  /// a table of num_embeddings x embedding_dim is a weight of embedding_dim x num_embeddings, each of whose columns is
-  /// a contiguous row of the table.
+  /// Keeps `matrix` as W (out_features x in_features), or, when `transposed`, as W^T (in_features x out_features): a
+  /// table of num_embeddings x embedding_dim is a weight of embedding_dim x num_embeddings, each of whose columns is a
+  /// contiguous row of the table.
   explicit MatrixWeight(Matrix<Scalar> matrix, bool transposed = false) noexcept
       : matrix_(std::move(matrix)), transposed_(transposed) {}
 

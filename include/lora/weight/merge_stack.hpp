@@ -1,4 +1,4 @@
-// Several updates merged into one frozen weight, each of which can be taken out again without a trace.
+// Several updates merged into one frozen weight. Each can be taken out again, exactly.
 #pragma once
 
 #include <algorithm>
@@ -15,11 +15,11 @@
 
 namespace lora {
 
-/// What is kept while updates stand merged in a weight: one MergeUndo each, in the order of merging. Number i holds
-/// what separates W_i from W_(i-1), where W_i = round(W_(i-1) + delta_i), so that only the last one can be undone
-/// directly; taking out an inner one undoes those above it and merges them again.
+/// What is kept while updates are merged into a weight: one MergeUndo each, in the order of merging. Number i holds the
+/// difference between W_i and W_(i-1), where W_i = round(W_(i-1) + delta_i), so only the last one can be undone
+/// directly; removing an inner one undoes those above it and merges them again.
 ///
-/// Keys are the caller's names for the updates. Every function takes the one weight that the stack belongs to.
+/// Keys are the caller's names for the updates. Pass every function the weight that the stack belongs to.
 template <RealScalar Scalar>
 class MergeStack {
  public:
@@ -33,8 +33,8 @@ class MergeStack {
     return std::find(keys_.begin(), keys_.end(), key) != keys_.end();
   }
 
-  /// W <- f (.) (W + s*B*A), where f are `output_factors`, or ones. @throws as MergeUndo::merge; then neither weight
-  /// nor stack has changed.
+  /// W <- f (.) (W + s*B*A), where f are `output_factors`, or ones. @throws like MergeUndo::merge; neither weight nor
+  /// stack changes then.
   void push(std::string_view operation, WeightRef<Scalar> weight, Key key, const LowRankUpdate<Scalar>& update,
             std::span<const Scalar> output_factors = {}) {
     if (undos_.size() == undos_.capacity()) undos_.reserve(2 * undos_.size() + 1);
@@ -43,7 +43,7 @@ class MergeStack {
     keys_.push_back(key);
   }
 
-  /// Takes out the updates merged after the first `size` ones. Bit for bit.
+  /// Takes out, bit for bit, the updates merged after the first `size`.
   void truncate(WeightRef<Scalar> weight, std::size_t size) noexcept {
     while (undos_.size() > size) {
       undos_.back().unmerge(weight);
@@ -52,11 +52,12 @@ class MergeStack {
     }
   }
 
-  /// Takes out the updates with `leaves(key)`: the weight is then, bit for bit, as if the others had been merged alone
-  /// in their order. `update_of(key)` gives the update that was pushed under a key, without output factors: an update
-  /// that has some stays only below those that leave. Does not throw where those that leave stand above those that
-  /// stay. @throws std::bad_alloc, or StateError where a sum without the leaving update is not finite. Then those that
-  /// leave are out, and of those above the lowest of them a first part is merged again and the rest is out.
+  /// Takes out the updates for which `leaves(key)` is true: the weight is then, bit for bit, as if only the others had
+  /// been merged, in their order. `update_of(key)` returns the update that was pushed under a key, without output
+  /// factors: an update that has output factors can stay only if it is below all that leave. Does not throw if all that
+  /// leave are above all that stay. @throws std::bad_alloc, or StateError when a sum without the removed updates is not
+  /// finite. In both cases the updates to remove are out; of the updates that were above the lowest of them, the first
+  /// few may be merged again and the rest are out.
   void remove(std::string_view operation, WeightRef<Scalar> weight, FunctionRef<bool(Key)> leaves,
               FunctionRef<LowRankUpdate<Scalar>(Key)> update_of) {
     std::size_t first = 0;
@@ -69,20 +70,20 @@ class MergeStack {
     for (const Key k : stay) push(operation, weight, k, update_of(k));
   }
 
-  /// W0 into `out` (out_features x in_features, any strides), bit for bit, while `weight` stays merged. Holds no more
-  /// than a piece of it at a time. @throws ShapeError; StateError when the weight is not readable; std::bad_alloc
+  /// Writes W0 to `out` (out_features x in_features, any strides), bit for bit, while `weight` stays merged. Holds no
+  /// more than a piece of it at a time. @throws ShapeError; StateError when the weight is not readable; std::bad_alloc
   void read_base(WeightRef<Scalar> weight, const MatrixView<Scalar>& out) const {
     std::vector<typename MergeUndo<Scalar>::Cursor> cursors(undos_.size());
     MergeUndo<Scalar>::read_unmerged(weight, undos_, cursors, out);
   }
 
-  /// Forgets the updates: the weight stays as it is, for good.
+  /// Forgets the updates: they become a permanent part of the weight.
   void forget() noexcept {
     std::vector<Key>().swap(keys_);
     std::vector<MergeUndo<Scalar>>().swap(undos_);
   }
 
-  /// Bytes held beyond the copies of the factors: about one a weight for every update.
+  /// Bytes held besides the copies of the factors: about one per weight for every update.
   [[nodiscard]] std::size_t bytes() const noexcept {
     std::size_t total = 0;
     for (const MergeUndo<Scalar>& undo : undos_) total += undo.bytes();

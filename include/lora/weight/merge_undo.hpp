@@ -23,12 +23,12 @@
 
 namespace lora {
 
-/// What is kept while an update is merged into a weight, and needed to take it out again.
+/// What is kept while an update is merged into a weight, in order to take it out again.
 ///
-/// Per element of the weight one signed byte: the distance, in units of last place, between the weight and (merged - delta), or
-/// merged * (1 / f_j) - delta where outputs are scaled. Weights for which a byte does not do are kept whole in a list;
-/// when the list would pass a twentieth of the weight's size, a plain copy is kept instead. The factors are copied, so
-/// nothing that happens to the caller's A, B and f matters.
+/// For each element of the weight, one signed byte: the distance, in units of last place, between the weight and
+/// (merged - delta), or merged * (1 / f_j) - delta when outputs are scaled. Weights whose distance does not fit a byte
+/// are kept whole in a list; if the list would exceed a twentieth of the weight's size, a plain copy is kept instead.
+/// The factors are copied, so the caller may change A, B and f.
 template <RealScalar Scalar>
 class MergeUndo {
  public:
@@ -47,14 +47,15 @@ class MergeUndo {
   MergeUndo& operator=(MergeUndo&&) noexcept = default;
   ~MergeUndo() = default;
 
-  /// W <- f (.) (W + s*B*A): row j is multiplied by output_factors[j], or by nothing when there are none.
+  /// W <- f (.) (W + s*B*A): row j is multiplied by output_factors[j], if there are any.
   ///   merged(j, i) = round(round(W(j, i) + delta(j, i)) * f_j)
-  /// `output_factors`: out_features scalars or none. @throws ShapeError when there are some, but not out_features, or
-  /// the factors do not have the weight's shape; StateError naming `operation` when the weight is not mergeable, or
-  /// when a factor, an element of the update, or a merged one where W was finite, is not finite; std::bad_alloc. Then W
-  /// is as it was, bit for bit. Allocates what `bytes()` and `factor_bytes()` report.
-  /// Rounds to nearest and keeps denormals, here and in undoing, whatever the caller's floating-point environment is.
-  /// Source of f: Liu et al., "DoRA", arXiv 2402.09353, equation 5, with f_j = m_j / |W_j + s*B_j*A|.
+  /// `output_factors`: out_features scalars or none. @throws ShapeError when their number is neither 0 nor
+  /// out_features, or the factors do not fit the weight's shape; StateError naming `operation` when the weight is not
+  /// mergeable, when a factor or an element of the update is not finite, or when merging makes a finite element of W
+  /// non-finite; std::bad_alloc. After an exception W is unchanged, bit for bit. Allocates what `bytes()` and
+  /// `factor_bytes()` report.
+  /// Merging and undoing round to nearest and keep denormals, whatever the caller's floating-point environment. Source
+  /// of f: Liu et al., "DoRA", arXiv 2402.09353, equation 5, with f_j = m_j / |W_j + s*B_j*A|.
   static MergeUndo merge(std::string_view operation, WeightRef<Scalar> weight, const LowRankUpdate<Scalar>& update,
                          std::span<const Scalar> output_factors = {}) {
     const DefaultFloatingPoint environment;
@@ -83,29 +84,29 @@ class MergeUndo {
     return undo;
   }
 
-  /// Undoes merge(): W is again what it was, bit for bit. The weight is the one merge() was given, or one moved or
-  /// copied from it. No allocation.
+  /// Undoes merge(): restores W bit for bit. `weight` is the one given to merge(), or one moved or copied from it. No
+  /// allocation.
   void unmerge(WeightRef<Scalar> weight) const noexcept {
     if (empty()) return;
     const DefaultFloatingPoint environment;
     restore(weight, weight.out_features() * weight.in_features());
   }
 
-  /// W as it was before merge(), into `out` (out_features x in_features, any strides), while `weight` stays merged.
+  /// Writes W as it was before merge() to `out` (out_features x in_features, any strides), while `weight` stays merged.
   /// @throws ShapeError; StateError when the weight is not readable. No allocation.
   void read_unmerged(WeightRef<Scalar> weight, const MatrixView<Scalar>& out) const {
     Cursor cursor;
     read_unmerged(weight, {this, 1}, {&cursor, 1}, out);
   }
 
-  /// How far walking over the pieces has come.
+  /// The position of a walk over the pieces.
   struct Cursor {
     Index element = 0;
     std::size_t exception = 0;
   };
 
-  /// W as it was before several merges, of which `undos` are in the order of merging. `cursors`: one for each, as
-  /// default construction makes them. The rest as above.
+  /// W as it was before several merges, given as `undos` in the order of merging. `cursors`: one default-constructed
+  /// cursor for each. Otherwise as above.
   static void read_unmerged(WeightRef<Scalar> weight, std::span<const MergeUndo> undos, std::span<Cursor> cursors,
                             const MatrixView<Scalar>& out) {
     bool any = false;
@@ -138,7 +139,7 @@ class MergeUndo {
     }
   }
 
-  /// Bytes held beyond the copies of the factors.
+  /// Bytes held besides the copies of the factors.
   [[nodiscard]] std::size_t bytes() const noexcept {
     return codes_.size() + (exceptions_.capacity() + copy_.capacity()) * sizeof(Scalar);
   }
@@ -186,7 +187,7 @@ class MergeUndo {
     return Outcome::complete;
   }
 
-  // Applies all of a piece, finite or not, as the fused kernel does.
+  // Applies the update to all of a piece, finite or not, as the fused kernel does.
   kernels::ExactUpdate apply_scaled(const WeightTile<Scalar>& piece, std::int8_t* codes,
                                     Scalar* originals) const noexcept {
     kernels::ExactUpdate total{.applied = true};
@@ -211,7 +212,7 @@ class MergeUndo {
     return {factors_.data() + first, reciprocals_.data() + first, piece.lines_are_outputs ? 0 : 1};
   }
 
-  // Room for `more` exceptions, so that nothing throws between writing a line and keeping its originals.
+  // Makes room for `more` exceptions, so that nothing throws between writing a line and keeping its original elements.
   void reserve_exceptions(std::size_t more) {
     const std::size_t wanted = exceptions_.size() + more;
     if (wanted > exceptions_.capacity()) exceptions_.reserve(wanted + wanted / 8);
@@ -223,7 +224,7 @@ class MergeUndo {
     while (cursor.element < count && pieces.next()) restore_piece(pieces.piece(), cursor);
   }
 
-  // Undoes merging on a piece. The cursor stands at the piece, and is moved behind it.
+  // Undoes merging on a piece. The cursor is at the piece, and is moved past it.
   void restore_piece(const WeightTile<Scalar>& piece, Cursor& cursor) const noexcept {
     const Index start = cursor.element;
     cursor.element += piece.lines * piece.length;
@@ -257,7 +258,7 @@ class MergeUndo {
     codes_ = LargePageBytes();
   }
 
-  // For updates that dwarf the weight.
+  // For updates much larger than the weight.
   void merge_with_copy(std::string_view operation, const WeightRef<Scalar>& weight) {
     copy_.reserve(static_cast<std::size_t>(weight.out_features() * weight.in_features()));
     TilePieces<const Scalar> originals(weight);

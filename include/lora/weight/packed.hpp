@@ -16,13 +16,14 @@
 namespace lora {
 
 /// Models MergeableWeight with one copy of W (out_features x in_features), packed in panels (kernels/panel.hpp) that
-/// serve both products. The copy takes as many bytes as W, plus at most 63 bytes per input where out_features is not a
+/// serve both products. The copy takes as many bytes as W, plus at most 63 bytes per input if out_features is not a
 /// multiple of 64 bytes.
 ///
-/// Each element of a product is one chain of fused multiply-adds: of bias, then the inputs in order, then the rank for
-/// Y; of zero, then the outputs in order, then the rank for dX. So a row's result depends neither on the other rows of
-/// the batch nor on the number of workers; between instruction sets only `Isa::portable` may round differently.
-/// (With Isa::portable multiplies and adds are fused only where the compiler does so.)
+/// Each element of a product is one chain of fused multiply-adds. For Y the chain starts at the bias and adds the
+/// inputs in order, then the rank; for dX it starts at zero and adds the outputs in order, then the rank. So a row's
+/// result depends neither on the other rows of the batch nor on the number of workers; among instruction sets only
+/// `Isa::portable` may round differently.
+/// (With Isa::portable multiplies and adds are fused only if the compiler does so.)
 ///
 /// Copying copies the memory; a moved-from weight is empty (0 x 0). The const functions are safe to call from many
 /// threads at once, each with its own workspace.
@@ -33,7 +34,7 @@ class PackedWeight {
 
   PackedWeight() = default;
 
-  /// Lays out `weight` (out_features x in_features, any strides), which is not kept.
+  /// Packs a copy of `weight` (out_features x in_features, any strides).
   /// @throws std::bad_alloc; ConfigError if this machine does not run `isa`.
   explicit PackedWeight(const MatrixView<const Scalar>& weight, Isa isa = active_isa())
       : layout_{weight.rows, weight.cols}, isa_(isa) {
@@ -69,7 +70,7 @@ class PackedWeight {
   /// Memory of the packed copy.
   [[nodiscard]] std::size_t bytes() const noexcept { return storage_.bytes(); }
 
-  /// Y (N x out_features) = X (N x in_features) W^T + bias + U F. X of any strides is read where it is.
+  /// Y (N x out_features) = X (N x in_features) W^T + bias + U F. X of any strides is read in place.
   void product(const MatrixView<const Scalar>& x, const Scalar* bias, const LowRankTerm<Scalar>& term,
                const MatrixView<Scalar>& y, Workspace& workspace) const {
     const kernels::PanelCall<Scalar> call{

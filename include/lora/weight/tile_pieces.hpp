@@ -11,18 +11,18 @@ namespace lora {
 /// No piece holds more scalars than this.
 inline constexpr Index max_piece_size = 4096;
 
-/// Walks over all of a weight, in a fixed order: `while (pieces.next()) use(pieces.piece());`. A piece is a tile of its
-/// own: some whole lines of a tile, by eights where they are that many, or a part of one. `Element` is const to read
-/// only, and then a const weight does. No allocation.
+/// Walks over all of a weight, in a fixed order: `while (pieces.next()) use(pieces.piece());`. A piece is itself a
+/// tile: several whole lines of a tile, a multiple of eight if there are that many, or part of one line. `Element` is
+/// const for reading only; a const weight is enough then. No allocation.
 template <class Element>
 class TilePieces {
  public:
   using Scalar = std::remove_const_t<Element>;
 
-  /// `weight` has tiles, and is mergeable unless Element is const.
+  /// Pre: `weight` has tiles, and is mergeable unless Element is const.
   explicit TilePieces(const WeightRef<Scalar>& weight) noexcept : weight_(weight), tiles_(weight.tile_count()) {}
 
-  /// Goes on to the next piece, at first to the first one; false when there is none.
+  /// Moves to the next piece; the first call moves to the first one. False at the end.
   [[nodiscard]] bool next() {
     line_ += piece_.lines;
     if (line_ >= tile_.lines) {

@@ -1,4 +1,4 @@
-// A reference to a frozen weight of any kind: what works on weights is compiled once, and not once for each kind.
+// A reference to a frozen weight of any kind: code that works on weights is compiled once, not once for each kind.
 #pragma once
 
 #include <concepts>
@@ -12,8 +12,8 @@
 
 namespace lora {
 
-/// A non-owning reference to a FrozenWeight. Made from a weight wherever one is passed; a const weight can be read, and
-/// not merged into. Copies refer to the same weight, which must outlive them. No allocation.
+/// A non-owning reference to a FrozenWeight. Converts implicitly from a weight. A const weight can be read but not
+/// merged into. Copies refer to the same weight, which must outlive them. No allocation.
 template <RealScalar Scalar_>
 class WeightRef {
  public:
@@ -46,7 +46,7 @@ class WeightRef {
     table_->product_transposed(object_, dy, term, dx, workspace);
   }
 
-  /// Whether the kind of weight is a ReadableWeight.
+  /// Whether the weight is a ReadableWeight.
   [[nodiscard]] bool readable() const noexcept { return table_->read != nullptr; }
 
   /// A block of W; see ReadableWeight. @throws StateError when the weight is not readable.
@@ -58,20 +58,20 @@ class WeightRef {
     table_->read(object_, first_output, first_input, out);
   }
 
-  /// W where it lies in memory as numbers, in any orientation; without data for other kinds.
+  /// W in place, if it is stored as plain numbers in either orientation; a view without data for other kinds.
   [[nodiscard]] MatrixView<const Scalar> dense_view() const noexcept {
     return table_->dense_view != nullptr ? table_->dense_view(object_) : MatrixView<const Scalar>{};
   }
 
-  /// Whether the kind of weight is a MergeableWeight, not const, and its memory may be written.
+  /// Whether the weight is a MergeableWeight, not const, and in writable memory.
   [[nodiscard]] bool mergeable() const noexcept {
     return table_->tile != nullptr && table_->writable(object_);
   }
 
-  /// Whether the kind of weight is a MergeableWeight, const or not.
+  /// Whether the weight is a MergeableWeight, const or not.
   [[nodiscard]] bool has_tiles() const noexcept { return table_->tile_count != nullptr; }
 
-  /// 0 where the weight has no tiles.
+  /// 0 if the weight has no tiles.
   [[nodiscard]] Index tile_count() const noexcept { return has_tiles() ? table_->tile_count(object_) : 0; }
 
   /// @throws StateError unless mergeable().
@@ -80,7 +80,7 @@ class WeightRef {
     return table_->tile(object_, t);
   }
 
-  /// A tile to read, of a weight that has_tiles().
+  /// A read-only tile. Pre: has_tiles().
   [[nodiscard]] WeightTile<const Scalar> const_tile(Index t) const { return table_->const_tile(object_, t); }
 
   /// @throws StateError unless mergeable().
