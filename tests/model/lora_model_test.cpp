@@ -74,8 +74,8 @@ class LoraModelTest : public ::testing::Test {
   const LoraModelConfig queries{.lora = {.rank = 2, .alpha = 4}, .target_modules = {"q_proj"}};
   const LoraModelConfig queries_and_head{
       .lora = {.rank = 2, .alpha = 4}, .target_modules = {"q_proj"}, .modules_to_save = {"head"}};
-  const LoraModelConfig queries_and_biases{
-      .lora = {.rank = 2, .alpha = 4, .bias = BiasMode::all}, .target_modules = {"q_proj"}};
+  const LoraModelConfig queries_and_biases{.lora = {.rank = 2, .alpha = 4, .bias = BiasMode::all},
+                                           .target_modules = {"q_proj"}};
 };
 
 // Registration.

@@ -1,10 +1,11 @@
 // Merging is in place, exact, atomic, and small: for every kind of weight, with and without a factor for each output
 // (W <- f (.) (W + s*B*A), as DoRA asks for), alone and stacked.
+#include <malloc.h>
+
 #include <cfenv>
 #include <cmath>
 #include <gtest/gtest.h>
 #include <limits>
-#include <malloc.h>
 #include <memory>
 #include <span>
 #include <string>
@@ -140,9 +141,9 @@ TYPED_TEST(ExactMerge, RestoresEveryBitOfSizesThatArePaddedOrCut) {
 
 TYPED_TEST(ExactMerge, RestoresDenormalsZerosOfBothSignsAndWhatIsNotFinite) {
   using Limits = std::numeric_limits<TypeParam>;
-  const std::vector<TypeParam> odd = {TypeParam(0),        TypeParam(-0.0),     Limits::denorm_min(),
-                                      -Limits::denorm_min(), Limits::min(),     Limits::min() / 3,
-                                      Limits::infinity(),  -Limits::infinity(), Limits::quiet_NaN(),
+  const std::vector<TypeParam> odd = {TypeParam(0),          TypeParam(-0.0),     Limits::denorm_min(),
+                                      -Limits::denorm_min(), Limits::min(),       Limits::min() / 3,
+                                      Limits::infinity(),    -Limits::infinity(), Limits::quiet_NaN(),
                                       Limits::epsilon() / 7, Limits::max() / 4};
   Case<TypeParam> c;
   for (const Index step : {3, 100}) {  // as a copy, and as exceptions
@@ -496,17 +497,20 @@ TEST(MergeStack, AnyUpdateCanBeTakenOutAndTheBaseReadBack) {
       EXPECT_TRUE(same_bits(held.values(), w0));
 
       for (const std::uint64_t key : {3U, 2U, 0U, 1U}) stack.push("test", held.weight(), key, updates.of(key));
-      stack.remove("test", held.weight(), [](std::uint64_t key) { return key == 2 || key == 1; }, update_of);
+      stack.remove(
+          "test", held.weight(), [](std::uint64_t key) { return key == 2 || key == 1; }, update_of);
       ASSERT_EQ(stack.size(), 2U);
       EXPECT_EQ(stack.key(0), 3U);
       EXPECT_EQ(stack.key(1), 0U);
       EXPECT_TRUE(stack.contains(0));
       EXPECT_FALSE(stack.contains(2));
       EXPECT_TRUE(same_bits(held.values(), updates.sum(w0, {3, 0})));
-      stack.remove("test", held.weight(), [](std::uint64_t) { return false; }, update_of);
+      stack.remove(
+          "test", held.weight(), [](std::uint64_t) { return false; }, update_of);
       EXPECT_EQ(stack.size(), 2U);
       EXPECT_GT(stack.bytes(), 0U);
-      stack.remove("test", held.weight(), [](std::uint64_t) { return true; }, update_of);
+      stack.remove(
+          "test", held.weight(), [](std::uint64_t) { return true; }, update_of);
       EXPECT_TRUE(stack.empty());
       EXPECT_EQ(stack.bytes(), 0U);
       EXPECT_TRUE(same_bits(held.values(), w0));

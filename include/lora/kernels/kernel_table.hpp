@@ -59,13 +59,13 @@ struct KernelTable {
   TransposeKernel<Scalar> transpose;
   DeltaKernel<Scalar> delta;
   FusedKernel<Scalar> fused_update;
-  RunKernel<Scalar> keep_run;                               ///< out = scale * keep(source)
-  RunKernel<Scalar> rest_run;                               ///< out = source - scale * keep(source), rounded once
-  RunKernel<Scalar> add_run[2];                             ///< out += scale * keep(source); unmasked: out += source
-  void (*scale_columns)(const ColumnPass<Scalar>&);         ///< y = factors * z + bias, row by row
-  void (*add_scaled_columns)(const ColumnPass<Scalar>&);    ///< y += factors * z, row by row
-  void (*add_column_products)(const ColumnSum<Scalar>&);    ///< sums += dy * z
-  void (*add_column_sums)(const ColumnSum<Scalar>&);        ///< sums += dy
+  RunKernel<Scalar> keep_run;                             ///< out = scale * keep(source)
+  RunKernel<Scalar> rest_run;                             ///< out = source - scale * keep(source), rounded once
+  RunKernel<Scalar> add_run[2];                           ///< out += scale * keep(source); unmasked: out += source
+  void (*scale_columns)(const ColumnPass<Scalar>&);       ///< y = factors * z + bias, row by row
+  void (*add_scaled_columns)(const ColumnPass<Scalar>&);  ///< y += factors * z, row by row
+  void (*add_column_products)(const ColumnSum<Scalar>&);  ///< sums += dy * z
+  void (*add_column_sums)(const ColumnSum<Scalar>&);      ///< sums += dy
   /// Columns [begin, end); `scratch` has room for rank * norm_block doubles.
   void (*row_norms)(const RowNormsCall<Scalar>&, Index begin, Index end, double* scratch);
 };
