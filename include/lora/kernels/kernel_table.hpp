@@ -1,6 +1,6 @@
 // The kernels of an instruction set, and the only place that chooses among them.
 //
-// With LORA_COMPILED this header only declares: the vector code is in lora/kernels/kernel_table_definition.hpp, which a
+// With LORA_COMPILED this header only declares: the vector code is in lora/kernels/kernel_table_definition.inc, which a
 // compiled library includes once and instantiates for float and double.
 #pragma once
 
@@ -83,5 +83,5 @@ extern template const KernelTable<double>& kernel_table<double>(Isa) noexcept;
 }  // namespace lora::kernels
 
 #if !defined(LORA_COMPILED)
-#include "lora/kernels/kernel_table_definition.hpp"  // IWYU pragma: export
+#include "lora/kernels/kernel_table_definition.inc"  // IWYU pragma: export
 #endif
