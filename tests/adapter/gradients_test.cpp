@@ -15,7 +15,7 @@ class Gradients : public ::testing::Test {
   // Every element of every member differs from the others.
   static LoraGradients<Scalar> numbered(Scalar first) {
     LoraGradients<Scalar> gradients{Matrix<Scalar>(2, 5), Matrix<Scalar>(3, 2), RowVector<Scalar>(3),
-                                    RowVector<Scalar>(3), RowVector<Scalar>(3)};
+                                    RowVector<Scalar>(3), RowVector<Scalar>(3), {}};
     std::iota(gradients.A.data(), gradients.A.data() + 10, first);
     std::iota(gradients.B.data(), gradients.B.data() + 6, first + 10);
     std::iota(gradients.lora_bias.data(), gradients.lora_bias.data() + 3, first + 16);
@@ -41,7 +41,7 @@ TYPED_TEST(Gradients, AddMemberByMember) {
 }
 
 TYPED_TEST(Gradients, AddWhereSomeDoNotTrain) {
-  LoraGradients<TypeParam> sum{Matrix<TypeParam>::Ones(2, 5), Matrix<TypeParam>::Ones(3, 2), {}, {}, {}};
+  LoraGradients<TypeParam> sum{Matrix<TypeParam>::Ones(2, 5), Matrix<TypeParam>::Ones(3, 2), {}, {}, {}, {}};
   const LoraGradients<TypeParam> other = sum;
   sum += other;
   EXPECT_EQ(sum.A, (Matrix<TypeParam>::Constant(2, 5, 2)));

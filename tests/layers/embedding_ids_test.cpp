@@ -65,7 +65,7 @@ TEST(EmbeddingIds, OtherTypesAreNoIds) {
 template <class Ids>
 std::string refusal(const Ids& ids, Index num_embeddings = 10) {
   try {
-    with_ids(ids, [&](const auto& view) { check_ids("look_up", view, num_embeddings); });
+    with_ids(ids, [&](const auto& view) { check_ids({"Layer", "look_up"}, view, num_embeddings); });
   } catch (const ShapeError& error) {
     return error.what();
   }
@@ -75,15 +75,15 @@ std::string refusal(const Ids& ids, Index num_embeddings = 10) {
 TEST(EmbeddingIds, TheFirstIdOutOfRangeIsNamedWithItsPosition) {
   EXPECT_EQ(refusal(std::vector<int>{0, 9, 5}), "accepted");
   EXPECT_EQ(refusal(std::vector<int>{}), "accepted");
-  EXPECT_EQ(refusal(std::vector<int>{0, 10, -1}), "look_up: ids[1]: expected an id from 0 to 9, got 10");
-  EXPECT_EQ(refusal(std::vector<std::int64_t>{0, 3, -1}), "look_up: ids[2]: expected an id from 0 to 9, got -1");
+  EXPECT_EQ(refusal(std::vector<int>{0, 10, -1}), "Layer::look_up: ids[1]: expected an id from 0 to 9, got 10");
+  EXPECT_EQ(refusal(std::vector<std::int64_t>{0, 3, -1}), "Layer::look_up: ids[2]: expected an id from 0 to 9, got -1");
   EXPECT_EQ(refusal(std::vector<std::uint64_t>{std::numeric_limits<std::uint64_t>::max()}),
-            "look_up: ids[0]: expected an id from 0 to 9, got 18446744073709551615");
+            "Layer::look_up: ids[0]: expected an id from 0 to 9, got 18446744073709551615");
   EXPECT_EQ(refusal(std::vector<std::int8_t>{127}, 128), "accepted");
-  EXPECT_EQ(refusal(Eigen::RowVector3i(1, 2, 30)), "look_up: ids[2]: expected an id from 0 to 9, got 30");
+  EXPECT_EQ(refusal(Eigen::RowVector3i(1, 2, 30)), "Layer::look_up: ids[2]: expected an id from 0 to 9, got 30");
   Matrix<int> batch(2, 3);
   batch << 0, 1, 2, 3, 40, 5;
-  EXPECT_EQ(refusal(batch), "look_up: ids(1, 1): expected an id from 0 to 9, got 40");
+  EXPECT_EQ(refusal(batch), "Layer::look_up: ids(1, 1): expected an id from 0 to 9, got 40");
 }
 
 TEST(EmbeddingIds, PaddingCountsFromEitherEnd) {

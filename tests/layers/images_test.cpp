@@ -53,13 +53,13 @@ TEST(Images, AnAnswerIsOfTheKindOfItsQuestion) {
 
 TEST(Images, OutputsOfWrongShapeAreRefused) {
   Tensor tensor(2, 3, 4, 5);
-  EXPECT_EQ((output_images<float, 2>("op", "y", tensor, 2, 3, {4, 5}).cols), 60);
-  EXPECT_THROW(static_cast<void>(output_images<float, 2>("op", "y", tensor, 2, 3, {5, 4})), ShapeError);
+  EXPECT_EQ((output_images<float, 2>({"test", "call"}, "y", tensor, 2, 3, {4, 5}).cols), 60);
+  EXPECT_THROW(static_cast<void>(output_images<float, 2>({"test", "call"}, "y", tensor, 2, 3, {5, 4})), ShapeError);
   Matrix<float> matrix(2, 60);
-  EXPECT_EQ((output_images<float, 2>("op", "y", matrix, 2, 3, {5, 4}).cols), 60);
-  EXPECT_THROW(static_cast<void>(output_images<float, 2>("op", "y", matrix, 2, 3, {5, 5})), ShapeError);
-  EXPECT_NO_THROW(check_images<2>("op", "x", tensor, -1, 3, {4, 5}));
-  EXPECT_THROW(check_images<2>("op", "x", tensor, 3, 3, {4, 5}), ShapeError);
+  EXPECT_EQ((output_images<float, 2>({"test", "call"}, "y", matrix, 2, 3, {5, 4}).cols), 60);
+  EXPECT_THROW(static_cast<void>(output_images<float, 2>({"test", "call"}, "y", matrix, 2, 3, {5, 5})), ShapeError);
+  EXPECT_NO_THROW(check_images<2>({"test", "call"}, "x", tensor, -1, 3, {4, 5}));
+  EXPECT_THROW(check_images<2>({"test", "call"}, "x", tensor, 3, 3, {4, 5}), ShapeError);
   EXPECT_EQ(extents_text(ImageExtents<3>{1, 2, 3}), "1 x 2 x 3");
 }
 

@@ -227,7 +227,9 @@ class Walk {
     ASSERT_EQ(layer_->enabled(), model_.enabled) << story_;
     ASSERT_TRUE(same_bits(layer_->base_weight(), case_.w0)) << story_;
     ASSERT_EQ(layer_->merge_bytes() == 0, model_.merged.empty()) << story_;
-    if (model_.merged.empty()) ASSERT_TRUE(same_bits(layer_->weight(), case_.w0)) << story_;
+    if (model_.merged.empty()) {
+      ASSERT_TRUE(same_bits(layer_->weight(), case_.w0)) << story_;
+    }
     Names answering;
     if (!model_.answering(answering)) {
       ASSERT_THROW(static_cast<void>(layer_->infer(x_)), StateError) << story_;

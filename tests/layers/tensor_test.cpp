@@ -87,7 +87,7 @@ TYPED_TEST(TensorOfRank, AnswerHasTheLeadingExtentsAndTheNewFeatures) {
   auto expected = extents<rank>();
   expected[rank - 1] = 11;
   for (std::size_t i = 0; i < rank; ++i) EXPECT_EQ(answer.dimension(i), expected[i]);
-  const auto view = output_rows<float>("test", "y", answer, TestFixture::rows, 11);
+  const auto view = output_rows<float>({"test", "call"}, "y", answer, TestFixture::rows, 11);
   EXPECT_EQ(view.data, answer.data());
 }
 
@@ -105,16 +105,16 @@ TYPED_TEST(TensorOfRank, IsWrittenInPlace) {
   constexpr int rank = TestFixture::order;
   Tensor<rank> tensor(extents<rank>());
   Eigen::TensorMap<Tensor<rank>> map(tensor.data(), tensor.dimensions());
-  output_rows<float>("test", "y", tensor, TestFixture::rows, TestFixture::features).map().setConstant(1);
-  output_rows<float>("test", "y", map, TestFixture::rows, TestFixture::features).map().row(0).setConstant(2);
+  output_rows<float>({"test", "call"}, "y", tensor, TestFixture::rows, TestFixture::features).map().setConstant(1);
+  output_rows<float>({"test", "call"}, "y", map, TestFixture::rows, TestFixture::features).map().row(0).setConstant(2);
   for (Index i = 0; i < tensor.size(); ++i) EXPECT_EQ(tensor.data()[i], i < TestFixture::features ? 2 : 1);
 }
 
 TYPED_TEST(TensorOfRank, OutputOfTheWrongShapeIsRefused) {
   Tensor<TestFixture::order> tensor(extents<TestFixture::order>());
-  EXPECT_THROW((void)output_rows<float>("test", "y", tensor, TestFixture::rows, TestFixture::features + 1),
+  EXPECT_THROW((void)output_rows<float>({"test", "call"}, "y", tensor, TestFixture::rows, TestFixture::features + 1),
                lora::ShapeError);
-  EXPECT_THROW((void)output_rows<float>("test", "y", tensor, TestFixture::rows + 1, TestFixture::features),
+  EXPECT_THROW((void)output_rows<float>({"test", "call"}, "y", tensor, TestFixture::rows + 1, TestFixture::features),
                lora::ShapeError);
 }
 
