@@ -14,6 +14,7 @@
 #include "weight/weight_kinds.hpp"
 
 namespace lora {
+namespace frozen_weight_test {
 namespace {
 
 using testing::for_each_kind;
@@ -366,4 +367,5 @@ TEST(MatrixWeight, CopiesAreIndependentAndMovesKeepTheValues) {
 }
 
 }  // namespace
+}  // namespace frozen_weight_test
 }  // namespace lora

@@ -24,6 +24,7 @@
 #include "weight/weight_kinds.hpp"
 
 namespace lora {
+namespace merge_test {
 namespace {
 
 using testing::for_each_kind;
@@ -564,4 +565,5 @@ TEST(MergeStack, ForgettingKeepsTheWeightMerged) {
 }
 
 }  // namespace
+}  // namespace merge_test
 }  // namespace lora
