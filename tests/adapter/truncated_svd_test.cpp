@@ -120,7 +120,9 @@ MatrixXd decaying(Index m, Index n) {
 }
 
 // Singular values 1, 1 - 1/100, 1 - 2/100, ...: no gap helps.
-MatrixXd slow(Index m, Index n) { return with_spectrum(m, VectorXd::LinSpaced(n, 1, 1 - 0.01 * static_cast<double>(n - 1))); }
+MatrixXd slow(Index m, Index n) {
+  return with_spectrum(m, VectorXd::LinSpaced(n, 1, 1 - 0.01 * static_cast<double>(n - 1)));
+}
 
 // A sweep of rotations that is missing shows where values lie close together and where they span the whole range.
 TEST(TruncatedSvd, IsExactAtASlowSpectrumAndAtAGradedOne) {

@@ -7,5 +7,5 @@ lora::Index rows_of(
     const
 #endif
     lora::Matrix<float>& y) {
-  return lora::output_rows<float>("test", "y", y, 2, 3).rows;
+  return lora::output_rows<float>({"Layer", "call"}, "y", y, 2, 3).rows;
 }

@@ -8,5 +8,5 @@ lora::Index rows_of(lora::Matrix<float>& y) {
 #else
   auto output = y.topRows(2);
 #endif
-  return lora::output_rows<float>("test", "y", output, 2, 3).rows;
+  return lora::output_rows<float>({"Layer", "call"}, "y", output, 2, 3).rows;
 }

@@ -8,4 +8,4 @@ using Output = lora::Matrix<double>;
 using Output = lora::Matrix<float>;
 #endif
 
-lora::Index rows_of(Output& y) { return lora::output_rows<float>("test", "y", y, 2, 3).rows; }
+lora::Index rows_of(Output& y) { return lora::output_rows<float>({"Layer", "call"}, "y", y, 2, 3).rows; }

@@ -1,5 +1,7 @@
 // The default layout of an Eigen tensor has features as its slowest dimension.
 // expect: a tensor's layout must be Eigen::RowMajor
+#include <unsupported/Eigen/CXX11/Tensor>
+
 #include "lora/layers/tensor.hpp"
 
 #ifdef LORA_SHOULD_FAIL

@@ -1,5 +1,7 @@
 // Tensor expressions are evaluated by their user, who decides where.
 // expect: this type is no input of a layer
+#include <unsupported/Eigen/CXX11/Tensor>
+
 #include "lora/layers/tensor.hpp"
 
 using Tensor = Eigen::Tensor<float, 2, Eigen::RowMajor>;

@@ -1,5 +1,7 @@
 // Nor is a map of such a tensor an input.
 // expect: a tensor's layout must be Eigen::RowMajor
+#include <unsupported/Eigen/CXX11/Tensor>
+
 #include "lora/layers/tensor.hpp"
 
 #ifdef LORA_SHOULD_FAIL

@@ -1,5 +1,7 @@
 // A tensor of rank 0 is a number, which has no features.
 // expect: a tensor needs a dimension of features
+#include <unsupported/Eigen/CXX11/Tensor>
+
 #include "lora/layers/tensor.hpp"
 
 #ifdef LORA_SHOULD_FAIL

@@ -144,7 +144,8 @@ TEST(CopyElements, CopiesBetweenAnyStrides) {
       for (Index i = 0; i < wide.size(); ++i) wide.data()[i] = static_cast<float>(i);
       const Matrix<float> whole = wide.leftCols(cols);
       const Eigen::MatrixXf turned = whole;
-      const MatrixView<const float> sources[] = {view_of(whole), view_of(turned), view_of(std::as_const(wide)).middle_cols(0, cols)};
+      const MatrixView<const float> sources[] = {view_of(whole), view_of(turned),
+                                                 view_of(std::as_const(wide)).middle_cols(0, cols)};
       for (const auto& source : sources) {
         Matrix<float> by_rows(rows, cols);
         Eigen::MatrixXf by_columns(rows, cols);

@@ -168,9 +168,9 @@ TEST(Workspace, WithoutExecutorEachRunsOnItsOwnSerialOne) {
 
 TEST(Workspace, AMoveTakesScratchAlong) {
   Workspace workspace;
-  const float* data = workspace.reserve<float>(Slot::bias, 10);
+  const float* data = workspace.row<float>(10).data;
   Workspace moved(std::move(workspace));
-  EXPECT_EQ(moved.reserve<float>(Slot::bias, 10), data);
+  EXPECT_EQ(moved.row<float>(10).data, data);
 }
 
 }  // namespace

@@ -252,9 +252,9 @@ TEST(PeftDirectory, ModulesThatAreNoTargetsAreKeptWithAWarning) {
   EXPECT_EQ(adapter.weights.modules.size(), 1U);
 }
 
-TEST(PeftDirectory, APatternOfPythonsAloneIsAWarning) {
+TEST(PeftDirectory, APatternThisLibraryDoesNotKnowIsAWarning) {
   const TemporaryFolder folder;
-  HandmadeAdapter(json{{"target_modules", "(?P<name>q)"}})
+  HandmadeAdapter(json{{"target_modules", "(?i)q"}})
       .add("base_model.model.q.lora_A.weight", {2, 7})
       .add("base_model.model.q.lora_B.weight", {5, 2})
       .write(folder.path());

@@ -123,8 +123,8 @@ TYPED_TEST(ColumnsTest, EveryLayoutAndNumberOfWorkersGivesTheSameBits) {
             ThreadExecutor executor(workers);
             Workspace workspace(executor);
             ASSERT_TRUE(same_bits(run_all<Scalar>(z.input(), dy.input(), mask, workspace, isa), expected))
-                << isa_name(isa) << " " << shape.rows << " x " << shape.cols << " storage "
-                << static_cast<int>(storage) << " workers " << workers;
+                << isa_name(isa) << " " << shape.rows << " x " << shape.cols << " storage " << static_cast<int>(storage)
+                << " workers " << workers;
             ASSERT_TRUE(same_bits(run_all<Scalar>(z.input(), view_of(same_dy), mask, workspace, isa), expected));
           }
         }
@@ -226,10 +226,10 @@ TYPED_TEST(ColumnsTest, RowNormsFlagRowsThatCancelAndSurviveLargeOnes) {
     const Matrix<double> a = random_matrix<double>(2, 40, 2);
     const Matrix<double> b = random_matrix<double>(70, 2, 3);
     Matrix<double> w = random_matrix<double>(70, 40, 1);
-    w.row(5) = -b.row(5) * a;             // cancels
-    w.row(64) = -0.97 * b.row(64) * a;    // nearly
-    w.row(33).setZero();                  // a row of zeros does not cancel
-    w.row(40).setConstant(1e20);          // its square is no float
+    w.row(5) = -b.row(5) * a;           // cancels
+    w.row(64) = -0.97 * b.row(64) * a;  // nearly
+    w.row(33).setZero();                // a row of zeros does not cancel
+    w.row(40).setConstant(1e20);        // its square is no float
     Norms<Scalar> norms(w, a, b, 1.0);
     norms.run(workspace, isa, view_of(norms.b_scalar));
     for (Index j = 0; j < 70; ++j) {

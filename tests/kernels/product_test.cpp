@@ -98,8 +98,8 @@ TYPED_TEST(TileTest, PanelsAtATimeGiveTheBitsOfOneAfterTheOther) {
           product.width = width;
           product.columns = width;
           product.panels = panels;
-          product.terms = {left.input().data,  left.input().row_stride, left.input().col_stride,
-                           right.input().data, depth};
+          product.terms = {left.input().data, left.input().row_stride, left.input().col_stride, right.input().data,
+                           depth};
           product.extra = {more_left.input().data, 3, 1, more_right.input().data, 3, panels * width};
           product.initial = start == 1 ? initial.input().data : nullptr;
           product.accumulate = start == 2;

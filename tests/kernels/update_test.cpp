@@ -84,8 +84,7 @@ kernels::ExactUpdate apply_naively(Scalar* weights, const Scalar* delta, std::in
     const Scalar original = weights[i];
     weights[i] = kernels::detail::rounded<Scalar>(original + delta[i]);
     const auto code = kernels::detail::distance<Scalar>(original, weights[i] - delta[i]);
-    result.exceptions +=
-        kernels::detail::keep_code<Scalar>(code, original, codes + i, originals + result.exceptions);
+    result.exceptions += kernels::detail::keep_code<Scalar>(code, original, codes + i, originals + result.exceptions);
   }
   return result;
 }

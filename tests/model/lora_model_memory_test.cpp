@@ -18,9 +18,8 @@ const LoraModelConfig plain{.lora = {.rank = 2, .alpha = 3},
 const LoraModelConfig whole{.lora = {.rank = 2, .alpha = 3, .use_dora = true, .bias = BiasMode::all},
                             .target_modules = {"block.qkv", "block.out", "block.gate"},
                             .modules_to_save = {"head"}};
-const LoraModelConfig residual{
-    .lora = {.rank = 2, .alpha = 3, .init_lora_weights = InitLoraWeights::pissa},
-    .target_modules = {"block.out", "block.gate"}};
+const LoraModelConfig residual{.lora = {.rank = 2, .alpha = 3, .init_lora_weights = InitLoraWeights::pissa},
+                               .target_modules = {"block.out", "block.gate"}};
 
 // Two adapters with values, "first" active.
 void two_adapters(ModelNetwork& network) {
@@ -163,8 +162,8 @@ TEST(LoraModelMemory, TakingAdaptersAwayNeedsNone) {
   EXPECT_EQ(allocations_of([&] { network.model.unload(); }), 0);
   EXPECT_TRUE(same_bits(network.weights(), before));
   EXPECT_EQ(allocations_of([&] { network.model.unload(); }), 0);
-  static_assert(noexcept(network.model.unload()) && noexcept(network.model.unmerge()) &&
-                noexcept(network.model.zero_grad()) && noexcept(network.model.disable_adapters()));
+  static_assert(noexcept(network.model.unload())&& noexcept(network.model.unmerge())&& noexcept(
+      network.model.zero_grad())&& noexcept(network.model.disable_adapters()));
 }
 
 }  // namespace

@@ -28,8 +28,8 @@ bool contains(const Names& names, const std::string& name) {
 struct Network {
   static constexpr std::uint64_t no_seed = 0;
   LoraEmbedding<double> embed{random_matrix<double>(5, 4, 1), LoraConfig{.rank = 0}, no_seed};
-  MergedLinear<double> qkv{random_matrix<double>(6, 4, 2), random_vector<double>(6, 3), {true, false, true},
-                           LoraConfig{.rank = 0}, no_seed};
+  MergedLinear<double> qkv{
+      random_matrix<double>(6, 4, 2), random_vector<double>(6, 3), {true, false, true}, LoraConfig{.rank = 0}, no_seed};
   LoraLinear<double> out{random_matrix<double>(4, 6, 4), random_vector<double>(4, 5), LoraConfig{.rank = 0}, no_seed};
   LoraLinear<double> gate{random_matrix<double>(4, 5, 6), LoraConfig{.rank = 0, .fan_in_fan_out = true}, no_seed};
   Trainable<double> head{random_matrix<double>(3, 4, 7), {}, {}};
@@ -66,9 +66,7 @@ const std::vector<LoraModelConfig> configs = {
     {.lora = {.rank = 1, .alpha = 2, .merge_weights = false, .bias = BiasMode::all},
      .target_modules = {"gate"},
      .modules_to_save = {"head"}},
-    {.lora = {.rank = 1, .alpha = 2, .use_dora = true},
-     .target_modules = {"qkv", "out"},
-     .modules_to_save = {"head"}},
+    {.lora = {.rank = 1, .alpha = 2, .use_dora = true}, .target_modules = {"qkv", "out"}, .modules_to_save = {"head"}},
 };
 
 // What a layer holds of an adapter.
@@ -144,22 +142,37 @@ class Sequence {
   std::string step() {
     switch (below(17)) {
       case 0:
-      case 1: return inject();
-      case 2: return load();
+      case 1:
+        return inject();
+      case 2:
+        return load();
       case 3:
-      case 4: return set_adapters(subset());
-      case 5: return below(3) == 0 ? delete_adapter(any_name()) : "nothing";
-      case 6: return merge(subset());
-      case 7: return merge_active();
-      case 8: return unmerge(subset());
-      case 9: return unmerge_all();
-      case 10: return train();
-      case 11: return eval();
-      case 12: return train_a_step();
-      case 13: return set_scale(any_name());
-      case 14: return below(2) == 0 ? disable() : enable();
-      case 15: return below(4) != 0 ? choose_rows() : below(3) == 0 ? unload() : clear_rows();
-      default: return below(4) == 0 ? merge_and_unload() : enable();
+      case 4:
+        return set_adapters(subset());
+      case 5:
+        return below(3) == 0 ? delete_adapter(any_name()) : "nothing";
+      case 6:
+        return merge(subset());
+      case 7:
+        return merge_active();
+      case 8:
+        return unmerge(subset());
+      case 9:
+        return unmerge_all();
+      case 10:
+        return train();
+      case 11:
+        return eval();
+      case 12:
+        return train_a_step();
+      case 13:
+        return set_scale(any_name());
+      case 14:
+        return below(2) == 0 ? disable() : enable();
+      case 15:
+        return below(4) != 0 ? choose_rows() : below(3) == 0 ? unload() : clear_rows();
+      default:
+        return below(4) == 0 ? merge_and_unload() : enable();
     }
   }
 
@@ -178,7 +191,8 @@ class Sequence {
       const AdapterWeights<double> weights = model_.weights(name);
       for (const auto& [parameter, value] : adapter.values) {
         const auto& saved = weights.saved.at(parameter);
-        ASSERT_TRUE(same_bits(Eigen::Map<const Matrix<double>>(saved.values.data(), value.rows(), value.cols()), value));
+        ASSERT_TRUE(
+            same_bits(Eigen::Map<const Matrix<double>>(saved.values.data(), value.rows(), value.cols()), value));
       }
     }
   }
@@ -245,7 +259,8 @@ class Sequence {
       if (!layer.has_adapter(name)) return;
       const auto& made = layer.adapter(name);
       Own own{made.A, made.B, {}, made.lora_bias, made.magnitude, made.bias, made.config()};
-      if (takes_from_weight(made.config().init_lora_weights)) own.start = product_of(layer_name, layers_[layer_name], own);
+      if (takes_from_weight(made.config().init_lora_weights))
+        own.start = product_of(layer_name, layers_[layer_name], own);
       if (made.bias.size() > 0) {
         ASSERT_TRUE(same_bits(made.bias, layers_[layer_name].bias));
       }
@@ -256,7 +271,8 @@ class Sequence {
     const std::string name = any_name();
     const LoraModelConfig& config = configs[below(configs.size())];
     const char* const error = adapters_.contains(name) ? "config" : merged() ? "state" : "none";
-    expect(error, [&] { model_.inject(config, random_(), name); }, [&] { be_born(name, config); });
+    expect(
+        error, [&] { model_.inject(config, random_(), name); }, [&] { be_born(name, config); });
     return "inject " + name;
   }
   std::string load() {
@@ -265,17 +281,18 @@ class Sequence {
     if (!adapters_.contains(source)) return "nothing";
     const char* const error = adapters_.contains(name) ? "config" : merged() ? "state" : "none";
     const LoraModelConfig config = model_.config(source);
-    expect(error, [&] { model_.load(config, model_.weights(source), 0, name); },
-           [&] {
-             adapters_[name] = adapters_[source];
-             activate({name});
-             for (auto& [layer_name, layer] : layers_) {
-               if (!layer.adapters.contains(source)) continue;
-               Own own = layer.adapters[source];
-               own.scale = 1;
-               layer.adapters[name] = own;
-             }
-           });
+    expect(
+        error, [&] { model_.load(config, model_.weights(source), 0, name); },
+        [&] {
+          adapters_[name] = adapters_[source];
+          activate({name});
+          for (auto& [layer_name, layer] : layers_) {
+            if (!layer.adapters.contains(source)) continue;
+            Own own = layer.adapters[source];
+            own.scale = 1;
+            layer.adapters[name] = own;
+          }
+        });
     return "load " + source + " as " + name;
   }
   std::string set_adapters(const Names& names) {
@@ -288,22 +305,25 @@ class Sequence {
     }
     const bool clash = std::any_of(owners.begin(), owners.end(), [](const auto& owner) { return owner.second > 1; });
     const char* const error = names == active_ ? "none" : merged() ? "state" : clash ? "config" : "none";
-    expect(error, [&] { model_.set_adapters(names); }, [&] {
-             if (names != active_) activate(names);
-           });
+    expect(
+        error, [&] { model_.set_adapters(names); },
+        [&] {
+          if (names != active_) activate(names);
+        });
     return text("set_adapters", names);
   }
   std::string delete_adapter(const std::string& name) {
     const char* const error = !adapters_.contains(name) ? "config" : merged() ? "state" : "none";
-    expect(error, [&] { model_.delete_adapter(name); },
-           [&] {
-             Names rest = active_;
-             std::erase(rest, name);
-             activate(rest);
-             adapters_.erase(name);
-             for (auto& [layer_name, layer] : layers_) layer.adapters.erase(name);
-             if (rows_) std::replace(rows_->begin(), rows_->end(), name, std::string("__base__"));
-           });
+    expect(
+        error, [&] { model_.delete_adapter(name); },
+        [&] {
+          Names rest = active_;
+          std::erase(rest, name);
+          activate(rest);
+          adapters_.erase(name);
+          for (auto& [layer_name, layer] : layers_) layer.adapters.erase(name);
+          if (rows_) std::replace(rows_->begin(), rows_->end(), name, std::string("__base__"));
+        });
     return "delete " + name;
   }
 
@@ -331,21 +351,24 @@ class Sequence {
   }
   std::string merge(const Names& names) {
     const auto after = all_merging(names);
-    expect(after ? "none" : "state", [&] { model_.merge(names); }, [&] { layers_ = *after; });
+    expect(
+        after ? "none" : "state", [&] { model_.merge(names); }, [&] { layers_ = *after; });
     return text("merge", names);
   }
   std::string merge_active() {
     const auto after = all_merging(active_);
-    expect(after ? "none" : "state", [&] { model_.merge(); }, [&] { layers_ = *after; });
+    expect(
+        after ? "none" : "state", [&] { model_.merge(); }, [&] { layers_ = *after; });
     return "merge the active";
   }
   std::string unmerge(const Names& names) {
-    expect("none", [&] { model_.unmerge(names); },
-           [&] {
-             for (auto& [layer_name, layer] : layers_) {
-               for (const std::string& name : names) std::erase(layer.merged, name);
-             }
-           });
+    expect(
+        "none", [&] { model_.unmerge(names); },
+        [&] {
+          for (auto& [layer_name, layer] : layers_) {
+            for (const std::string& name : names) std::erase(layer.merged, name);
+          }
+        });
     return text("unmerge", names);
   }
   std::string unmerge_all() {
@@ -354,13 +377,14 @@ class Sequence {
     return "unmerge all";
   }
   std::string train() {
-    expect("none", [&] { model_.train(); },
-           [&] {
-             for (auto& [layer_name, layer] : layers_) {
-               std::erase_if(layer.merged, [&](const auto& name) { return layer.adapters.at(name).config.merge_weights; });
-               layer.training = true;
-             }
-           });
+    expect(
+        "none", [&] { model_.train(); },
+        [&] {
+          for (auto& [layer_name, layer] : layers_) {
+            std::erase_if(layer.merged, [&](const auto& name) { return layer.adapters.at(name).config.merge_weights; });
+            layer.training = true;
+          }
+        });
     return "train";
   }
   std::string eval() {
@@ -380,7 +404,8 @@ class Sequence {
       refused = refused || !merged_after;
       if (merged_after) layer.merged = *merged_after;
     }
-    expect(refused ? "state" : "none", [&] { model_.eval(); }, [&] { layers_ = after; });
+    expect(
+        refused ? "state" : "none", [&] { model_.eval(); }, [&] { layers_ = after; });
     return "eval";
   }
 
@@ -429,12 +454,13 @@ class Sequence {
     for (const auto& [layer_name, layer] : layers_) locked = locked || contains(layer.merged, name);
     const double factor = 0.5 + static_cast<double>(below(5));
     const char* const error = !adapters_.contains(name) ? "config" : locked ? "state" : "none";
-    expect(error, [&] { model_.set_scale(name, factor); },
-           [&] {
-             for (auto& [layer_name, layer] : layers_) {
-               if (layer.adapters.contains(name)) layer.adapters[name].scale = factor;
-             }
-           });
+    expect(
+        error, [&] { model_.set_scale(name, factor); },
+        [&] {
+          for (auto& [layer_name, layer] : layers_) {
+            if (layer.adapters.contains(name)) layer.adapters[name].scale = factor;
+          }
+        });
     return "scale " + name;
   }
   std::string disable() {
@@ -456,7 +482,8 @@ class Sequence {
       names.push_back(below(4) == 0 ? "__base__" : any_name());
       known = known && (names.back() == "__base__" || adapters_.contains(names.back()));
     }
-    expect(known ? "none" : "config", [&] { model_.set_row_adapters(names); }, [&] { rows_ = names; });
+    expect(
+        known ? "none" : "config", [&] { model_.set_row_adapters(names); }, [&] { rows_ = names; });
     return text("rows choose", names);
   }
   std::string clear_rows() {
@@ -494,24 +521,25 @@ class Sequence {
       for (const std::string& part : parts) weights[name] += change_of(name, layer, layer.adapters[part]);
       biases[name] = bias_of(name, layer, working(layer), parts);
     }
-    expect(works ? "none" : "state", [&] { model_.merge_and_unload(); },
-           [&] {
-             network_.each_layer([&](const std::string& name, auto& layer, const auto& /*x*/) {
-               const Matrix<double> w = base_weight(name, layer);
-               ASSERT_LE((w - weights[name]).norm(), tolerance(weights[name])) << name;
-               layers_[name].w = w;
-               const RowVector<double> bias = layer.base_bias();
-               if (bias.size() > 0) {
-                 ASSERT_LE((bias - biases[name]).norm(), tolerance(biases[name])) << name;
-               }
-               if (bias.size() == 0) {
-                 ASSERT_EQ(biases[name].norm(), 0) << name;
-               }
-               layers_[name].bias = bias;
-             });
-             for (auto& [parameter, value] : users_) value = value_of(parameter);
-             forget();
-           });
+    expect(
+        works ? "none" : "state", [&] { model_.merge_and_unload(); },
+        [&] {
+          network_.each_layer([&](const std::string& name, auto& layer, const auto& /*x*/) {
+            const Matrix<double> w = base_weight(name, layer);
+            ASSERT_LE((w - weights[name]).norm(), tolerance(weights[name])) << name;
+            layers_[name].w = w;
+            const RowVector<double> bias = layer.base_bias();
+            if (bias.size() > 0) {
+              ASSERT_LE((bias - biases[name]).norm(), tolerance(biases[name])) << name;
+            }
+            if (bias.size() == 0) {
+              ASSERT_EQ(biases[name].norm(), 0) << name;
+            }
+            layers_[name].bias = bias;
+          });
+          for (auto& [parameter, value] : users_) value = value_of(parameter);
+          forget();
+        });
     return "merge and unload";
   }
 
@@ -547,8 +575,8 @@ class Sequence {
     }
     return bias;
   }
-  static Matrix<double> answer_of(const std::string& name, const Layer& layer, const Names& working,
-                                  const Names& parts, const Matrix<double>& x) {
+  static Matrix<double> answer_of(const std::string& name, const Layer& layer, const Names& working, const Names& parts,
+                                  const Matrix<double>& x) {
     Matrix<double> w = layer.w;
     for (const std::string& part : parts) w += change_of(name, layer, layer.adapters.at(part));
     return (x * w.transpose()).rowwise() + bias_of(name, layer, working, parts);
@@ -594,11 +622,12 @@ class Sequence {
     for (Index i = 0; i < x.rows(); ++i) {
       Names alone;
       if (rows_) {
-        const std::string& choice = (*rows_)[static_cast<std::size_t>(i * static_cast<Index>(rows_->size()) / x.rows())];
+        const std::string& choice =
+            (*rows_)[static_cast<std::size_t>(i * static_cast<Index>(rows_->size()) / x.rows())];
         if (enabled_ && wanted.adapters.contains(choice)) alone.push_back(choice);
       }
-      const Matrix<double> y = rows_ ? answer_of(name, wanted, alone, alone, x.row(i))
-                                     : answer_of(name, wanted, taking, parts, x.row(i));
+      const Matrix<double> y =
+          rows_ ? answer_of(name, wanted, alone, alone, x.row(i)) : answer_of(name, wanted, taking, parts, x.row(i));
       ASSERT_LE((answer.row(i) - y).norm(), tolerance(y)) << name << " row " << i;
     }
   }

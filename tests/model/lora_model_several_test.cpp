@@ -22,9 +22,9 @@ class LoraModelSeveral : public ::testing::Test {
   LoraModelSeveral() {
     plain = network.answers();
     weights = network.weights();
-    model.inject({.lora = {.rank = 2, .alpha = 3},
-                  .target_modules = {"embed", "grouped", "conv", "qkv", "out", "gate"}},
-                 1, "a");
+    model.inject(
+        {.lora = {.rank = 2, .alpha = 3}, .target_modules = {"embed", "grouped", "conv", "qkv", "out", "gate"}}, 1,
+        "a");
     network.randomize(10);
     model.inject({.lora = {.rank = 4, .alpha = 3, .lora_bias = true, .bias = BiasMode::lora_only},
                   .target_modules = {"grouped", "qkv", "out"}},
@@ -113,11 +113,13 @@ TEST_F(LoraModelSeveral, AnySubsetMergesAndAnyOfItIsTakenOutAgainInAnyOrder) {
         twin.model.set_scale("c", 0.5);
         twin.model.set_adapters({});
         twin.model.merge(left);
-        EXPECT_TRUE(same_bits(frozen_weights(), [&] {
-          auto all = twin.weights();
-          std::erase_if(all, [](const auto& entry) { return !entry.first.ends_with(".weight"); });
-          return all;
-        }())) << joined(left);
+        EXPECT_TRUE(same_bits(frozen_weights(),
+                              [&] {
+                                auto all = twin.weights();
+                                std::erase_if(all, [](const auto& entry) { return !entry.first.ends_with(".weight"); });
+                                return all;
+                              }()))
+            << joined(left);
       }
       EXPECT_FALSE(model.merged());
       EXPECT_TRUE(same_bits(network.weights(), weights));
@@ -186,9 +188,9 @@ TEST_F(LoraModelSeveral, TwoWithDoraStayUnmergedInEvaluation) {
 TEST_F(LoraModelSeveral, EveryActiveOneTrains) {
   model.set_adapters({"c", "a"});
   const auto names = network.trainable_names();
-  for (const char* wanted : {"block.out.lora_A.a.weight", "block.out.lora_A.c.weight",
-                             "block.out.lora_magnitude_vector.c.weight", "embed.lora_embedding_B.a",
-                             "block.gate.lora_B.a.weight"}) {
+  for (const char* wanted :
+       {"block.out.lora_A.a.weight", "block.out.lora_A.c.weight", "block.out.lora_magnitude_vector.c.weight",
+        "embed.lora_embedding_B.a", "block.gate.lora_B.a.weight"}) {
     EXPECT_EQ(std::ranges::count(names, wanted), 1) << wanted << " in " << joined(names);
   }
   EXPECT_EQ(std::ranges::count_if(names, [](const auto& name) { return name.find(".b.") != std::string::npos; }), 0);

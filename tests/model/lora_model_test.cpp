@@ -74,8 +74,8 @@ class LoraModelTest : public ::testing::Test {
   const LoraModelConfig queries{.lora = {.rank = 2, .alpha = 4}, .target_modules = {"q_proj"}};
   const LoraModelConfig queries_and_head{
       .lora = {.rank = 2, .alpha = 4}, .target_modules = {"q_proj"}, .modules_to_save = {"head"}};
-  const LoraModelConfig queries_and_biases{
-      .lora = {.rank = 2, .alpha = 4, .bias = BiasMode::all}, .target_modules = {"q_proj"}};
+  const LoraModelConfig queries_and_biases{.lora = {.rank = 2, .alpha = 4, .bias = BiasMode::all},
+                                           .target_modules = {"q_proj"}};
 };
 
 // Registration.
@@ -227,8 +227,10 @@ TEST_F(LoraModelTest, LayersKeepTheAdaptersOfTheirOwn) {
   network.q0.add_adapter("mine", {.rank = 2}, 1);
   EXPECT_THROW(model.inject(queries, 1, "mine"), ConfigError);
   EXPECT_EQ(network.q0.adapter_names(), (Names{"first", "mine"}));
+  model.set_row_adapters({"first", "first"});
   model.unload();
   EXPECT_EQ(network.q0.adapter_names(), Names{"mine"});
+  EXPECT_NO_THROW(static_cast<void>(network.q0.infer(random_matrix<double>(3, 6, 1))));  // rows choose no more
 }
 
 // What a later layer refuses leaves every layer as it was.

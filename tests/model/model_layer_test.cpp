@@ -202,11 +202,15 @@ TEST(ModelLayer, ALoadThatDoesNotFitChangesNothing) {
   using Weights = AdapterWeights<double>;
   refused("misshapen block.out ( A is 2 x 6 for 1 x 6)", [](Weights& w) { w.modules.at("block.out").A.resize(2, 6); });
   refused("misshapen conv ( B is 3 x 1 for 3 x 2)", [](Weights& w) { w.modules.at("conv").B.resize(3, 1); });
-  refused("misshapen embed ( magnitude is 1 x 5 for 1 x 4)", [](Weights& w) { w.modules.at("embed").magnitude.resize(5); });
-  refused("misshapen embed ( lora_bias is 1 x 4 for 1 x 0)", [](Weights& w) { w.modules.at("embed").lora_bias.resize(4); });
+  refused("misshapen embed ( magnitude is 1 x 5 for 1 x 4)",
+          [](Weights& w) { w.modules.at("embed").magnitude.resize(5); });
+  refused("misshapen embed ( lora_bias is 1 x 4 for 1 x 0)",
+          [](Weights& w) { w.modules.at("embed").lora_bias.resize(4); });
   refused("misshapen grouped (it is a module of another kind)",
           [](Weights& w) { w.modules.at("grouped").kind = ModuleKind::linear; });
-  refused("misshapen conv (its kernel has other extents)", [](Weights& w) { w.modules.at("conv").kernel_size = {2, 3}; });
+  refused("misshapen conv (its kernel has other extents)", [](Weights& w) {
+    w.modules.at("conv").kernel_size = {2, 3};
+  });
   refused("misshapen head.weight", [](Weights& w) { w.saved.at("head.weight").shape = {4, 3}; });
   refused("misshapen head.weight", [](Weights& w) { w.saved.at("head.weight").values.resize(1000); });
   refused("misshapen head.bias", [](Weights& w) { w.saved.at("head.bias").values.clear(); });
@@ -220,8 +224,8 @@ TEST(ModelLayer, ALoadThatDoesNotFitChangesNothing) {
 
 class HeldLayerTest : public ::testing::Test {
  protected:
-  LoraLinear<double> layer{random_matrix<double>(4, 6, 1), random_vector<double>(4, 2), LoraConfig{.rank = 2, .alpha = 6},
-                           1};
+  LoraLinear<double> layer{random_matrix<double>(4, 6, 1), random_vector<double>(4, 2),
+                           LoraConfig{.rank = 2, .alpha = 6}, 1};
   HeldLayer<LinearKind<double>> held{layer};
 };
 

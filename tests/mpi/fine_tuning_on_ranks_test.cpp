@@ -57,8 +57,7 @@ TEST(FineTuningOnRanks, EndsOnAllWithTheSameBits) {
     for (const auto& parameter : run.classifier.parameters()) {
       EXPECT_TRUE(same_on_all_ranks(lora::Matrix<float>(parameter.value()))) << parameter.name();
     }
-    const lora::Matrix<double> state{{static_cast<double>(run.training.state().step),
-                                      run.training.state().best_score,
+    const lora::Matrix<double> state{{static_cast<double>(run.training.state().step), run.training.state().best_score,
                                       static_cast<double>(run.training.state().best_step)}};
     EXPECT_TRUE(same_on_all_ranks(state));
   });

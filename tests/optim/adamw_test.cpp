@@ -216,8 +216,8 @@ TYPED_TEST(AdamWTest, AnElementDoesNotDependOnItsPlace) {
 
 TYPED_TEST(AdamWTest, RefusesOptionsOutOfRange) {
   const double nan = std::nan("");
-  const double infinity = std::numeric_limits<double>::infinity();
-  for (const double bad : {-0.5, nan, infinity}) {
+  const double infinite = std::numeric_limits<double>::infinity();
+  for (const double bad : {-0.5, nan, infinite}) {
     EXPECT_THROW(AdamW<TypeParam>({.learning_rate = bad}), ConfigError) << bad;
     EXPECT_THROW(AdamW<TypeParam>({.beta1 = bad}), ConfigError) << bad;
     EXPECT_THROW(AdamW<TypeParam>({.beta2 = bad}), ConfigError) << bad;

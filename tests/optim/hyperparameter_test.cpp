@@ -5,7 +5,7 @@
 #include <limits>
 #include <string>
 
-namespace {
+namespace lora_hyperparameter_test {
 
 using lora::ConfigError;
 using lora::detail::require_below;
@@ -39,4 +39,4 @@ TEST(RequireNotNegative, NamesOperationArgumentAndValue) {
   }
 }
 
-}  // namespace
+}  // namespace lora_hyperparameter_test

@@ -91,8 +91,8 @@ TEST(WarmupCosineTest, GivesRatesThatAnOptimizerTakes) {
 
 TEST(WarmupCosineTest, RefusesOptionsOutOfRange) {
   const double nan = std::nan("");
-  const double infinity = std::numeric_limits<double>::infinity();
-  for (const double bad : {-0.1, nan, infinity}) {
+  const double infinite = std::numeric_limits<double>::infinity();
+  for (const double bad : {-0.1, nan, infinite}) {
     EXPECT_THROW(WarmupCosine({.learning_rate = bad, .total_steps = 9}), ConfigError) << bad;
     EXPECT_THROW(WarmupCosine({.floor = bad, .total_steps = 9}), ConfigError) << bad;
   }

@@ -102,8 +102,8 @@ TYPED_TEST(SgdTest, EveryElementFollowsTheFormula) {
 
 TYPED_TEST(SgdTest, RefusesOptionsOutOfRange) {
   const double nan = std::nan("");
-  const double infinity = std::numeric_limits<double>::infinity();
-  for (const double bad : {-0.5, nan, infinity}) {
+  const double infinite = std::numeric_limits<double>::infinity();
+  for (const double bad : {-0.5, nan, infinite}) {
     EXPECT_THROW(SGD<TypeParam>({.learning_rate = bad}), ConfigError) << bad;
     EXPECT_THROW(SGD<TypeParam>({.momentum = bad}), ConfigError) << bad;
     EXPECT_THROW(SGD<TypeParam>({.dampening = bad}), ConfigError) << bad;

@@ -29,8 +29,8 @@ struct ModelNetwork {
   LoraConv<double, 2> conv{random_matrix<double>(3, 12, 4),
                            ConvGeometry<2>{.in_channels = 2, .out_channels = 3, .kernel = {3, 2}, .padding = {1, 0}},
                            LoraConfig{.rank = 0}, no_seed};
-  MergedLinear<double> qkv{random_matrix<double>(6, 4, 5), random_vector<double>(6, 6), {true, false, true},
-                           LoraConfig{.rank = 0}, no_seed};
+  MergedLinear<double> qkv{
+      random_matrix<double>(6, 4, 5), random_vector<double>(6, 6), {true, false, true}, LoraConfig{.rank = 0}, no_seed};
   Linear out{random_matrix<double>(4, 6, 7), random_vector<double>(4, 8), LoraConfig{.rank = 0}, no_seed};
   Linear gate{random_matrix<double>(4, 5, 9), LoraConfig{.rank = 0, .fan_in_fan_out = true}, no_seed};
   Trainable<double> head{random_matrix<double>(3, 4, 10), {}, {}};

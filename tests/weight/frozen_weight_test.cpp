@@ -14,6 +14,7 @@
 #include "weight/weight_kinds.hpp"
 
 namespace lora {
+namespace frozen_weight_test {
 namespace {
 
 using testing::for_each_kind;
@@ -90,9 +91,15 @@ TYPED_TEST(FrozenWeightLaws, ReadsAnyBlockIntoAnyStrides) {
     const auto w = random_matrix<TypeParam>(d, k, 1);
     const Index half_d = d / 2;
     const Index half_k = k / 2;
-    const Index blocks[][4] = {{0, 0, d, k},           {d - 1, 0, 1, k},        {0, k - 1, d, 1}, {half_d, half_k, 1, 1},
-                               {half_d, 0, d - half_d, k}, {0, half_k, d, k - half_k},
-                               {d / 3, k / 3, d / 2, k / 2}, {0, 0, 0, k}, {0, 0, d, 0}};
+    const Index blocks[][4] = {{0, 0, d, k},
+                               {d - 1, 0, 1, k},
+                               {0, k - 1, d, 1},
+                               {half_d, half_k, 1, 1},
+                               {half_d, 0, d - half_d, k},
+                               {0, half_k, d, k - half_k},
+                               {d / 3, k / 3, d / 2, k / 2},
+                               {0, 0, 0, k},
+                               {0, 0, d, 0}};
     for_each_kind(w, [&](HeldWeight<TypeParam>& held) {
       for (const auto& [first_output, first_input, rows, cols] : blocks) {
         const Matrix<TypeParam> expected = w.block(first_output, first_input, rows, cols);
@@ -360,4 +367,5 @@ TEST(MatrixWeight, CopiesAreIndependentAndMovesKeepTheValues) {
 }
 
 }  // namespace
+}  // namespace frozen_weight_test
 }  // namespace lora

@@ -8,6 +8,7 @@
 #include "support/random_matrix.hpp"
 
 namespace lora {
+namespace low_rank_update_test {
 namespace {
 
 using testing::random_matrix;
@@ -59,4 +60,5 @@ TYPED_TEST(LowRankUpdateLaws, EveryWayOfEvaluatingItGivesTheSameBits) {
 }
 
 }  // namespace
+}  // namespace low_rank_update_test
 }  // namespace lora

@@ -1,10 +1,11 @@
 // Merging is in place, exact, atomic, and small: for every kind of weight, with and without a factor for each output
 // (W <- f (.) (W + s*B*A), as DoRA asks for), alone and stacked.
+#include <malloc.h>
+
 #include <cfenv>
 #include <cmath>
 #include <gtest/gtest.h>
 #include <limits>
-#include <malloc.h>
 #include <memory>
 #include <span>
 #include <string>
@@ -23,6 +24,7 @@
 #include "weight/weight_kinds.hpp"
 
 namespace lora {
+namespace merge_test {
 namespace {
 
 using testing::for_each_kind;
@@ -140,9 +142,9 @@ TYPED_TEST(ExactMerge, RestoresEveryBitOfSizesThatArePaddedOrCut) {
 
 TYPED_TEST(ExactMerge, RestoresDenormalsZerosOfBothSignsAndWhatIsNotFinite) {
   using Limits = std::numeric_limits<TypeParam>;
-  const std::vector<TypeParam> odd = {TypeParam(0),        TypeParam(-0.0),     Limits::denorm_min(),
-                                      -Limits::denorm_min(), Limits::min(),     Limits::min() / 3,
-                                      Limits::infinity(),  -Limits::infinity(), Limits::quiet_NaN(),
+  const std::vector<TypeParam> odd = {TypeParam(0),          TypeParam(-0.0),     Limits::denorm_min(),
+                                      -Limits::denorm_min(), Limits::min(),       Limits::min() / 3,
+                                      Limits::infinity(),    -Limits::infinity(), Limits::quiet_NaN(),
                                       Limits::epsilon() / 7, Limits::max() / 4};
   Case<TypeParam> c;
   for (const Index step : {3, 100}) {  // as a copy, and as exceptions
@@ -239,8 +241,9 @@ TYPED_TEST(ExactMerge, TheFloatingPointEnvironmentOfTheCallerChangesNothingAndIs
   const std::vector<Environment> environments = {
       {}, {FE_UPWARD, false}, {FE_DOWNWARD, false}, {FE_TOWARDZERO, false}, {FE_TONEAREST, true}, {FE_UPWARD, true}};
   for (const double scale : {static_cast<double>(Limits::min()) / 8, 0.1, 1e6}) {
+    const LowRankUpdate<TypeParam> update = c.update(scale);  // converts the scale in this environment
     for (const auto& factors : {Factors<TypeParam>(), near_one<TypeParam>(70)}) {
-      const Matrix<TypeParam> expected = expected_sum(c.w, c.update(scale), factors);
+      const Matrix<TypeParam> expected = expected_sum(c.w, update, factors);
       for (std::size_t i = 0; i < environments.size(); ++i) {
         const Environment& before = environments[i];
         const Environment& after = environments[(i + 1) % environments.size()];
@@ -249,7 +252,7 @@ TYPED_TEST(ExactMerge, TheFloatingPointEnvironmentOfTheCallerChangesNothingAndIs
           Matrix<TypeParam> unmerged(70, 90), delta(70, 90), merged(70, 90);
           {
             const EnvironmentScope scope(before);
-            undo = MergeUndo<TypeParam>::merge("test", held.weight(), c.update(scale), factors);
+            undo = MergeUndo<TypeParam>::merge("test", held.weight(), update, factors);
             EXPECT_EQ(std::fegetround(), before.rounding);
 #if defined(__SSE2__)
             EXPECT_EQ((_mm_getcsr() & 0x8040U) != 0, before.flush);
@@ -260,11 +263,11 @@ TYPED_TEST(ExactMerge, TheFloatingPointEnvironmentOfTheCallerChangesNothingAndIs
             const EnvironmentScope scope(after);
             undo.read_unmerged(held.const_weight(), view_of(unmerged));
             undo.unmerge(held.weight());
-            write_delta(c.update(scale), view_of(delta));
+            write_delta(update, view_of(delta));
           }
           EXPECT_TRUE(same_bits(unmerged, c.w)) << scale;
           EXPECT_TRUE(same_bits(held.values(), c.w)) << scale;
-          write_delta(c.update(scale), view_of(merged));
+          write_delta(update, view_of(merged));
           EXPECT_TRUE(same_bits(delta, merged)) << scale;
         });
       }
@@ -496,17 +499,20 @@ TEST(MergeStack, AnyUpdateCanBeTakenOutAndTheBaseReadBack) {
       EXPECT_TRUE(same_bits(held.values(), w0));
 
       for (const std::uint64_t key : {3U, 2U, 0U, 1U}) stack.push("test", held.weight(), key, updates.of(key));
-      stack.remove("test", held.weight(), [](std::uint64_t key) { return key == 2 || key == 1; }, update_of);
+      stack.remove(
+          "test", held.weight(), [](std::uint64_t key) { return key == 2 || key == 1; }, update_of);
       ASSERT_EQ(stack.size(), 2U);
       EXPECT_EQ(stack.key(0), 3U);
       EXPECT_EQ(stack.key(1), 0U);
       EXPECT_TRUE(stack.contains(0));
       EXPECT_FALSE(stack.contains(2));
       EXPECT_TRUE(same_bits(held.values(), updates.sum(w0, {3, 0})));
-      stack.remove("test", held.weight(), [](std::uint64_t) { return false; }, update_of);
+      stack.remove(
+          "test", held.weight(), [](std::uint64_t) { return false; }, update_of);
       EXPECT_EQ(stack.size(), 2U);
       EXPECT_GT(stack.bytes(), 0U);
-      stack.remove("test", held.weight(), [](std::uint64_t) { return true; }, update_of);
+      stack.remove(
+          "test", held.weight(), [](std::uint64_t) { return true; }, update_of);
       EXPECT_TRUE(stack.empty());
       EXPECT_EQ(stack.bytes(), 0U);
       EXPECT_TRUE(same_bits(held.values(), w0));
@@ -560,4 +566,5 @@ TEST(MergeStack, ForgettingKeepsTheWeightMerged) {
 }
 
 }  // namespace
+}  // namespace merge_test
 }  // namespace lora

@@ -12,6 +12,7 @@
 #include "support/thread_executor.hpp"
 
 namespace lora {
+namespace packed_test {
 namespace {
 
 using testing::ExactArray;
@@ -315,4 +316,5 @@ TEST(PackedWeight, RefusesAnInstructionSetTheMachineLacks) {
 }
 
 }  // namespace
+}  // namespace packed_test
 }  // namespace lora

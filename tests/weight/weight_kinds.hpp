@@ -73,8 +73,7 @@ template <class Scalar>
   add(std::in_place_type<Packed>, "packed", w, [](Memory& m) { return Packed(view_of(m)); });
   add(std::in_place_type<Dense>, "dense by rows", w, [](Memory& m) { return Dense(view_of(m)); });
   add(std::in_place_type<Dense>, "dense by columns", turned, [](Memory& m) { return Dense(view_of(m).transpose()); });
-  add(std::in_place_type<Dense>, "dense block", wide,
-      [k](Memory& m) { return Dense(view_of(m).middle_cols(2, k)); });
+  add(std::in_place_type<Dense>, "dense block", wide, [k](Memory& m) { return Dense(view_of(m).middle_cols(2, k)); });
   add(std::in_place_type<Dense>, "dense block by columns", tall,
       [d](Memory& m) { return Dense(view_of(m).middle_cols(0, d).transpose()); });
   add(std::in_place_type<Owned>, "matrix", w, [](Memory& m) { return Owned(m); });

@@ -15,12 +15,12 @@ namespace lora {
 /// later active adapters, and `gradients[i]` is the gradient of the i-th.
 template <RealScalar Scalar>
 struct LoraGradients {
-  Matrix<Scalar> A;                   ///< like the adapter's A: rank x in_features
-  Matrix<Scalar> B;                   ///< like the adapter's B: out_features x rank
-  RowVector<Scalar> lora_bias;        ///< out_features, with lora_bias
-  RowVector<Scalar> bias;             ///< out_features, if the layer's bias trains
-  RowVector<Scalar> magnitude;        ///< out_features, with use_dora
-  std::vector<LoraGradients> others;  ///< of the other active adapters, in their order
+  Matrix<Scalar> A;                     ///< like the adapter's A: rank x in_features
+  Matrix<Scalar> B;                     ///< like the adapter's B: out_features x rank
+  RowVector<Scalar> lora_bias;          ///< out_features, with lora_bias
+  RowVector<Scalar> bias;               ///< out_features, if the layer's bias trains
+  RowVector<Scalar> magnitude;          ///< out_features, with use_dora
+  std::vector<LoraGradients> others{};  ///< of the other active adapters, in their order
 
   [[nodiscard]] std::size_t size() const noexcept { return 1 + others.size(); }
   [[nodiscard]] LoraGradients& operator[](std::size_t i) noexcept { return i == 0 ? *this : others[i - 1]; }

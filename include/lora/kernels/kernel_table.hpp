@@ -1,6 +1,6 @@
 // The kernels of an instruction set, and the only place that chooses among them.
 //
-// With LORA_COMPILED this header only declares: the vector code is in lora/kernels/kernel_table_definition.hpp, which a
+// With LORA_COMPILED this header only declares: the vector code is in lora/kernels/kernel_table_definition.inc, which a
 // compiled library includes once and instantiates for float and double.
 #pragma once
 
@@ -59,13 +59,13 @@ struct KernelTable {
   TransposeKernel<Scalar> transpose;
   DeltaKernel<Scalar> delta;
   FusedKernel<Scalar> fused_update;
-  RunKernel<Scalar> keep_run;                               ///< out = scale * keep(source)
-  RunKernel<Scalar> rest_run;                               ///< out = source - scale * keep(source), rounded once
-  RunKernel<Scalar> add_run[2];                             ///< out += scale * keep(source); unmasked: out += source
-  void (*scale_columns)(const ColumnPass<Scalar>&);         ///< y = factors * z + bias, row by row
-  void (*add_scaled_columns)(const ColumnPass<Scalar>&);    ///< y += factors * z, row by row
-  void (*add_column_products)(const ColumnSum<Scalar>&);    ///< sums += dy * z
-  void (*add_column_sums)(const ColumnSum<Scalar>&);        ///< sums += dy
+  RunKernel<Scalar> keep_run;                             ///< out = scale * keep(source)
+  RunKernel<Scalar> rest_run;                             ///< out = source - scale * keep(source), rounded once
+  RunKernel<Scalar> add_run[2];                           ///< out += scale * keep(source); unmasked: out += source
+  void (*scale_columns)(const ColumnPass<Scalar>&);       ///< y = factors * z + bias, row by row
+  void (*add_scaled_columns)(const ColumnPass<Scalar>&);  ///< y += factors * z, row by row
+  void (*add_column_products)(const ColumnSum<Scalar>&);  ///< sums += dy * z
+  void (*add_column_sums)(const ColumnSum<Scalar>&);      ///< sums += dy
   /// Columns [begin, end); `scratch` has room for rank * norm_block doubles.
   void (*row_norms)(const RowNormsCall<Scalar>&, Index begin, Index end, double* scratch);
 };
@@ -83,5 +83,5 @@ extern template const KernelTable<double>& kernel_table<double>(Isa) noexcept;
 }  // namespace lora::kernels
 
 #if !defined(LORA_COMPILED)
-#include "lora/kernels/kernel_table_definition.hpp"  // IWYU pragma: export
+#include "lora/kernels/kernel_table_definition.inc"  // IWYU pragma: export
 #endif

@@ -55,8 +55,7 @@ void add_outer(const MatrixView<const Scalar>& v, const MatrixView<const Scalar>
   const auto kernel = kernel_table<Scalar>(isa).add_outer[mask.active() ? 1 : 0];
   Executor& executor = workspace.executor();
   if (x.row_major()) {
-    parallel_ranges(executor, g.cols, width,
-                    [&](Index begin, Index end, int /*worker*/) { kernel(call, begin, end); });
+    parallel_ranges(executor, g.cols, width, [&](Index begin, Index end, int /*worker*/) { kernel(call, begin, end); });
     return;
   }
   const auto scratch = worker_scratch<Scalar>(workspace, outer_block * width);

@@ -50,8 +50,8 @@ void multiply_row(const PanelCall<Scalar>& call, Index b, Index panels, const Sc
     product.initial = call.bias != nullptr ? call.bias + first : nullptr;
   }
   if (call.up.rows > 0) {
-    product.extra = {call.down.data, call.down.row_stride, call.down.col_stride, &call.up(0, first),
-                     call.up.rows,   call.up.row_stride};
+    product.extra = {call.down.data,     call.down.row_stride, call.down.col_stride,
+                     &call.up(0, first), call.up.rows,         call.up.row_stride};
   }
   product.out = &call.y(0, first);
   product.out_stride = call.y.row_stride;
@@ -95,8 +95,8 @@ void packed_product(const PanelCall<Scalar>& call, const Scalar* panels, Workspa
 
 /// Y (N x m) continues each element's chain of fused multiply-adds from the stored Y with u(i, p) f(p, j), p in order:
 /// after a product without a low-rank term this gives, bit for bit, the product with it. Rows or columns of F (r x m)
-/// are contiguous, as are rows of Y. Allocates only to grow the workspace (r lines of a panel per worker). The result of
-/// a row depends neither on the other rows nor on the number of workers.
+/// are contiguous, as are rows of Y. Allocates only to grow the workspace (r lines of a panel per worker). The result
+/// of a row depends neither on the other rows nor on the number of workers.
 template <class Scalar>
 void add_low_rank(const MatrixView<const Scalar>& u, const MatrixView<const Scalar>& f, const MatrixView<Scalar>& y,
                   Workspace& workspace, Isa isa = active_isa()) {

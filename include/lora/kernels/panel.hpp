@@ -172,11 +172,8 @@ void multiply_panel(const PanelCall<Scalar>& call, Index b, const Panel& panel, 
   Index q = 0;
   do {  // once even without inputs: bias and U F remain
     const Index depth = std::min(block, inputs - q);
-    product.terms = {call.x.data + begin * call.x.row_stride + q * call.x.col_stride,
-                     call.x.row_stride,
-                     call.x.col_stride,
-                     panel.rows(q, depth),
-                     depth};
+    product.terms = {call.x.data + begin * call.x.row_stride + q * call.x.col_stride, call.x.row_stride,
+                     call.x.col_stride, panel.rows(q, depth), depth};
     product.prefetch = panel.next(q, depth, product.rows);
     if (q + depth == inputs) {
       product.extra = gather_panel_terms(call, b, begin, product.rows, scratch + panel_width<Scalar>);

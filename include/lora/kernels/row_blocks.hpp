@@ -26,9 +26,8 @@ template <class Scalar, class Body>
 void for_each_row_block(const MatrixView<const Scalar>& x, Workspace& workspace, Isa isa, const Body& body) {
   Executor& executor = workspace.executor();
   if (x.row_major()) {
-    parallel_ranges(executor, x.rows, 4, [&](Index begin, Index end, int /*worker*/) {
-      body(x.middle_rows(begin, end - begin), begin);
-    });
+    parallel_ranges(executor, x.rows, 4,
+                    [&](Index begin, Index end, int /*worker*/) { body(x.middle_rows(begin, end - begin), begin); });
     return;
   }
   const Index stride = copied_stride<Scalar>(x.cols);

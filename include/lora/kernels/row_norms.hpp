@@ -29,9 +29,8 @@ void adapted_row_norms(const double* squared_norms, const MatrixView<const Scala
   const RowNormsCall<Scalar> call{squared_norms, projected, gram, b, static_cast<double>(scale), norms, cancels};
   const auto kernel = kernel_table<Scalar>(isa).row_norms;
   const auto scratch = worker_scratch<double>(workspace, gram.rows * norm_block);
-  parallel_ranges(workspace.executor(), b.rows, 2 * norm_block, [&](Index begin, Index end, int worker) {
-    kernel(call, begin, end, &scratch(worker, 0));
-  });
+  parallel_ranges(workspace.executor(), b.rows, 2 * norm_block,
+                  [&](Index begin, Index end, int worker) { kernel(call, begin, end, &scratch(worker, 0)); });
 }
 
 }  // namespace lora::kernels

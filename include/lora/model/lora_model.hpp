@@ -150,8 +150,8 @@ class LoraModel {
     activate(prepare_active(operation, adapters));
   }
 
-  /// Removes an adapter; if it was the only active one, none is active afterwards. Rows that chose it are answered by the
-  /// frozen model, others keep their choice.
+  /// Removes an adapter; if it was the only active one, none is active afterwards. Rows that chose it are answered by
+  /// the frozen model, others keep their choice.
   /// @throws ConfigError for an unknown name, StateError while the model is merged; std::bad_alloc
   void delete_adapter(const std::string& adapter) {
     constexpr std::string_view operation = "LoraModel::delete_adapter";

@@ -7,9 +7,7 @@
 #include "lora/core/types.hpp"
 
 // Including all x86 intrinsics costs half a second.
-#if defined(__AVX__)
-#include <immintrin.h>
-#elif defined(__SSE2__)
+#if defined(__SSE2__)
 #include <emmintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
@@ -24,13 +22,8 @@
 
 namespace lora::detail {
 
-#if defined(__AVX512F__)
-inline constexpr int pack_bytes = 64;
-#elif defined(__AVX__)
-inline constexpr int pack_bytes = 32;
-#else
+/// The same with every flag, so that translation units with different flags agree.
 inline constexpr int pack_bytes = 16;
-#endif
 
 /// Several scalars in a register. Arithmetic uses the compiler's vector types.
 template <class Scalar, int bytes = pack_bytes>
@@ -50,19 +43,7 @@ struct Pack {
 
   /// Rounded to nearest, including infinities and denormals.
   static void square_root(Type& pack) noexcept {
-#if defined(__AVX512F__)
-    if constexpr (sizeof(Scalar) == 4) {
-      pack = reinterpret_cast<Type>(_mm512_sqrt_ps(reinterpret_cast<__m512>(pack)));
-    } else {
-      pack = reinterpret_cast<Type>(_mm512_sqrt_pd(reinterpret_cast<__m512d>(pack)));
-    }
-#elif defined(__AVX__)
-    if constexpr (sizeof(Scalar) == 4) {
-      pack = reinterpret_cast<Type>(_mm256_sqrt_ps(reinterpret_cast<__m256>(pack)));
-    } else {
-      pack = reinterpret_cast<Type>(_mm256_sqrt_pd(reinterpret_cast<__m256d>(pack)));
-    }
-#elif defined(__SSE2__)
+#if defined(__SSE2__)
     if constexpr (sizeof(Scalar) == 4) {
       pack = reinterpret_cast<Type>(_mm_sqrt_ps(reinterpret_cast<__m128>(pack)));
     } else {

@@ -85,8 +85,9 @@ class SGD {
 
   /// The same for a layer (its `parameters()`) or a model (its `trainable_parameters()`).
   template <class Source>
-    requires(requires(Source& source) { source.parameters(); } ||
-             requires(Source& source) { source.trainable_parameters(); })
+    requires(
+        requires(Source& source) { source.parameters(); } ||
+        requires(Source & source) { source.trainable_parameters(); })
   void step(Source&& source) {
     const auto& parameters = detail::parameter_range(source);
     step(detail::span_of(parameters));

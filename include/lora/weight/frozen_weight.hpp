@@ -97,9 +97,9 @@ inline void check_block(std::string_view operation, Index out_features, Index in
   const bool rows_fit = first_output >= 0 && rows >= 0 && rows <= out_features && first_output <= out_features - rows;
   const bool cols_fit = first_input >= 0 && cols >= 0 && cols <= in_features && first_input <= in_features - cols;
   if (rows_fit && cols_fit) return;
-  throw ShapeError(operation, "block", "a part of " + shape_text(out_features, in_features),
-                   shape_text(rows, cols) + " from (" + std::to_string(first_output) + ", " +
-                       std::to_string(first_input) + ")");
+  throw ShapeError(
+      operation, "block", "a part of " + shape_text(out_features, in_features),
+      shape_text(rows, cols) + " from (" + std::to_string(first_output) + ", " + std::to_string(first_input) + ")");
 }
 
 }  // namespace detail

@@ -148,7 +148,6 @@ class MergeUndo {
     return delta_.bytes() + (factors_.size() + reciprocals_.size()) * sizeof(Scalar);
   }
 
-
  private:
   static constexpr auto piece_size = static_cast<std::size_t>(max_piece_size);
   enum class Outcome : std::uint8_t { complete, not_finite, too_many_exceptions };
@@ -176,9 +175,8 @@ class MergeUndo {
       const WeightTile<Scalar>& piece = pieces.piece();
       reserve_exceptions(static_cast<std::size_t>(piece.lines * piece.length));
       std::int8_t* const codes = codes_.data() + done;
-      const auto update = factors_.empty()
-                              ? delta_.update(kernels::UpdateStep::apply, piece, codes, originals.data())
-                              : apply_scaled(piece, codes, originals.data());
+      const auto update = factors_.empty() ? delta_.update(kernels::UpdateStep::apply, piece, codes, originals.data())
+                                           : apply_scaled(piece, codes, originals.data());
       exceptions_.insert(exceptions_.end(), originals.data(), originals.data() + update.exceptions);
       done += piece.lines * piece.length;
       if (!update.applied) return Outcome::not_finite;
@@ -244,9 +242,9 @@ class MergeUndo {
       std::array<Scalar, piece_size> delta;
       evaluate(piece, delta.data());
       for (Index l = 0; l < piece.lines; ++l) {
-        taken += kernels::restore_scaled(piece.data + l * piece.line_stride, delta.data() + l * piece.length,
-                                         factors_of(piece, l), codes + l * piece.length, piece.length,
-                                         originals + taken);
+        taken +=
+            kernels::restore_scaled(piece.data + l * piece.line_stride, delta.data() + l * piece.length,
+                                    factors_of(piece, l), codes + l * piece.length, piece.length, originals + taken);
       }
     }
     cursor.exception += static_cast<std::size_t>(taken);

@@ -20,15 +20,20 @@ class WeightRef {
   using Scalar = Scalar_;
 
   template <class W>
-    requires(!std::is_same_v<std::remove_cv_t<W>, WeightRef>) && FrozenWeight<W> && (std::is_same_v<typename W::Scalar, Scalar>)
-  // NOLINTNEXTLINE(google-explicit-constructor): converts at the call, as FunctionRef does.
-  WeightRef(W& weight) noexcept : object_(std::addressof(weight)), table_(&table_of<W, true>) {}
+    requires(!std::is_same_v<std::remove_cv_t<W>, WeightRef>)
+  &&FrozenWeight<W> && (std::is_same_v<typename W::Scalar, Scalar>)
+      // NOLINTNEXTLINE(google-explicit-constructor): converts at the call, as FunctionRef does.
+      WeightRef(W& weight) noexcept
+      : object_(std::addressof(weight)),
+  table_(&table_of<W, true>) {}
 
   template <class W>
-    requires(!std::is_same_v<std::remove_cv_t<W>, WeightRef>) && FrozenWeight<W> && (std::is_same_v<typename W::Scalar, Scalar>)
-  // NOLINTNEXTLINE(google-explicit-constructor)
-  WeightRef(const W& weight) noexcept
-      : object_(const_cast<W*>(std::addressof(weight))), table_(&table_of<W, false>) {}
+    requires(!std::is_same_v<std::remove_cv_t<W>, WeightRef>)
+  &&FrozenWeight<W> && (std::is_same_v<typename W::Scalar, Scalar>)
+      // NOLINTNEXTLINE(google-explicit-constructor)
+      WeightRef(const W& weight) noexcept
+      : object_(const_cast<W*>(std::addressof(weight))),
+  table_(&table_of<W, false>) {}
 
   [[nodiscard]] Index out_features() const noexcept { return table_->out_features(object_); }
   [[nodiscard]] Index in_features() const noexcept { return table_->in_features(object_); }
@@ -64,9 +69,7 @@ class WeightRef {
   }
 
   /// Whether the weight is a MergeableWeight, not const, and in writable memory.
-  [[nodiscard]] bool mergeable() const noexcept {
-    return table_->tile != nullptr && table_->writable(object_);
-  }
+  [[nodiscard]] bool mergeable() const noexcept { return table_->tile != nullptr && table_->writable(object_); }
 
   /// Whether the weight is a MergeableWeight, const or not.
   [[nodiscard]] bool has_tiles() const noexcept { return table_->tile_count != nullptr; }
