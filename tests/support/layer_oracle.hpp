@@ -74,7 +74,8 @@ struct Signs {
 
 /// The exact answer. For the i-th adapter, with x~ = mask_i (.) x, M = W + s (B A - B0 A0) and f = 1, or m / n of DoRA,
 ///   Y += L(f (.) M, x~) - L(W, x~) + s lora_bias,
-/// and gradients follow with n a constant. With `magnitudes` the same over absolute values, with the exact norms.
+/// and gradients follow with n a constant; none where dY is empty. With `magnitudes` the same over absolute values,
+/// with the exact norms.
 [[nodiscard]] inline WideAnswer exact_answer(const LayerCase& c, const std::vector<AdapterValues>& adapters,
                                              const Rows& bias, const Rows& x_given, const Rows& dy_given,
                                              const Masks& masks, bool magnitudes = false) {
@@ -91,9 +92,10 @@ struct Signs {
   if (bias.size() > 0) {
     for (Index o = 0; o < outputs; ++o) add_to_outputs(o, signs.of(bias(0, o)));
   }
-  if (c.has_dx) answer.dx = c.adjoint(w, dy);
+  const bool differentiates = dy.rows() > 0;
+  if (differentiates && c.has_dx) answer.dx = c.adjoint(w, dy);
   WideRows sums = WideRows::Zero(1, outputs);
-  if (c.bias0.size() > 0 || c.has_lora_bias) {
+  if (differentiates && (c.bias0.size() > 0 || c.has_lora_bias)) {
     for (Index o = 0; o < outputs; ++o) sums(0, o) = dy.middleCols(o * c.positions, c.positions).sum();
   }
 
@@ -121,6 +123,10 @@ struct Signs {
     } else {
       answer.y += c.apply(delta, dropped);
     }
+    for (std::size_t j = 0; j < c.adapted.size() && a.lora_bias.size() > 0; ++j) {
+      add_to_outputs(c.adapted[j], s * signs.of(a.lora_bias(0, static_cast<Index>(j))));
+    }
+    if (!differentiates) continue;
     WideGradients g;
     const WideRows outer = c.outer(dy, dropped);
     const WideRows scaled_outer = detail::row_scaled(f, outer);
@@ -141,9 +147,7 @@ struct Signs {
       const auto at = static_cast<Index>(j);
       const Index output = c.adapted[j];
       if (dora) g.magnitude(0, at) = outer.row(output).cwiseProduct(sum.row(output)).sum() / norms(0, output);
-      if (a.lora_bias.size() == 0) continue;
-      g.lora_bias(0, at) = s * sums(0, output);
-      add_to_outputs(output, s * signs.of(a.lora_bias(0, at)));
+      if (a.lora_bias.size() > 0) g.lora_bias(0, at) = s * sums(0, output);
     }
     if (a.bias.size() > 0) g.bias = sums;
     answer.gradients.push_back(g);
