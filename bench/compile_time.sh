@@ -8,14 +8,14 @@ usage() {
 usage: bench/compile_time.sh [--json FILE] [--repetitions N] [--case NAME]
 
 Measures what including the library costs: the compiler's processor time (user) and peak memory for small translation
-units, with g++ and clang++ if installed, at -O0 and -O2, and the ratio to a unit with <Eigen/Dense> and a product.
-Values are medians of N runs (3 by default) in which the cases take turns. The last lines say which goals are met:
+units, with g++ and clang++ if installed, at -O0 and -O2. Ratios compare like with like: an empty main with one that
+includes <Eigen/Dense>, ten lines with one product of Eigen's. Values are medians of N runs (3 by default) in which the cases take turns. The last lines say which goals are met:
 
   goal <compiler> <level> <case> <value> <=|< <target> met|short
 
   --json FILE      all results as JSON
   --repetitions N  runs of each case
-  --case NAME      only this case and "product", the baseline
+  --case NAME      only this case and what it is compared with
   --help           this text
 TXT
 }
@@ -103,8 +103,8 @@ cp "$work/ten.cpp" "$work/ten_compiled.cpp"
 cp "$work/few.cpp" "$work/few_compiled.cpp"
 if [ -n "$only" ]; then
   describe "$only" >/dev/null
-  cases=(product)
-  [ "$only" = product ] || cases+=("$only")
+  cases=(eigen product)
+  case $only in eigen | product) ;; *) cases+=("$only") ;; esac
 fi
 
 # Runs a command and prints its exit code, user seconds and peak memory in kilobytes, including descendants.
@@ -188,9 +188,9 @@ awk -v json="$json" -v descriptions="$work/descriptions" -v versions="$work/vers
         key = way SUBSEP names[n]
         s[key] = median(seconds[key], runs[key]); m[key] = median(kilobytes[key], runs[key]) * 1024 / 1e6
       }
-      base = s[way SUBSEP "product"]
       for (n = 1; n <= count; ++n) {
-        name = names[n]; key = way SUBSEP name; ratio = s[key] / base
+        name = names[n]; key = way SUBSEP name
+        ratio = s[key] / s[way SUBSEP (name == "eigen" || name == "empty" ? "eigen" : "product")]
         split(seconds[key], list, " "); low = high = list[1]
         for (i in list) { if (list[i] < low) low = list[i]; if (list[i] > high) high = list[i] }
         printf "  %-44s %8.2f %7.2fx %8.0f %9.2f-%.2f\n", text[name], s[key], ratio, m[key], low, high

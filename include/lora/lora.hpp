@@ -1,4 +1,5 @@
-// All of the library that needs only Eigen and the standard library.
+// What most programs use of the library, and needs only Eigen and the standard library. Combining adapters
+// (lora/model/combine.hpp), thread pools and files (lora/io.hpp) have headers of their own.
 #pragma once
 
 #include "lora/adapter/adapter.hpp"
@@ -26,8 +27,6 @@
 #include "lora/layers/rows.hpp"
 #include "lora/layers/tensor.hpp"
 #include "lora/model/adapter_weights.hpp"
-#include "lora/model/combine.hpp"
-#include "lora/model/described_config.hpp"
 #include "lora/model/lora_model.hpp"
 #include "lora/model/model_config.hpp"
 #include "lora/model/module_names.hpp"

@@ -26,17 +26,13 @@ inline constexpr std::string_view default_adapter_name = "default";
 
 namespace detail {
 
-[[nodiscard]] LORA_COLD inline std::string quoted(std::string_view name) {
-  std::string text = "\"";
-  text.append(name).append("\"");
-  return text;
-}
+[[nodiscard]] LORA_COLD inline std::string quoted(std::string_view name) { return joined({"\"", name, "\""}); }
 
 /// @throws ConfigError for a name that is empty, contains a dot or is base_adapter_name.
 LORA_COLD inline std::string checked_adapter_name(std::string_view operation, std::string_view name) {
   if (name.empty() || name.find('.') != std::string_view::npos || name == base_adapter_name) {
-    std::string expected = "a name without dots other than \"\" and ";
-    throw ConfigError(operation, "name", expected.append(quoted(base_adapter_name)), quoted(name));
+    throw ConfigError(operation, "name",
+                      joined({"a name without dots other than \"\" and ", quoted(base_adapter_name)}), quoted(name));
   }
   return std::string(name);
 }
@@ -116,8 +112,7 @@ class LoraAdapter {
   /// @throws StateError naming the adapter while it is merged.
   void require_unmerged(std::string_view operation) const {
     if (!merged_) return;
-    std::string argument = "adapter ";
-    throw StateError(operation, argument.append(detail::quoted(name_)),
+    throw StateError(operation, detail::joined({"adapter ", detail::quoted(name_)}),
                      "an unmerged one (call train() or unmerge() first)", "a merged one");
   }
 

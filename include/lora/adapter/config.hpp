@@ -99,9 +99,8 @@ LORA_COLD inline void check_config(std::string_view operation, const LoraConfig&
     throw ConfigError(operation, "dropout", "a probability in [0, 1)", detail::number_text(config.dropout));
   }
   if (detail::drop_threshold(config.dropout) > 0xFFFFFFFFU) {
-    std::string got = "1 - ";
-    got.append(detail::number_text(1.0 - config.dropout));
-    throw ConfigError(operation, "dropout", "a probability in [0, 1) that keeps at least one element in 2^32", got);
+    throw ConfigError(operation, "dropout", "a probability in [0, 1) that keeps at least one element in 2^32",
+                      detail::joined({"1 - ", detail::number_text(1.0 - config.dropout)}));
   }
   if (config.lora_bias && config.rank == 0)
     throw ConfigError(operation, "lora_bias", "rank 1 or more with it", "rank 0");

@@ -134,9 +134,8 @@ template <class Real>
                                                               std::uint64_t seed) {
   const Index most = w.rows < w.cols ? w.rows : w.cols;
   if (config.rank > most) {
-    std::string expected = "at most ";
-    expected.append(std::to_string(most)).append(" with pissa and olora");
-    throw ConfigError(operation, "rank", expected, std::to_string(config.rank));
+    throw ConfigError(operation, "rank", detail::joined({"at most ", std::to_string(most), " with pissa and olora"}),
+                      std::to_string(config.rank));
   }
   const bool pissa = config.init_lora_weights == InitLoraWeights::pissa;
   if (pissa && !(config.alpha > 0.0)) {

@@ -65,7 +65,7 @@ class AdapterSet {
     for (const std::string_view name : names) {
       const Index i = index_of(operation, name);
       if (std::find(found.begin(), found.end(), i) != found.end()) {
-        throw ConfigError(operation, "names", "every adapter once", detail::quoted(name).append(" again"));
+        throw ConfigError(operation, "names", "every adapter once", detail::joined({detail::quoted(name), " again"}));
       }
       found.push_back(i);
     }
@@ -154,8 +154,8 @@ class AdapterSet {
 
   [[nodiscard]] std::string known_names() const {
     if (adapters_.empty()) return "a name, once an adapter is added";
-    std::string text = "one of";
-    for (const auto& adapter : adapters_) text.append(" ").append(detail::quoted(adapter->name()));
+    std::string text("one of");
+    for (const auto& adapter : adapters_) text = detail::joined({text, " ", detail::quoted(adapter->name())});
     return text;
   }
 

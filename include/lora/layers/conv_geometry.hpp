@@ -69,9 +69,7 @@ void check_geometry(std::string_view operation, const ConvGeometry<Dim>& geometr
   constexpr Index most = std::numeric_limits<std::int32_t>::max();
   const auto in_range = [&](const char* name, Index value, Index least) {
     if (value >= least && value <= most) return;
-    std::string expected = std::to_string(least);
-    expected += " to 2^31 - 1";
-    throw ConfigError(operation, name, expected, std::to_string(value));
+    throw ConfigError(operation, name, detail::joined({std::to_string(least), " to 2^31 - 1"}), std::to_string(value));
   };
   in_range("in_channels", geometry.in_channels, 1);
   in_range("out_channels", geometry.out_channels, 1);
@@ -84,10 +82,8 @@ void check_geometry(std::string_view operation, const ConvGeometry<Dim>& geometr
   }
   const auto divided = [&](const char* name, Index channels) {
     if (channels % geometry.groups == 0) return;
-    std::string expected = "a multiple of ";
-    expected += std::to_string(geometry.groups);
-    expected += " groups";
-    throw ConfigError(operation, name, expected, std::to_string(channels));
+    throw ConfigError(operation, name, detail::joined({"a multiple of ", std::to_string(geometry.groups), " groups"}),
+                      std::to_string(channels));
   };
   divided("in_channels", geometry.in_channels);
   divided("out_channels", geometry.out_channels);
@@ -130,11 +126,8 @@ template <int Dim>
     reach[d] = geometry.dilation[d] * (geometry.kernel[d] - 1) + 1;
     padded[d] = input[d] + 2 * geometry.padding[d];
   }
-  std::string expected = "at least ";
-  expected.append(extents_text(reach)).append(", which the kernel spans");
-  std::string got = extents_text(input);
-  got.append(", padded to ").append(extents_text(padded));
-  throw ShapeError(operation, "extents", expected, got);
+  throw ShapeError(operation, "extents", detail::joined({"at least ", extents_text(reach), ", which the kernel spans"}),
+                   detail::joined({extents_text(input), ", padded to ", extents_text(padded)}));
 }
 
 /// The walk over images of extents `input`. Pre: output_extents accepts them.

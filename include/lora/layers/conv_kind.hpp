@@ -49,8 +49,8 @@ class ConvKind {
   /// @throws ConfigError for options that this layer does not support.
   void check(std::string_view operation, const LoraConfig& config) const {
     if (config.rank % geometry_.groups != 0) {
-      std::string expected = "a multiple of ";
-      throw ConfigError(operation, "rank", expected.append(std::to_string(geometry_.groups)).append(" groups"),
+      throw ConfigError(operation, "rank",
+                        detail::joined({"a multiple of ", std::to_string(geometry_.groups), " groups"}),
                         std::to_string(config.rank));
     }
     if (config.fan_in_fan_out) throw ConfigError(operation, "fan_in_fan_out", "false for a convolution", "true");

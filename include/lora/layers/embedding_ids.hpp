@@ -77,14 +77,11 @@ void check_ids(const Operation& operation, const IdView<Id>& view, Index num_emb
     for (Index j = 0; j < ids.cols; ++j) {
       const Id id = ids(i, j);
       if (std::cmp_greater_equal(id, 0) && std::cmp_less(id, num_embeddings)) continue;
-      std::string position = "ids[";
-      position += std::to_string(ids.cols == 1 ? i : j);
-      if (ids.rows > 1 && ids.cols > 1)
-        (position = "ids(").append(std::to_string(i)).append(", ").append(std::to_string(j));
-      position += ids.rows > 1 && ids.cols > 1 ? ")" : "]";
-      std::string expected = "an id from 0 to ";
-      expected += std::to_string(num_embeddings - 1);
-      throw ShapeError(operation.text(), position, expected, std::to_string(id));
+      const std::string position = ids.rows > 1 && ids.cols > 1
+                                       ? detail::joined({"ids(", std::to_string(i), ", ", std::to_string(j), ")"})
+                                       : detail::joined({"ids[", std::to_string(ids.cols == 1 ? i : j), "]"});
+      throw ShapeError(operation.text(), position,
+                       detail::joined({"an id from 0 to ", std::to_string(num_embeddings - 1)}), std::to_string(id));
     }
   }
 }
@@ -95,11 +92,10 @@ void check_ids(const Operation& operation, const IdView<Id>& view, Index num_emb
                                          Index num_embeddings) {
   if (!padding_idx.has_value()) return -1;
   if (*padding_idx < -num_embeddings || *padding_idx >= num_embeddings) {
-    std::string expected = "an id below ";
-    expected += std::to_string(num_embeddings);
-    expected += ", or -1 to ";
-    expected += std::to_string(-num_embeddings);
-    throw ConfigError(operation, "padding_idx", expected, std::to_string(*padding_idx));
+    throw ConfigError(operation, "padding_idx",
+                      detail::joined({"an id below ", std::to_string(num_embeddings), ", or -1 to ",
+                                      std::to_string(-num_embeddings)}),
+                      std::to_string(*padding_idx));
   }
   return *padding_idx < 0 ? *padding_idx + num_embeddings : *padding_idx;
 }

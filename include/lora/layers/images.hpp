@@ -28,11 +28,8 @@ using ImageExtents = std::array<Index, static_cast<std::size_t>(Dim)>;
 /// "3 x 2", the extents in order.
 template <std::size_t n>
 [[nodiscard]] std::string extents_text(const std::array<Index, n>& extents) {
-  std::string text;
-  for (std::size_t d = 0; d < n; ++d) {
-    if (d > 0) text += " x ";
-    text += std::to_string(extents[d]);
-  }
+  std::string text = std::to_string(extents[0]);
+  for (std::size_t d = 1; d < n; ++d) text = detail::joined({text, " x ", std::to_string(extents[d])});
   return text;
 }
 

@@ -1000,8 +1000,7 @@ auto LayerCore<KindType>::parameter_name(ParameterRole role, std::string_view ad
   std::string name(kind_.parameter_name(role));
   if (adapter == default_adapter_name || role == ParameterRole::bias) return name;
   const std::size_t dot = name.find('.');
-  std::string inserted = ".";
-  inserted.append(adapter);
+  const std::string inserted = detail::joined({".", adapter});
   return dot == std::string::npos ? name + inserted : name.insert(dot, inserted);
 }
 

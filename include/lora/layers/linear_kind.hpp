@@ -203,20 +203,21 @@ class LinearKind {
   };
 
  private:
-  // Pissa and olora, in double.
+  // Pissa and olora, in double. `Wide` is a parameter so that only layers that are used compile the start.
+  template <class Wide = double>
   [[nodiscard]] LORA_COLD static LoraFactors<Scalar> part_of_weight(std::string_view operation,
                                                                     const WeightRef<Scalar>& weight,
                                                                     const LoraConfig& config, std::uint64_t seed) {
     const Index outputs = weight.out_features();
     const Index inputs = weight.in_features();
-    std::vector<double> values(static_cast<std::size_t>(outputs * inputs));
+    std::vector<Wide> values(static_cast<std::size_t>(outputs * inputs));
     std::vector<Scalar> row(static_cast<std::size_t>(inputs));
     for (Index i = 0; i < outputs; ++i) {
       weight.read(i, 0, MatrixView<Scalar>{row.data(), 1, inputs, inputs, 1});
       std::copy(row.begin(), row.end(), values.begin() + i * inputs);
     }
-    const MatrixView<const double> w{values.data(), outputs, inputs, inputs, 1};
-    const LoraFactors<double> found = factors_from_weight(operation, w, config, seed);
+    const MatrixView<const Wide> w{values.data(), outputs, inputs, inputs, 1};
+    const auto found = factors_from_weight(operation, w, config, seed);
     LoraFactors<Scalar> factors{Matrix<Scalar>(config.rank, inputs), Matrix<Scalar>(outputs, config.rank)};
     for (Index i = 0; i < found.A.size(); ++i) factors.A.data()[i] = static_cast<Scalar>(found.A.data()[i]);
     for (Index i = 0; i < found.B.size(); ++i) factors.B.data()[i] = static_cast<Scalar>(found.B.data()[i]);

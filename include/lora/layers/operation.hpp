@@ -15,11 +15,7 @@ struct Operation {
   std::string_view layer;
   std::string_view call;
 
-  [[nodiscard]] LORA_COLD std::string text() const {
-    std::string name(layer);
-    name.append("::").append(call);
-    return name;
-  }
+  [[nodiscard]] LORA_COLD std::string text() const { return detail::joined({layer, "::", call}); }
 };
 
 namespace detail {
@@ -30,8 +26,7 @@ namespace detail {
 }
 [[noreturn]] LORA_COLD inline void throw_overlap(const Operation& operation, std::string_view argument,
                                                  std::string_view other) {
-  std::string expected = "memory apart from ";
-  throw ShapeError(operation.text(), argument, expected.append(other), "overlapping memory");
+  throw ShapeError(operation.text(), argument, joined({"memory apart from ", other}), "overlapping memory");
 }
 
 }  // namespace detail

@@ -53,16 +53,15 @@ class InjectionPlan {
   InjectionPlan(std::string_view operation, const LoraModelConfig& config, const NamedLayers<Scalar>& layers,
                 const std::vector<ModelParameter<Scalar>>& parameters)
       : operation_(operation), layers_(layers), parameters_(parameters) {
-    const ModuleMatcher matcher(config, operation);
+    const Matcher matcher(config, operation);
     std::vector<std::string> names;
     for (const auto& [name, layer] : layers) names.push_back(name);
-    TargetedModules targeted = resolve_targets(config, names, [&](std::string_view name) { return is_linear(name); });
+    auto targeted = resolve_targets<Char>(config, names, [&](std::string_view name) { return is_linear(name); });
     report_ = {std::move(targeted.names), std::move(targeted.warnings)};
     for (const auto& [name, layer] : layers) configs_.push_back(plan_layer(matcher, name, *layer));
     for (const auto& parameter : parameters) {
       const bool saved = matcher.saves(module_of(parameter.name()));
-      saved_.push_back(saved);
-      trainable_.push_back(saved || (config.lora.bias == BiasMode::all && names_bias(parameter.name())));
+      roles_.push_back({saved, saved || (config.lora.bias == BiasMode::all && names_bias(parameter.name()))});
     }
     warn_of_unsaved(config);
   }
@@ -70,9 +69,9 @@ class InjectionPlan {
   /// The configuration of each layer; rank 0 if it gets no adapter.
   [[nodiscard]] const std::vector<LoraConfig>& configs() const noexcept { return configs_; }
   /// Whether a parameter belongs to a module to save.
-  [[nodiscard]] bool saves(std::size_t parameter) const { return saved_[parameter]; }
+  [[nodiscard]] bool saves(std::size_t parameter) const { return roles_[parameter].saved; }
   /// Whether it trains: parameters of modules to save do, and so do biases if all biases train.
-  [[nodiscard]] bool trains(std::size_t parameter) const { return trainable_[parameter]; }
+  [[nodiscard]] bool trains(std::size_t parameter) const { return roles_[parameter].trains; }
   [[nodiscard]] InjectionReport& report() noexcept { return report_; }
 
   /// Interprets the configuration as that of a file with `weights`; see ModelLayer::config_of_file.
@@ -94,26 +93,37 @@ class InjectionPlan {
   }
 
  private:
+  // Depends on Scalar, so that the matcher is compiled only where a plan is made.
+  using Char = typename TextOf<Scalar>::Char;
+  using Matcher = BasicModuleMatcher<Char>;
+  struct Shape {
+    std::vector<Index> extents;
+  };
+  struct ParameterRole {
+    bool saved;
+    bool trains;
+  };
+
   [[nodiscard]] bool is_linear(std::string_view name) const {
     const auto named = [&](const auto& entry) { return entry.first == name; };
     return std::find_if(layers_.begin(), layers_.end(), named)->second->kind() == ModuleKind::linear;
   }
 
-  [[nodiscard]] LoraConfig plan_layer(const ModuleMatcher& matcher, const std::string& name,
+  [[nodiscard]] LoraConfig plan_layer(const Matcher& matcher, const std::string& name,
                                       const ModelLayer<Scalar>& layer) {
     if (matcher.saves(name)) {
       throw ConfigError(operation_, "modules_to_save", "parameters that were added as Trainable",
-                        "the layer " + quoted_name(name) + ", whose weight is frozen");
+                        joined({"the layer ", quoted_name(name), ", whose weight is frozen"}));
     }
     LoraConfig config = matcher.config_for(name);
     const bool stored_transposed = layer.stored_transposed();
     const bool targeted = matcher.targets(name, layer.kind() == ModuleKind::linear);
     if (targeted && layer.kind() == ModuleKind::linear && config.fan_in_fan_out != stored_transposed) {
-      std::string warning = name;
-      warning += config.fan_in_fan_out
-                     ? ": fan_in_fan_out is set, and the layer's weight is out_features x in_features"
-                     : ": fan_in_fan_out is not set, and the layer's weight is in_features x out_features";
-      report_.warnings.push_back(warning += "; the layer's own orientation is used");
+      report_.warnings.push_back(joined(
+          {name,
+           config.fan_in_fan_out ? ": fan_in_fan_out is set, and the layer's weight is out_features x in_features"
+                                 : ": fan_in_fan_out is not set, and the layer's weight is in_features x out_features",
+           "; the layer's own orientation is used"}));
     }
     config.fan_in_fan_out = stored_transposed;
     if (targeted) return config;
@@ -126,18 +136,18 @@ class InjectionPlan {
     for (const std::string& module : config.modules_to_save) {
       LoraModelConfig alone;
       alone.modules_to_save = {module};
-      const ModuleMatcher matcher(alone, operation_);
+      const Matcher matcher(alone, operation_);
       const auto means = [&](const ModelParameter<Scalar>& parameter) {
         return matcher.saves(module_of(parameter.name()));
       };
       if (std::none_of(parameters_.begin(), parameters_.end(), means)) {
-        report_.warnings.push_back("modules_to_save " + quoted_name(module) + " matches no parameter");
+        report_.warnings.push_back(joined({"modules_to_save ", quoted_name(module), " matches no parameter"}));
       }
     }
   }
 
   static void add(std::string& trouble, std::string_view what, std::string_view name, std::string_view detail = {}) {
-    trouble.append(trouble.empty() ? "" : ", ").append(what).append(" ").append(name).append(detail);
+    trouble = joined({trouble, trouble.empty() ? "" : ", ", what, " ", name, detail});
   }
 
   void check_modules(const AdapterWeights<Scalar>& weights, std::string& trouble) const {
@@ -150,7 +160,7 @@ class InjectionPlan {
       } else if (!wanted) {
         add(trouble, "not targeted", name);
       } else if (const std::string misfit = layer->misfit(configs_[i], found->second); !misfit.empty()) {
-        add(trouble, "misshapen", name, " (" + misfit + ")");
+        add(trouble, "misshapen", name, joined({" (", misfit, ")"}));
       }
     }
     for (const auto& module : weights.modules) {
@@ -165,7 +175,7 @@ class InjectionPlan {
       const auto found = weights.saved.find(name);
       if (found == weights.saved.end()) {
         add(trouble, "missing", name);
-      } else if (found->second.shape != shape || found->second.values.size() != elements(shape)) {
+      } else if (found->second.shape != shape.extents || found->second.values.size() != elements(shape.extents)) {
         add(trouble, "misshapen", name);
       }
     }
@@ -181,14 +191,14 @@ class InjectionPlan {
   }
 
   // The shape of every tensor that an adapter of this plan replaces whole.
-  [[nodiscard]] std::map<std::string, std::vector<Index>, std::less<>> saved_shapes() const {
-    std::map<std::string, std::vector<Index>, std::less<>> shapes;
+  [[nodiscard]] std::map<std::string, Shape, std::less<>> saved_shapes() const {
+    std::map<std::string, Shape, std::less<>> shapes;
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       const Index size = layers_[i].second->bias_size();
-      if (size > 0 && configs_[i].trains_bias()) shapes.emplace(layers_[i].first + ".bias", std::vector<Index>{size});
+      if (size > 0 && configs_[i].trains_bias()) shapes.emplace(layers_[i].first + ".bias", Shape{{size}});
     }
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
-      if (trainable_[i]) shapes.emplace(parameters_[i].name(), parameters_[i].shape());
+      if (roles_[i].trains) shapes.emplace(parameters_[i].name(), Shape{parameters_[i].shape()});
     }
     return shapes;
   }
@@ -197,8 +207,7 @@ class InjectionPlan {
   const NamedLayers<Scalar>& layers_;
   const std::vector<ModelParameter<Scalar>>& parameters_;
   std::vector<LoraConfig> configs_;
-  std::vector<bool> saved_;
-  std::vector<bool> trainable_;
+  std::vector<ParameterRole> roles_;
   InjectionReport report_;
 };
 

@@ -59,14 +59,13 @@ void check_config(std::string_view operation, const LoraModelConfig& config) {
   }
   for (const auto& [key, rank] : config.rank_pattern) {
     if (rank < 1) {
-      std::string option = "rank_pattern ";
-      throw ConfigError(operation, option.append(detail::quoted_name(key)), "1 or more", std::to_string(rank));
+      throw ConfigError(operation, detail::joined({"rank_pattern ", detail::quoted_name(key)}), "1 or more",
+                        std::to_string(rank));
     }
   }
   for (const auto& [key, alpha] : config.alpha_pattern) {
     if (!detail::finite_bits(alpha)) {
-      std::string option = "alpha_pattern ";
-      throw ConfigError(operation, option.append(detail::quoted_name(key)), "a finite number",
+      throw ConfigError(operation, detail::joined({"alpha_pattern ", detail::quoted_name(key)}), "a finite number",
                         detail::number_text(alpha));
     }
   }
@@ -165,8 +164,7 @@ class BasicModuleMatcher {
       bool is_used = false;
       for (const Value* other : used) is_used = is_used || other == &value;
       if (is_used) continue;
-      unused.emplace_back(option);
-      unused.back().append(detail::quoted_name(pattern.text()));
+      unused.push_back(detail::joined({option, detail::quoted_name(pattern.text())}));
     }
   }
 
@@ -188,6 +186,16 @@ class BasicModuleMatcher {
 };
 
 using ModuleMatcher = BasicModuleMatcher<char>;
+
+namespace detail {
+
+/// Char is char. A template that names it so uses a matcher only where it is instantiated.
+template <class>
+struct TextOf {
+  using Char = char;
+};
+
+}  // namespace detail
 
 /// ModuleMatcher(config).targets(module, is_linear), for a single query. @throws ConfigError like ModuleMatcher
 template <class Char = char>
@@ -216,8 +224,7 @@ void warn_of_unmatched(std::basic_string_view<Char> option, const ModuleSelector
     bool matches = false;
     for (const std::string& module : modules) matches = matches || means_module(name, module);
     if (matches) continue;
-    warnings.emplace_back(option);
-    warnings.back().append(" ").append(quoted_name(name)).append(" matches no module");
+    warnings.push_back(joined({option, " ", quoted_name(name), " matches no module"}));
   }
 }
 
@@ -227,24 +234,25 @@ template <class Selector>
   if (selector.kind() != ModuleSelector::Kind::pattern) {
     return selector.names().empty() ? "no name at all" : quoted_names(selector.names());
   }
-  std::string text = "the pattern ";
-  return text.append(quoted_name(selector.pattern()));
+  return joined({"the pattern ", quoted_name(selector.pattern())});
 }
 
 template <class Char>
 [[noreturn]] void throw_nothing_targeted(std::basic_string_view<Char> operation, const LoraModelConfig& config,
                                          std::span<const std::string> modules, std::size_t excluded) {
-  std::string got = "none among ";
-  got.append(std::to_string(modules.size())).append(" modules");
-  if (!modules.empty()) got.append(" (").append(quoted_names(modules, 8)).append(")");
-  if (excluded > 0) got.append("; exclude_modules and modules_to_save took ").append(std::to_string(excluded));
+  std::string got = joined({"none among ", std::to_string(modules.size()), " modules"});
+  const auto add = [&got](std::string_view text, std::string_view detail, std::string_view end = {}) {
+    got = joined({got, text, detail, end});
+  };
+  if (!modules.empty()) add(" (", quoted_names(modules, 8), ")");
+  if (excluded > 0) add("; exclude_modules and modules_to_save took ", std::to_string(excluded));
   if (!config.layers_to_transform.empty()) {
-    got.append("; layers_to_transform lets pass");
-    for (const Index layer : config.layers_to_transform) got.append(" ").append(std::to_string(layer));
+    add("; layers_to_transform lets pass", {});
+    for (const Index layer : config.layers_to_transform) add(" ", std::to_string(layer));
   }
-  if (!config.layers_pattern.empty()) got.append("; layers_pattern is ").append(quoted_names(config.layers_pattern));
-  std::string expected = "a module that matches ";
-  throw ConfigError(operation, "target_modules", expected.append(target_text(config.target_modules)), got);
+  if (!config.layers_pattern.empty()) add("; layers_pattern is ", quoted_names(config.layers_pattern));
+  throw ConfigError(operation, "target_modules", joined({"a module that matches ", target_text(config.target_modules)}),
+                    got);
 }
 
 struct EveryModuleIsLinear {
@@ -256,11 +264,11 @@ struct EveryModuleIsLinear {
 /// The modules of a model that `config` adapts. `is_linear(name)` tells which modules are linear; by default all are.
 /// As in PEFT, individual names that match nothing are not an error; they are returned as warnings. @throws ConfigError
 /// listing target_modules when nothing at all is adapted; otherwise like ModuleMatcher
-template <class IsLinear = detail::EveryModuleIsLinear>
+template <class Char = char, class IsLinear = detail::EveryModuleIsLinear>
 [[nodiscard]] TargetedModules resolve_targets(const LoraModelConfig& config, std::span<const std::string> modules,
                                               const IsLinear& is_linear = {}) {
   constexpr std::string_view operation = "resolve_targets";
-  const ModuleMatcher matcher(config, operation);
+  const BasicModuleMatcher<Char> matcher(config, operation);
   TargetedModules result;
   std::size_t excluded = 0;
   for (const std::string& module : modules) {
@@ -276,12 +284,11 @@ template <class IsLinear = detail::EveryModuleIsLinear>
   detail::warn_of_unmatched(std::string_view("target_modules"), config.target_modules, modules, result.warnings);
   detail::warn_of_unmatched(exclude, config.exclude_modules, modules, result.warnings);
   if (config.exclude_modules.kind() == ModuleSelector::Kind::pattern && excluded == 0) {
-    result.warnings.emplace_back(exclude);
-    result.warnings.back().append(" ").append(detail::quoted_name(config.exclude_modules.pattern()));
-    result.warnings.back().append(" matches no module");
+    result.warnings.push_back(
+        detail::joined({exclude, " ", detail::quoted_name(config.exclude_modules.pattern()), " matches no module"}));
   }
-  for (std::string& pattern : matcher.unused_patterns(result.names)) {
-    result.warnings.push_back(pattern.append(" matches no adapted module"));
+  for (const std::string& pattern : matcher.unused_patterns(result.names)) {
+    result.warnings.push_back(detail::joined({pattern, " matches no adapted module"}));
   }
   return result;
 }

@@ -304,9 +304,7 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
 
   static std::string differs(const char* what, Index rows, Index cols, Index wanted_rows, Index wanted_cols) {
     if (rows == wanted_rows && cols == wanted_cols) return {};
-    std::string text = " ";
-    text.append(what).append(" is ").append(shape_text(rows, cols));
-    return text.append(" for ").append(shape_text(wanted_rows, wanted_cols));
+    return detail::joined({" ", what, " is ", shape_text(rows, cols), " for ", shape_text(wanted_rows, wanted_cols)});
   }
 
   // Expands the rows of the adapted blocks to rows of all outputs.

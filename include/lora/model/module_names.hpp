@@ -56,34 +56,6 @@ class ModuleSelector {
 
 namespace detail {
 
-/// A segment of a name that is a number with a dot on both sides: a layer's position in a list of layers.
-struct NumberedSegment {
-  std::size_t begin = 0;       ///< position of its first digit
-  std::size_t position = 0;    ///< number of segments before it
-  std::optional<Index> value;  ///< nothing if it does not fit an Index
-};
-
-template <class Char>
-[[nodiscard]] std::vector<NumberedSegment> numbered_segments(std::basic_string_view<Char> name) {
-  std::vector<NumberedSegment> found;
-  std::size_t begin = 0;
-  for (std::size_t position = 0;; ++position) {
-    const std::size_t dot = name.find('.', begin);
-    if (dot == std::string_view::npos) return found;
-    NumberedSegment number{begin, position, Index{0}};
-    bool digits = position > 0 && dot > begin;
-    for (std::size_t i = begin; digits && i < dot; ++i) {
-      const Index digit = name[i] - '0';
-      digits = digit >= 0 && digit <= 9;
-      if (!number.value) continue;
-      const bool fits = *number.value <= (std::numeric_limits<Index>::max() - digit) / 10;
-      number.value = fits ? std::optional<Index>(*number.value * 10 + digit) : std::nullopt;
-    }
-    if (digits) found.push_back(number);
-    begin = dot + 1;
-  }
-}
-
 /// PEFT's layers_to_transform and layers_pattern: whether a module is in an adapted layer.
 template <class Char>
 class BasicLayerFilter {
@@ -101,16 +73,42 @@ class BasicLayerFilter {
   [[nodiscard]] bool passes(std::string_view name) const {
     if (layers_.empty()) return true;
     const std::optional<NumberedSegment> layer = find_layer(name);
-    if (!layer || !layer->value) return false;
+    if (!layer || layer->value < 0) return false;
     for (const Index adapted : layers_) {
-      if (adapted == *layer->value) return true;
+      if (adapted == layer->value) return true;
     }
     return false;
   }
 
  private:
+  // A segment of a name that is a number with a dot on both sides: a layer's position in a list of layers.
+  struct NumberedSegment {
+    std::size_t begin;     // position of its first digit
+    std::size_t position;  // number of segments before it
+    Index value;           // negative if it does not fit
+  };
+
+  [[nodiscard]] static std::vector<NumberedSegment> numbered_segments(std::string_view name) {
+    std::vector<NumberedSegment> found;
+    std::size_t begin = 0;
+    for (std::size_t position = 0;; ++position) {
+      const std::size_t dot = name.find('.', begin);
+      if (dot == std::string_view::npos) return found;
+      bool digits = position > 0 && dot > begin;
+      Index value = 0;
+      for (std::size_t i = begin; digits && i < dot; ++i) {
+        const Index digit = name[i] - '0';
+        digits = digit >= 0 && digit <= 9;
+        const bool fits = value >= 0 && value <= (std::numeric_limits<Index>::max() - digit) / 10;
+        value = fits ? value * 10 + digit : -1;
+      }
+      if (digits) found.push_back({begin, position, value});
+      begin = dot + 1;
+    }
+  }
+
   [[nodiscard]] std::optional<NumberedSegment> find_layer(std::string_view name) const {
-    const std::vector<NumberedSegment> numbers = numbered_segments<Char>(name);
+    const std::vector<NumberedSegment> numbers = numbered_segments(name);
     if (patterns_.empty()) {
       for (const NumberedSegment& number : numbers) {
         if (number.position >= 2) return number;

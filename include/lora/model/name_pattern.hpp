@@ -74,11 +74,9 @@ class BasicNamePattern {
   // The text before the part, matched by (.*\.)?, and after it, by (\..*)?, contains no line feed.
   [[nodiscard]] bool expression_matches(std::string_view name) const {
     if (name.size() > max_name) {
-      std::string expected = "names of at most ";
-      expected.append(std::to_string(max_name)).append(" bytes with a regular expression");
-      std::string got = std::to_string(name.size());
-      got.append(" bytes: ").append(quoted_name(name));
-      throw ConfigError("match a module name", option_, expected, got);
+      throw ConfigError("match a module name", option_,
+                        joined({"names of at most ", std::to_string(max_name), " bytes with a regular expression"}),
+                        joined({std::to_string(name.size()), " bytes: ", quoted_name(name)}));
     }
     const std::size_t first_line = name.find('\n');
     const std::size_t last_line = name.rfind('\n');

@@ -11,12 +11,14 @@
 #include <vector>
 
 #include "lora/core/error.hpp"
+#include "lora/core/types.hpp"
 #include "lora/model/quoted_name.hpp"
 
 namespace lora::detail {
 
 /// A set of bytes.
-class ByteSet {
+template <class Char>
+class BasicByteSet {
  public:
   [[nodiscard]] constexpr bool contains(unsigned byte) const noexcept {
     return (words_[byte >> 6U] >> (byte & 63U) & 1U) != 0;
@@ -24,18 +26,18 @@ class ByteSet {
   constexpr void add(unsigned first, unsigned last) noexcept {
     for (unsigned byte = first; byte <= last; ++byte) words_[byte >> 6U] |= std::uint64_t{1} << (byte & 63U);
   }
-  constexpr void add(const ByteSet& other) noexcept {
+  constexpr void add(const BasicByteSet& other) noexcept {
     for (int i = 0; i < 4; ++i) words_[i] |= other.words_[i];
   }
-  [[nodiscard]] constexpr ByteSet inverse() const noexcept {
-    ByteSet result;
+  [[nodiscard]] constexpr BasicByteSet inverse() const noexcept {
+    BasicByteSet result;
     for (int i = 0; i < 4; ++i) result.words_[i] = ~words_[i];
     return result;
   }
 
   /// Python's \d, \s and \w, for ASCII only. Python also treats the separators 0x1C to 0x1F as white space.
-  [[nodiscard]] static constexpr ByteSet category(char letter) noexcept {
-    ByteSet set;
+  [[nodiscard]] static constexpr BasicByteSet category(char letter) noexcept {
+    BasicByteSet set;
     if (letter == 's') {
       set.add(0x09, 0x0D);
       set.add(0x1C, 0x20);
@@ -92,14 +94,14 @@ class RegularExpression {
   [[nodiscard]] bool matches(std::basic_string_view<Char> text, Begins begins, Ends ends) const {
     std::vector<Reader> readers(machines_.size());
     std::vector<std::size_t> seen(states_.size(), text.size() + 1);
-    std::vector<int> pending;
+    std::vector<Index> pending;
     for (std::size_t place = text.size() + 1; place-- > 0;) {
       for (std::size_t m = 0; m < machines_.size(); ++m) {
         const bool main = m + 1 == machines_.size();
         Reader& reader = readers[m];
         pending.clear();
         if (place < text.size()) {
-          for (const int waiting : reader.waiting) {
+          for (const Index waiting : reader.waiting) {
             const State& state = states_[static_cast<std::size_t>(waiting)];
             if (sets_[static_cast<std::size_t>(state.argument)].contains(static_cast<unsigned char>(text[place]))) {
               pending.push_back(state.next);
@@ -110,7 +112,7 @@ class RegularExpression {
         reader.arrived = false;
         if (!main || ends(place)) pending.push_back(machines_[m]);
         while (!pending.empty()) {
-          const int index = pending.back();
+          const Index index = pending.back();
           pending.pop_back();
           if (index == arrived) {
             reader.arrived = true;
@@ -144,6 +146,8 @@ class RegularExpression {
   }
 
  private:
+  using ByteSet = BasicByteSet<Char>;
+
   enum class Kind : std::uint8_t {
     set,  // a byte of the set `argument`
     fork,
@@ -183,23 +187,21 @@ class RegularExpression {
   };
 
   struct Reader {
-    std::vector<int> waiting;  // states waiting for the next byte
+    std::vector<Index> waiting;  // states waiting for the next byte
     bool arrived = false;
   };
 
   // Errors
 
   [[noreturn]] void fail(std::string_view reason) const {
-    std::string got = quoted_name(pattern_);
-    got.append(" with ").append(reason);
-    throw ConfigError(operation_, option_, "a regular expression of Python's that this library knows", got);
+    throw ConfigError(operation_, option_, "a regular expression of Python's that this library knows",
+                      joined({quoted_name(pattern_), " with ", reason}));
   }
   [[noreturn]] void fail_for_size() const {
-    std::string expected = "a regular expression of at most ";
-    expected.append(std::to_string(max_pattern)).append(" bytes and ").append(std::to_string(max_states));
-    std::string got = quoted_name(pattern_);
-    got.append(" of ").append(std::to_string(pattern_.size())).append(" bytes");
-    throw ConfigError(operation_, option_, expected.append(" states with repetitions written out"), got);
+    throw ConfigError(operation_, option_,
+                      joined({"a regular expression of at most ", std::to_string(max_pattern), " bytes and ",
+                              std::to_string(max_states), " states with repetitions written out"}),
+                      joined({quoted_name(pattern_), " of ", std::to_string(pattern_.size()), " bytes"}));
   }
 
   // Parsing
@@ -627,7 +629,7 @@ class RegularExpression {
 
   std::vector<ByteSet> sets_;
   std::vector<State> states_;
-  std::vector<int> machines_;  // their first states: lookaheads (inner ones first), then the whole pattern
+  std::vector<Index> machines_;  // their first states: lookaheads (inner ones first), then the whole pattern
 };
 
 }  // namespace lora::detail

@@ -16,14 +16,6 @@
 
 namespace lora::detail {
 
-/// Memory that a step writes to.
-struct Extent {
-  std::uintptr_t begin;
-  std::uintptr_t end;
-  const std::string* name;  ///< of the parameter
-  bool operator<(const Extent& other) const noexcept { return begin < other.begin; }
-};
-
 /// Checks all parameters of a step. Holds scratch that only grows, so that later steps allocate nothing.
 template <class Scalar>
 class StepCheck {
@@ -49,6 +41,14 @@ class StepCheck {
   }
 
  private:
+  // Memory that a step writes to.
+  struct Extent {
+    std::uintptr_t begin;
+    std::uintptr_t end;
+    const std::string* name;  // of the parameter
+    bool operator<(const Extent& other) const noexcept { return begin < other.begin; }
+  };
+
   void add_extent(const void* begin, const void* end, const Parameter<Scalar>& parameter) {
     extents_.push_back(
         {reinterpret_cast<std::uintptr_t>(begin), reinterpret_cast<std::uintptr_t>(end), &parameter.name()});
