@@ -9,7 +9,8 @@ usage: bench/compile_time.sh [--json FILE] [--repetitions N] [--case NAME]
 
 Measures what including the library costs: the compiler's processor time (user) and peak memory for small translation
 units, with g++ and clang++ if installed, at -O0 and -O2. Ratios compare like with like: an empty main with one that
-includes <Eigen/Dense>, ten lines with one product of Eigen's. Values are medians of N runs (3 by default) in which the cases take turns. The last lines say which goals are met:
+includes <Eigen/Dense>, ten lines with a unit that has one product of Eigen's. Values are medians of N runs (3 by
+default) in which the cases take turns. The last lines say which goals are met:
 
   goal <compiler> <level> <case> <value> <=|< <target> met|short
 
