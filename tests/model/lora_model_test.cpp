@@ -92,27 +92,77 @@ TEST_F(LoraModelTest, NamesAreDottedAndUnique) {
   EXPECT_EQ(model.module_names().size(), 4U);
 }
 
-TEST_F(LoraModelTest, ALayerHasOneNameAndOneModel) {
-  EXPECT_NE(message_of<ConfigError>([&] { model.add("again", network.q0); }).find("blocks.0.q_proj"),
-            std::string::npos);
-  EXPECT_NE(message_of<ConfigError>([&] { model.add("again", network.head); }).find("head.weight"), std::string::npos);
+// `part`: a layer or a parameter.
+template <class Part>
+void has_one_name_and_one_model(Part part) {
+  auto first = std::make_unique<LoraModel<double>>();
   LoraModel<double> other;
-  EXPECT_NE(message_of<StateError>([&] { other.add("mine", network.q0); }).find("mine"), std::string::npos);
+  first->add("q", part);
+  EXPECT_EQ(message_of<ConfigError>([&] { first->add("again", part); }),
+            "LoraModel::add: again: expected what has no name yet, got what is registered as q");
+  EXPECT_EQ(message_of<StateError>([&] { other.add("mine", part); }),
+            "LoraModel::add: mine: expected what belongs to no other model, got what another model has");
   EXPECT_TRUE(other.module_names().empty());
-  {
-    Linear extra = plain_linear(4, 6, 8);
-    auto first = std::make_unique<LoraModel<double>>();
-    first->add("q", extra);
-    EXPECT_THROW(other.add("q", extra), StateError);
-    LoraModel<double> moved = std::move(*first);  // the claim goes with the model
-    first.reset();
-    EXPECT_THROW(other.add("q", extra), StateError);
+  EXPECT_TRUE(other.trainable_parameters().empty());
+  Part copy = part;
+  EXPECT_NO_THROW(other.add("copy", copy));
+  LoraModel<double> moved = std::move(*first);  // the claim goes with the model
+  first.reset();
+  EXPECT_THROW(other.add("q", part), StateError);
+  moved = LoraModel<double>();  // the model that had it is gone
+  EXPECT_NO_THROW(other.add("q", part));
+}
+
+TEST(LoraModelRegistration, ALayerHasOneNameAndOneModel) { has_one_name_and_one_model(plain_linear(4, 6, 8)); }
+
+TEST(LoraModelRegistration, AParameterHasOneNameAndOneModel) {
+  has_one_name_and_one_model(Trainable<double>{random_matrix<double>(3, 4, 5), {}, {}});
+}
+
+TEST_F(LoraModelTest, AParameterIsTheModelsWhoeverTrainsIt) {
+  LoraModel<double> other;
+  const auto refused = [&] { EXPECT_THROW(other.add("mine", network.head), StateError); };
+  model.inject(queries_and_head, 1);
+  refused();
+  model.set_adapters({});
+  refused();
+  model.unload();
+  refused();
+}
+
+// In files a layer's bias and its factors have the layer's name before theirs.
+TEST(LoraModelRegistration, AParameterInsideALayerHasNoNameOfTheLayersOwn) {
+  const struct {
+    bool biased;
+    const char* parameter;
+    bool refused;
+  } cases[] = {
+      {true, "head.bias", true},          {false, "head.bias", false},      {true, "head.weight", false},
+      {true, "head.lora_A.weight", true}, {false, "head.lora_extra", true}, {true, "head2.bias", false},
+      {true, "lm.head.bias", false},      {true, "head.norm.bias", false},
+  };
+  for (const auto& [biased, name, refused] : cases) {
+    for (const bool layer_first : {false, true}) {
+      Linear layer = biased ? plain_linear(3, 4, 1)
+                            : Linear(random_matrix<double>(3, 4, 1), LoraConfig{.rank = 0}, std::uint64_t{0});
+      Trainable<double> parameter{random_matrix<double>(1, 3, 2), {}, {}};
+      LoraModel<double> model;
+      const auto add_both = [&] {
+        if (layer_first) model.add("head", layer);
+        model.add(name, parameter);
+        if (!layer_first) model.add("head", layer);
+      };
+      if (!refused) {
+        EXPECT_NO_THROW(add_both()) << name;
+        continue;
+      }
+      EXPECT_EQ(message_of<ConfigError>(add_both),
+                "LoraModel::add: name: expected a parameter outside the layer head, which has its own " +
+                    std::string(name).substr(5) + ", got " + name);
+      EXPECT_EQ(model.module_names().size(), layer_first ? 1U : 0U);
+      EXPECT_EQ(model.trainable_parameters().size(), layer_first ? 0U : 1U);
+    }
   }
-  Linear free = plain_linear(4, 6, 8);
-  std::make_unique<LoraModel<double>>()->add("q", free);  // that model is gone
-  EXPECT_NO_THROW(other.add("q", free));
-  Linear copy = free;  // nobody's
-  EXPECT_NO_THROW(model.add("copy", copy));
 }
 
 // Injection.

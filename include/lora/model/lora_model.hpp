@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "lora/core/claim.hpp"
 #include "lora/core/error.hpp"
 #include "lora/core/parameter.hpp"
 #include "lora/model/adapter_weights.hpp"
@@ -45,27 +46,21 @@ class LoraModel {
   ~LoraModel() = default;
 
   /// Registers a layer: LoraLinear, MergedLinear, LoraEmbedding, LoraConv or another AdaptableLayer.
-  /// @throws ConfigError for a name that is taken or not a dotted name, or a layer that already has a name; StateError
-  /// after an injection, or for a layer of another model
+  /// @throws ConfigError for a name that is taken, not a dotted name or the name of a parameter inside a layer, or a
+  /// layer that already has a name; StateError after an injection, or for a layer of another model
   template <AdaptableLayer Layer>
   void add(std::string name, Layer& layer) {
     using Kind = typename Layer::Kind;
-    check_name(name);
-    auto held = std::make_unique<HeldLayer<Kind>>(static_cast<LayerCore<Kind>&>(layer));
-    require_unregistered(held->address(), name);
-    layers_.reserve(layers_.size() + 1);
-    if (!held->claim(token_)) {
-      throw StateError("LoraModel::add", name, "a layer of one model", "one that another model has");
-    }
-    layers_.emplace_back(std::move(name), std::move(held));
+    add_layer(std::move(name), std::make_unique<HeldLayer<Kind>>(static_cast<LayerCore<Kind>&>(layer)));
   }
   /// Registers a parameter that is trained whole or not at all, by its full name ("head.weight", "norm.bias").
   /// `shape` is the shape in files; if empty, [rows, cols], or [cols] for one row. @throws like above; ShapeError when
   /// the shape has a different size
   void add(std::string name, Trainable<Scalar>& parameter, std::vector<Index> shape = {}) {
-    check_name(name);
-    require_unregistered(&parameter, name);
+    require_addable(name, &parameter, parameter.claim);
+    for (const auto& [layer_name, layer] : layers_) require_apart(layer_name, *layer, name);
     parameters_.emplace_back(std::move(name), parameter, std::move(shape));
+    parameter.claim.take(token_);
   }
 
   /// Names of the registered layers, in order.
@@ -338,31 +333,42 @@ class LoraModel {
     std::vector<std::vector<Index>> positions;  // of each layer
   };
 
-  void check_name(std::string_view name) const {
+  void add_layer(std::string name, std::unique_ptr<ModelLayer<Scalar>> layer) {
+    require_addable(name, layer->address(), layer->claim());
+    for (const auto& parameter : parameters_) require_apart(name, *layer, parameter.name());
+    layers_.emplace_back(std::move(name), std::move(layer));
+    layers_.back().second->claim().take(token_);
+  }
+  // `address` and `claim` are those of the layer or parameter that is to have this name.
+  void require_addable(const std::string& name, const void* address, const Claim& claim) const {
     constexpr std::string_view operation = "LoraModel::add";
-    if (name.empty() || name.front() == '.' || name.back() == '.' || name.find("..") != std::string_view::npos) {
-      throw ConfigError(operation, "name", "a dotted name such as layers.0.q_proj", std::string(name));
-    }
-    const auto named = [&](const auto& entry) { return entry.first == name; };
-    const auto same = [&](const ModelParameter<Scalar>& parameter) { return parameter.name() == name; };
-    if (std::any_of(layers_.begin(), layers_.end(), named) ||
-        std::any_of(parameters_.begin(), parameters_.end(), same)) {
-      throw ConfigError(operation, "name", "one that is not registered yet", std::string(name));
+    if (name.empty() || name.front() == '.' || name.back() == '.' || name.find("..") != std::string::npos) {
+      throw ConfigError(operation, "name", "a dotted name such as layers.0.q_proj", name);
     }
     if (!adapters_.empty()) {
       throw StateError(operation, "model", "one without adapters", std::to_string(adapters_.size()) + " adapters");
     }
+    const auto compare = [&](const std::string& other, const void* other_address) {
+      if (other == name) throw ConfigError(operation, "name", "one that is not registered yet", name);
+      if (other_address == address) {
+        throw ConfigError(operation, name, "what has no name yet", "what is registered as " + other);
+      }
+    };
+    for (const auto& [other, layer] : layers_) compare(other, layer->address());
+    for (const auto& parameter : parameters_) compare(parameter.name(), parameter.address());
+    if (!claim.free_for(token_)) {
+      throw StateError(operation, name, "what belongs to no other model", "what another model has");
+    }
   }
-  void require_unregistered(const void* address, std::string_view name) const {
-    std::string former;
-    for (const auto& [other, layer] : layers_) {
-      if (layer->address() == address) former = other;
-    }
-    for (const auto& parameter : parameters_) {
-      if (parameter.address() == address) former = parameter.name();
-    }
-    if (former.empty()) return;
-    throw ConfigError("LoraModel::add", name, "what has no name yet", "what is registered as " + former);
+  // In files and among the handles, a layer's bias and what its adapters learn have the layer's name before theirs.
+  static void require_apart(const std::string& layer_name, const ModelLayer<Scalar>& layer,
+                            const std::string& parameter) {
+    if (!parameter.starts_with(layer_name + ".")) return;
+    const std::string_view own = std::string_view(parameter).substr(layer_name.size() + 1);
+    if (!own.starts_with("lora_") && (own != "bias" || layer.bias_size() == 0)) return;
+    throw ConfigError("LoraModel::add", "name",
+                      "a parameter outside the layer " + layer_name + ", which has its own " + std::string(own),
+                      parameter);
   }
 
   void require_unmerged(std::string_view operation) const {

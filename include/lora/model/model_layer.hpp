@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "lora/adapter/adapter.hpp"
+#include "lora/core/claim.hpp"
 #include "lora/core/parameter.hpp"
 #include "lora/core/shape.hpp"
 #include "lora/layers/conv_kind.hpp"
@@ -47,8 +48,7 @@ class ModelLayer {
 
   [[nodiscard]] virtual ModuleKind kind() const noexcept = 0;
   [[nodiscard]] virtual const void* address() const noexcept = 0;
-  /// Claims the layer for the lifetime of `owner`; false if another model has it.
-  [[nodiscard]] virtual bool claim(const std::shared_ptr<const void>& owner) noexcept = 0;
+  [[nodiscard]] virtual Claim& claim() noexcept = 0;
   [[nodiscard]] virtual Index adapter_count() const noexcept = 0;
   [[nodiscard]] virtual bool stored_transposed() const noexcept = 0;
   /// Scalars of the frozen weight and its bias.
@@ -149,7 +149,7 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
 
   [[nodiscard]] ModuleKind kind() const noexcept override { return ModuleKindOf<Kind>::value; }
   [[nodiscard]] const void* address() const noexcept override { return &layer_; }
-  [[nodiscard]] bool claim(const std::shared_ptr<const void>& owner) noexcept override { return layer_.claim(owner); }
+  [[nodiscard]] Claim& claim() noexcept override { return layer_.claim_; }
   [[nodiscard]] Index adapter_count() const noexcept override { return layer_.adapters_.size(); }
   [[nodiscard]] bool stored_transposed() const noexcept override { return layer_.plain_.fan_in_fan_out; }
   [[nodiscard]] Index base_size() const noexcept override {
