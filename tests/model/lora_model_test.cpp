@@ -218,6 +218,22 @@ TEST_F(LoraModelTest, TheLayersOwnOrientationHoldsAndADifferentWishIsAWarning) {
   EXPECT_FALSE(network.v0.config().fan_in_fan_out);
 }
 
+// As in PEFT, and in files: an adapter that trains biases alone would not be read again.
+TEST_F(LoraModelTest, EveryTargetedLayerNeedsARank) {
+  for (const auto bias : {BiasMode::none, BiasMode::all, BiasMode::lora_only}) {
+    LoraModelConfig config{.lora = {.rank = 0, .bias = bias}, .target_modules = {"q_proj"}};
+    const std::string refusal = "LoraModel::inject: rank: expected 1 or more for \"blocks.0.q_proj\", got 0";
+    EXPECT_EQ(message_of<ConfigError>([&] { model.inject(config, 1); }), refusal);
+    config.rank_pattern = {{"1.q_proj", 2}};
+    EXPECT_EQ(message_of<ConfigError>([&] { model.inject(config, 1); }), refusal);
+    EXPECT_TRUE(model.adapter_names().empty());
+    config.rank_pattern = {{"q_proj", 2}};
+    EXPECT_EQ(model.inject(config, 1).modules, (Names{"blocks.0.q_proj", "blocks.1.q_proj"}));
+    EXPECT_EQ(network.q1.rank(), 2);
+    model.unload();
+  }
+}
+
 TEST_F(LoraModelTest, NothingMatchedIsAnErrorAndChangesNothing) {
   LoraModelConfig config = queries;
   config.target_modules = {"k_proj"};

@@ -72,7 +72,7 @@ class LoraModel {
 
   /// Gives a new adapter to every layer that `config` targets, makes it the active one, and makes only this adapter,
   /// the modules to save and the biases of `config.lora.bias` trainable. Each layer's seed is derived from `seed` and
-  /// its name.
+  /// its name. Every targeted layer needs a rank of 1 or more, as in PEFT and its files: biases alone are no adapter.
   /// @throws ConfigError naming what matches nothing, is out of range or is refused by a layer, StateError while
   /// merged; std::bad_alloc
   InjectionReport inject(const LoraModelConfig& config, std::uint64_t seed, const std::string& adapter = "default") {
