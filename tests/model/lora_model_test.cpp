@@ -692,6 +692,37 @@ TEST_F(LoraModelTest, LoadListsAllThatDoesNotFitAndChangesNothing) {
   EXPECT_EQ(network.weights(), before);
 }
 
+// With pissa_niter the start is drawn at random, and the values that training gave belong to it.
+TEST_F(LoraModelTest, AnAdapterOfARandomStartIsLoadedWithItsSeedOrNotAtAll) {
+  LoraModelConfig config = queries;
+  config.lora.init_lora_weights = InitLoraWeights::pissa;
+  config.lora.pissa_niter = 1;
+  model.inject(config, 7);
+  change_everything(0.25);
+  const auto weights = model.weights();
+  const auto answers = network.answers();
+  model.unload();
+  const auto before = network.answers();
+  EXPECT_EQ(message_of<ConfigError>([&] { model.load(config, weights); }),
+            "LoraModel::load: seed: expected the one that an adapter with pissa_niter was injected with, got none");
+  EXPECT_TRUE(model.adapter_names().empty());
+  EXPECT_EQ(network.answers(), before);
+  model.load(config, weights, 7);
+  EXPECT_EQ(network.answers(), answers);
+  model.unload();
+  model.load(config, weights, 8);  // what would have gone wrong
+  EXPECT_GT((network.answers()[0] - answers[0]).norm(), 1e-3);
+  model.unload();
+  config.lora.pissa_niter = 0;  // the weight determines this start
+  model.inject(config, 7);
+  change_everything(0.25);
+  const auto exact_weights = model.weights();
+  const auto exact = network.answers();
+  model.unload();
+  model.load(config, exact_weights);
+  EXPECT_EQ(network.answers(), exact);
+}
+
 // Merging.
 
 TEST_F(LoraModelTest, EvalMergesTrainUnmergesToTheSameBits) {

@@ -8,6 +8,7 @@
 #include <initializer_list>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -83,16 +84,22 @@ class LoraModel {
   }
 
   /// Adds the adapter in `weights`, like `inject` followed by setting every value. Strict: the modules of `weights`
-  /// must be those that `config` targets here, and all shapes must fit.
-  /// @throws ConfigError or ShapeError listing what is missing, extra or misshapen; StateError while merged
-  InjectionReport load(const LoraModelConfig& config, const AdapterWeights<Scalar>& weights, std::uint64_t seed = 0,
-                       const std::string& adapter = "default") {
+  /// must be those that `config` targets here, and all shapes must fit. `seed` is the one for `inject`; without one it
+  /// is 0. An adapter with pissa_niter needs it: its values belong to a start that is not among `weights`, and only the
+  /// seed it was injected with gives that start again (PEFT draws another one and is then wrong by the difference).
+  /// @throws ConfigError listing what is missing, extra or misshapen, or for pissa_niter without a seed; StateError
+  /// while merged; std::bad_alloc
+  InjectionReport load(const LoraModelConfig& config, const AdapterWeights<Scalar>& weights,
+                       std::optional<std::uint64_t> seed = std::nullopt, const std::string& adapter = "default") {
     constexpr std::string_view operation = "LoraModel::load";
     require_new(operation, adapter);
+    if (!seed && config.lora.init_lora_weights == InitLoraWeights::pissa && config.lora.pissa_niter > 0) {
+      throw ConfigError(operation, "seed", "the one that an adapter with pissa_niter was injected with", "none");
+    }
     Plan plan(operation, config, layers_, parameters_);
     plan.take_file_configs(weights);
     plan.check_weights(weights);
-    return add_adapter(operation, adapter, config, seed, plan, &weights);
+    return add_adapter(operation, adapter, config, seed.value_or(0), plan, &weights);
   }
 
   /// The weights of the single active adapter. A copy. @throws StateError unless exactly one is active
