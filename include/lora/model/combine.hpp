@@ -19,6 +19,7 @@
 #include "lora/model/adapter_weights.hpp"
 #include "lora/model/combine_factors.hpp"
 #include "lora/model/combine_options.hpp"
+#include "lora/model/name_hash.hpp"
 
 namespace lora {
 
@@ -90,7 +91,7 @@ class AdapterCombination {
       add_bias(adapters_[i].weight, module, result.lora_bias);
     }
     auto mixed = FactorCombination<Scalar>(operation, label, std::span<const WeightedFactors<Scalar>>(factors),
-                                           options_, stream_of(name))
+                                           options_, name_hash(name))
                      .run();
     for (Index j = 0; j < result.lora_bias.size(); ++j) {
       if (finite_bits(result.lora_bias[j])) continue;
@@ -133,13 +134,6 @@ class AdapterCombination {
     if (result.saved.emplace(name, tensor).second) return;
     std::string label = "tensor \"";
     throw ConfigError(operation, label.append(name).append("\""), "at most one adapter that replaces it", "more");
-  }
-
-  /// FNV-1a: a module's random stream depends on its name alone, not on the other modules.
-  [[nodiscard]] static std::uint64_t stream_of(std::string_view name) noexcept {
-    std::uint64_t hash = 0xcbf29ce484222325U;
-    for (const char letter : name) hash = (hash ^ static_cast<unsigned char>(letter)) * 0x100000001b3U;
-    return hash;
   }
 
   std::span<const WeightedAdapter<Scalar>> adapters_;

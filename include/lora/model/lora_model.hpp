@@ -22,6 +22,7 @@
 #include "lora/model/model_config.hpp"
 #include "lora/model/model_layer.hpp"
 #include "lora/model/model_parameter.hpp"
+#include "lora/model/name_hash.hpp"
 #include "lora/model/parameter_count.hpp"
 
 namespace lora {
@@ -142,8 +143,8 @@ class LoraModel {
   /// Makes one adapter the active one; see set_adapters().
   void set_adapter(const std::string& adapter) { set_adapters({adapter}); }
   /// Makes these the active adapters, in this order; the list may be empty. Each keeps its factors, modules to save,
-  /// biases, gradients and moments. @throws ConfigError for a name that is unknown or given twice, or when two of them
-  /// train the same module to save or bias; StateError while merged
+  /// biases, gradients and moments; no number is copied. @throws ConfigError for a name that is unknown or given twice,
+  /// or when two of them train the same module to save or bias; StateError while merged
   void set_adapters(const std::vector<std::string>& adapters) {
     constexpr std::string_view operation = "LoraModel::set_adapters";
     require_distinct(operation, adapters);
@@ -330,7 +331,6 @@ class LoraModel {
   };
   struct Adapter {
     LoraModelConfig config;
-    std::uint64_t seed = 0;
     std::vector<Saved> saved;
     bool active = false;
   };
@@ -413,18 +413,6 @@ class LoraModel {
     if (found == adapters_.end()) throw ConfigError(operation, "adapter", "the name of an adapter", adapter);
     return found;
   }
-  [[nodiscard]] auto find_adapter(std::string_view operation, const std::string& adapter) {
-    const auto found = adapters_.find(adapter);
-    if (found == adapters_.end()) throw ConfigError(operation, "adapter", "the name of an adapter", adapter);
-    return found;
-  }
-
-  // Each layer's seed is derived from its name (FNV-1a), not from the order of registration.
-  static std::uint64_t seed_of(std::uint64_t seed, std::string_view name) noexcept {
-    std::uint64_t hash = 0xcbf29ce484222325U;
-    for (const char letter : name) hash = (hash ^ static_cast<unsigned char>(letter)) * 0x100000001b3U;
-    return hash ^ seed;
-  }
 
   // Checks every layer, builds every adapter separately, reserves all memory, and only then changes anything.
   InjectionReport add_adapter(std::string_view operation, const std::string& name, const LoraModelConfig& config,
@@ -436,11 +424,12 @@ class LoraModel {
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       if (!wants(plan, i)) continue;
       auto& [layer_name, layer] = layers_[i];
-      made[i] = layer->make_adapter(naming(operation, i), name, plan.configs()[i], seed_of(seed, layer_name));
+      made[i] =
+          layer->make_adapter(naming(operation, i), name, plan.configs()[i], seed ^ detail::name_hash(layer_name));
       if (weights != nullptr) fill(naming(operation, i), i, *made[i], *weights);
       layer->reserve_adapter();
     }
-    Adapter adapter{config, seed, {}, false};
+    Adapter adapter{config, {}, false};
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
       if (!plan.trains(i)) continue;
       adapter.saved.push_back({i, plan.saves(i), parameters_[i].copy()});
@@ -453,8 +442,7 @@ class LoraModel {
       if (made[i] != nullptr) activation.positions.back().push_back(layers_[i].second->adapter_count());
     }
     InjectionReport report = std::move(plan.report());
-    const auto added = adapters_.emplace(name, std::move(adapter)).first;
-    static_cast<void>(added);
+    adapters_.emplace(name, std::move(adapter));
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       if (made[i] != nullptr) layers_[i].second->adopt(std::move(made[i]));
     }
@@ -492,34 +480,32 @@ class LoraModel {
   }
 
   [[nodiscard]] Activation prepare_active(std::string_view operation, const std::vector<std::string>& names) const {
-    std::vector<std::string> owners(parameters_.size());
-    for (const std::string& name : names) {
-      for (const Saved& saved : adapters_.at(name).saved) {
-        std::string& owner = owners[saved.parameter];
-        if (!owner.empty()) {
-          throw ConfigError(operation, "adapters", "one that trains " + parameters_[saved.parameter].name(),
-                            owner + " and " + name);
-        }
-        owner = name;
-      }
+    for (std::size_t i = 0; i < parameters_.size(); ++i) {
+      require_one_trains(operation, parameters_[i].name(), names, [&](const std::string& name) {
+        const auto& saved = adapters_.at(name).saved;
+        return std::any_of(saved.begin(), saved.end(), [i](const Saved& own) { return own.parameter == i; });
+      });
     }
     Activation activation{names, {}};
-    for (const auto& [name, layer] : layers_) {
+    for (const auto& [module, layer] : layers_) {
       activation.positions.push_back(layer->positions(names));
-      require_one_bias(operation, name, *layer, names);
+      require_one_trains(operation, module + ".bias", names, [&](const std::string& name) {
+        const LoraAdapter<Scalar>* const adapter = layer->find_adapter(name);
+        return adapter != nullptr && adapter->bias.size() > 0;
+      });
     }
     return activation;
   }
-  static void require_one_bias(std::string_view operation, const std::string& module, const ModelLayer<Scalar>& layer,
-                               const std::vector<std::string>& names) {
-    std::string owner;
+  template <class Trains>
+  static void require_one_trains(std::string_view operation, const std::string& tensor,
+                                 const std::vector<std::string>& names, const Trains& trains) {
+    const std::string* owner = nullptr;
     for (const std::string& name : names) {
-      const LoraAdapter<Scalar>* const adapter = layer.find_adapter(name);
-      if (adapter == nullptr || adapter->bias.size() == 0) continue;
-      if (!owner.empty()) {
-        throw ConfigError(operation, "adapters", "one that trains the bias of " + module, owner + " and " + name);
+      if (!trains(name)) continue;
+      if (owner != nullptr) {
+        throw ConfigError(operation, "adapters", "one that trains " + tensor, *owner + " and " + name);
       }
-      owner = name;
+      owner = &name;
     }
   }
   // Positions of the active adapters after `gone` has been removed from its layer.
