@@ -147,6 +147,8 @@ class AdapterCombination {
 /// in sums and in the number that a disjoint mean divides by. Unlike PEFT's, the factors of modules that some adapters
 /// lack are not padded with zeros to the rank of the others.
 ///
+/// Adapters of pissa and olora belong to a weight without their start: convert them with plain_adapter first.
+///
 /// With linear, cat and svd (exact), lora_bias becomes sum w_i s_i b_i; for other types, and in PEFT, it is undefined.
 /// A tensor that an adapter replaces whole (a saved bias, a module to save) is copied unchanged, whatever the weight,
 /// and at most one adapter may have it.
