@@ -434,7 +434,7 @@ class LoraModel {
       if (!plan.trains(i)) continue;
       adapter.saved.push_back({i, plan.saves(i), parameters_[i].copy()});
       restore_user_values(i, adapter.saved.back().other);
-      if (weights != nullptr) set_values(*weights, parameters_[i].name(), adapter.saved.back().other);
+      if (weights != nullptr) copy_saved(*weights, parameters_[i].name(), adapter.saved.back().other.value);
     }
     Activation activation{{name}, {}};
     for (std::size_t i = 0; i < layers_.size(); ++i) {
@@ -460,14 +460,13 @@ class LoraModel {
             const AdapterWeights<Scalar>& weights) const {
     const auto& [name, held] = layers_[layer];
     if (adapter.rank() > 0) held->fill(operation, adapter, weights.modules.at(name));
-    const auto bias = weights.saved.find(name + ".bias");
-    if (adapter.bias.size() == 0 || bias == weights.saved.end()) return;
-    std::copy(bias->second.values.begin(), bias->second.values.end(), adapter.bias.data());
+    if (adapter.bias.size() > 0) copy_saved(weights, name + ".bias", adapter.bias);
   }
-  static void set_values(const AdapterWeights<Scalar>& weights, const std::string& name, Trainable<Scalar>& target) {
-    const auto saved = weights.saved.find(name);
-    if (saved == weights.saved.end()) return;
-    std::copy(saved->second.values.begin(), saved->second.values.end(), target.value.data());
+  // Pre: the plan has checked the weights.
+  template <class Target>
+  static void copy_saved(const AdapterWeights<Scalar>& weights, const std::string& name, Target& target) {
+    const std::vector<Scalar>& values = weights.saved.at(name).values;
+    std::copy(values.begin(), values.end(), target.data());
   }
   // A new adapter starts from the user's own values, which an active adapter may have set aside.
   void restore_user_values(std::size_t parameter, Trainable<Scalar>& target) const {
