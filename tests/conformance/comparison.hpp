@@ -25,9 +25,7 @@ class Comparison {
   template <class Scalar>
   void close(const std::string& what, const Matrix<Scalar>& ours, const Matrix<Scalar>& theirs,
              double bound = rounding_bound<Scalar>, double norms = 0) {
-    if (ours.rows() != theirs.rows() || ours.cols() != theirs.cols()) {
-      throw std::runtime_error(what + " is " + shape(ours) + " and should be " + shape(theirs));
-    }
+    require_shape(what, ours, theirs);
     const double largest = theirs.size() == 0 ? 0.0 : static_cast<double>(theirs.cwiseAbs().maxCoeff());
     const double size = std::max(largest, norms);
     const double scale = size > 0 ? size : 1.0;
@@ -38,6 +36,16 @@ class Comparison {
       if (!std::isfinite(error)) break;
     }
     take(what, error, bound);
+  }
+
+  /// The same for the Frobenius norms of the difference and of theirs.
+  template <class Scalar>
+  void close_in_norm(const std::string& what, const Matrix<Scalar>& ours, const Matrix<Scalar>& theirs, double bound) {
+    require_shape(what, ours, theirs);
+    const Matrix<double> wanted = theirs.template cast<double>();
+    const double norm = wanted.norm();
+    const double error = (ours.template cast<double>() - wanted).norm() / (norm > 0 ? norm : 1.0);
+    take(what, std::isfinite(error) ? error : std::numeric_limits<double>::infinity(), bound);
   }
 
   void equal(const std::string& what, long long ours, long long theirs) {
@@ -60,6 +68,10 @@ class Comparison {
  private:
   static std::string shape(const auto& matrix) {
     return std::to_string(matrix.rows()) + " x " + std::to_string(matrix.cols());
+  }
+  static void require_shape(const std::string& what, const auto& ours, const auto& theirs) {
+    if (ours.rows() == theirs.rows() && ours.cols() == theirs.cols()) return;
+    throw std::runtime_error(what + " is " + shape(ours) + " and should be " + shape(theirs));
   }
 
   void take(const std::string& what, double error, double bound) {

@@ -3,6 +3,7 @@
 #include <memory>
 #include <new>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "support/allocation_counter.hpp"
@@ -83,6 +84,61 @@ TEST(LoraModelMemory, ChoosingAdapters) {
   survives(two_adapters, [](ModelNetwork& network) { network.model.set_adapters({"second", "first"}); });
   survives(two_adapters, [](ModelNetwork& network) { network.model.set_adapter("second"); });
   survives(two_adapters, [](ModelNetwork& network) { network.model.set_adapters({}); });
+}
+
+// Choosing an adapter costs the same whatever its size: positions and names change, and what a module to save holds
+// changes place.
+TEST(LoraModelMemory, ChoosingAnAdapterMovesNoNumber) {
+  using Addresses = std::vector<const double*>;
+  const auto addresses = [](const ModelNetwork& network) {
+    Addresses all;
+    for (const char* name : {"first", "second"}) {
+      const auto& adapter = network.out.adapter(name);
+      all.insert(all.end(), {adapter.A.data(), adapter.B.data(), adapter.bias.data(), adapter.magnitude.data()});
+    }
+    return all;
+  };
+  std::vector<long> counts;
+  for (const Index rank : {1, 4}) {
+    LoraModelConfig config = whole;
+    config.lora.rank = rank;
+    ModelNetwork network;
+    network.model.inject(config, 1, "first");
+    const double* const of_first = network.head.value.data();
+    network.model.inject(config, 2, "second");
+    const double* const of_second = network.head.value.data();
+    EXPECT_NE(of_first, of_second);
+    const Addresses before = addresses(network);
+    for (int round = 0; round < 2; ++round) {
+      counts.push_back(allocations_of([&] { network.model.set_adapter("first"); }));
+      EXPECT_EQ(network.head.value.data(), of_first);
+      counts.push_back(allocations_of([&] { network.model.set_adapter("second"); }));
+      EXPECT_EQ(network.head.value.data(), of_second);
+    }
+    EXPECT_EQ(addresses(network), before);
+  }
+  for (const long count : counts) EXPECT_EQ(count, counts.front());
+}
+
+// The same of a layer, which has its adapters exchanged or chosen.
+TEST(LayerMemory, ExchangingAndChoosingAdaptersMovesNoNumber) {
+  std::vector<long> exchanging;
+  for (const Index width : {4, 64}) {
+    LoraLinear<double> layer(random_matrix<double>(width, width, 1), LoraConfig{.rank = 2}, std::uint64_t{1});
+    layer.add_adapter("other", {.rank = 4}, 2);
+    auto given = layer.make_adapter("given", {.rank = 3}, 3);
+    const auto data = [](const auto& adapter) { return std::pair(adapter.A.data(), adapter.B.data()); };
+    const auto of_default = data(layer.adapter("default"));
+    const auto of_given = data(given);
+    exchanging.push_back(allocations_of([&] { layer.swap_adapter("default", given); }));
+    EXPECT_EQ(data(layer.adapter("default")), of_given);
+    EXPECT_EQ(data(given), of_default);
+    const auto of_other = data(layer.adapter("other"));
+    EXPECT_EQ(allocations_of([&] { layer.set_adapter("other"); }), 2);  // the call's name, and a list of one position
+    EXPECT_EQ(data(layer.adapter("other")), of_other);
+    EXPECT_EQ(data(layer.adapter("default")), of_given);
+  }
+  EXPECT_EQ(exchanging.front(), exchanging.back());
 }
 
 TEST(LoraModelMemory, DeletingAdapters) {

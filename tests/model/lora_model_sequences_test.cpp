@@ -9,11 +9,9 @@
 #include <string>
 #include <vector>
 
-#include "lora/layers/embedding.hpp"
-#include "lora/layers/linear.hpp"
-#include "lora/layers/merged_linear.hpp"
 #include "lora/model/lora_model.hpp"
 #include "support/bits.hpp"
+#include "support/model_network.hpp"
 #include "support/random_matrix.hpp"
 
 namespace lora::testing::lora_model_sequences_test {
@@ -24,39 +22,6 @@ using Names = std::vector<std::string>;
 bool contains(const Names& names, const std::string& name) {
   return std::find(names.begin(), names.end(), name) != names.end();
 }
-
-struct Network {
-  static constexpr std::uint64_t no_seed = 0;
-  LoraEmbedding<double> embed{random_matrix<double>(5, 4, 1), LoraConfig{.rank = 0}, no_seed};
-  MergedLinear<double> qkv{
-      random_matrix<double>(6, 4, 2), random_vector<double>(6, 3), {true, false, true}, LoraConfig{.rank = 0}, no_seed};
-  LoraLinear<double> out{random_matrix<double>(4, 6, 4), random_vector<double>(4, 5), LoraConfig{.rank = 0}, no_seed};
-  LoraLinear<double> gate{random_matrix<double>(4, 5, 6), LoraConfig{.rank = 0, .fan_in_fan_out = true}, no_seed};
-  Trainable<double> head{random_matrix<double>(3, 4, 7), {}, {}};
-  Trainable<double> head_bias{random_matrix<double>(1, 3, 8), {}, {}};
-  LoraModel<double> model;
-
-  Network() {
-    model.add("embed", embed);
-    model.add("qkv", qkv);
-    model.add("out", out);
-    model.add("gate", gate);
-    model.add("head.weight", head);
-    model.add("head.bias", head_bias);
-  }
-  template <class Visit>
-  void each_layer(const Visit& visit) {
-    visit("embed", embed, std::vector<std::int64_t>{0, 3, 2, 4});
-    visit("qkv", qkv, random_matrix<double>(4, 4, 11));
-    visit("out", out, random_matrix<double>(4, 6, 12));
-    visit("gate", gate, random_matrix<double>(4, 4, 13));
-  }
-  template <class Visit>
-  void each_parameter(const Visit& visit) {
-    visit("head.weight", head);
-    visit("head.bias", head_bias);
-  }
-};
 
 const std::vector<LoraModelConfig> configs = {
     {.lora = {.rank = 2, .alpha = 3}, .target_modules = {"embed", "qkv", "out", "gate"}},
@@ -94,7 +59,7 @@ struct Adapter {
 
 // Output rows that the rows of B are for.
 std::vector<Index> outputs_of(const std::string& layer, Index outputs) {
-  if (layer == "qkv") return {0, 1, 4, 5};
+  if (layer == "block.qkv") return {0, 1, 4, 5};
   std::vector<Index> all;
   for (Index j = 0; j < outputs; ++j) all.push_back(j);
   return all;
@@ -105,7 +70,7 @@ Matrix<double> product_of(const std::string& name, const Layer& layer, const Own
   const auto rows = outputs_of(name, layer.w.rows());
   const Index rank = own.B.cols();
   for (Index j = 0; j < own.B.rows(); ++j) {
-    const Index first = name == "qkv" ? j / 2 * rank : 0;  // of A's rows that belong to the projection
+    const Index first = name == "block.qkv" ? j / 2 * rank : 0;  // of A's rows that belong to the projection
     product.row(rows[static_cast<std::size_t>(j)]) = own.B.row(j) * own.A.middleRows(first, rank);
   }
   return product;
@@ -129,6 +94,7 @@ Matrix<double> change_of(const std::string& name, const Layer& layer, const Own&
 class Sequence {
  public:
   explicit Sequence(std::uint64_t seed) : random_(seed) {
+    add_all(model_, network_);
     network_.each_layer([&](const std::string& name, auto& layer, const auto& /*x*/) {
       layers_[name] = {base_weight(name, layer), layer.base_bias(), {}, {}, true};
     });
@@ -216,7 +182,7 @@ class Sequence {
   template <class AnyLayer>
   static Matrix<double> base_weight(const std::string& name, const AnyLayer& layer) {
     const Matrix<double> w = layer.base_weight();
-    return name == "embed" || name == "gate" ? Matrix<double>(w.transpose()) : w;
+    return name == "embed" || name == "block.gate" ? Matrix<double>(w.transpose()) : w;
   }
   // Expects the error, or none and then the change.
   template <class Call, class Change>
@@ -425,7 +391,7 @@ class Sequence {
       handle.value() += by;
       value += by;
     };
-    for (const char* layer_name : {"embed", "qkv", "out", "gate"}) {
+    for (const char* layer_name : {"embed", "block.qkv", "block.out", "block.gate"}) {
       Layer& layer = layers_[layer_name];
       for (const std::string& name : active_) {
         if (!enabled_ || !layer.adapters.contains(name)) continue;
@@ -656,8 +622,8 @@ class Sequence {
   }
 
   std::mt19937_64 random_;
-  Network network_;
-  LoraModel<double>& model_ = network_.model;
+  MatrixLayers network_;
+  LoraModel<double> model_;
   std::map<std::string, Layer> layers_;
   std::map<std::string, Matrix<double>> users_;
   std::map<std::string, Adapter> adapters_;

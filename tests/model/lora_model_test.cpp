@@ -92,27 +92,77 @@ TEST_F(LoraModelTest, NamesAreDottedAndUnique) {
   EXPECT_EQ(model.module_names().size(), 4U);
 }
 
-TEST_F(LoraModelTest, ALayerHasOneNameAndOneModel) {
-  EXPECT_NE(message_of<ConfigError>([&] { model.add("again", network.q0); }).find("blocks.0.q_proj"),
-            std::string::npos);
-  EXPECT_NE(message_of<ConfigError>([&] { model.add("again", network.head); }).find("head.weight"), std::string::npos);
+// `part`: a layer or a parameter.
+template <class Part>
+void has_one_name_and_one_model(Part part) {
+  auto first = std::make_unique<LoraModel<double>>();
   LoraModel<double> other;
-  EXPECT_NE(message_of<StateError>([&] { other.add("mine", network.q0); }).find("mine"), std::string::npos);
+  first->add("q", part);
+  EXPECT_EQ(message_of<ConfigError>([&] { first->add("again", part); }),
+            "LoraModel::add: again: expected what has no name yet, got what is registered as q");
+  EXPECT_EQ(message_of<StateError>([&] { other.add("mine", part); }),
+            "LoraModel::add: mine: expected what belongs to no other model, got what another model has");
   EXPECT_TRUE(other.module_names().empty());
-  {
-    Linear extra = plain_linear(4, 6, 8);
-    auto first = std::make_unique<LoraModel<double>>();
-    first->add("q", extra);
-    EXPECT_THROW(other.add("q", extra), StateError);
-    LoraModel<double> moved = std::move(*first);  // the claim goes with the model
-    first.reset();
-    EXPECT_THROW(other.add("q", extra), StateError);
+  EXPECT_TRUE(other.trainable_parameters().empty());
+  Part copy = part;
+  EXPECT_NO_THROW(other.add("copy", copy));
+  LoraModel<double> moved = std::move(*first);  // the claim goes with the model
+  first.reset();
+  EXPECT_THROW(other.add("q", part), StateError);
+  moved = LoraModel<double>();  // the model that had it is gone
+  EXPECT_NO_THROW(other.add("q", part));
+}
+
+TEST(LoraModelRegistration, ALayerHasOneNameAndOneModel) { has_one_name_and_one_model(plain_linear(4, 6, 8)); }
+
+TEST(LoraModelRegistration, AParameterHasOneNameAndOneModel) {
+  has_one_name_and_one_model(Trainable<double>{random_matrix<double>(3, 4, 5), {}, {}});
+}
+
+TEST_F(LoraModelTest, AParameterIsTheModelsWhoeverTrainsIt) {
+  LoraModel<double> other;
+  const auto refused = [&] { EXPECT_THROW(other.add("mine", network.head), StateError); };
+  model.inject(queries_and_head, 1);
+  refused();
+  model.set_adapters({});
+  refused();
+  model.unload();
+  refused();
+}
+
+// In files a layer's bias and its factors have the layer's name before theirs.
+TEST(LoraModelRegistration, AParameterInsideALayerHasNoNameOfTheLayersOwn) {
+  const struct {
+    bool biased;
+    const char* parameter;
+    bool refused;
+  } cases[] = {
+      {true, "head.bias", true},          {false, "head.bias", false},      {true, "head.weight", false},
+      {true, "head.lora_A.weight", true}, {false, "head.lora_extra", true}, {true, "head2.bias", false},
+      {true, "lm.head.bias", false},      {true, "head.norm.bias", false},
+  };
+  for (const auto& [biased, name, refused] : cases) {
+    for (const bool layer_first : {false, true}) {
+      Linear layer = biased ? plain_linear(3, 4, 1)
+                            : Linear(random_matrix<double>(3, 4, 1), LoraConfig{.rank = 0}, std::uint64_t{0});
+      Trainable<double> parameter{random_matrix<double>(1, 3, 2), {}, {}};
+      LoraModel<double> model;
+      const auto add_both = [&] {
+        if (layer_first) model.add("head", layer);
+        model.add(name, parameter);
+        if (!layer_first) model.add("head", layer);
+      };
+      if (!refused) {
+        EXPECT_NO_THROW(add_both()) << name;
+        continue;
+      }
+      EXPECT_EQ(message_of<ConfigError>(add_both),
+                "LoraModel::add: name: expected a parameter outside the layer head, which has its own " +
+                    std::string(name).substr(5) + ", got " + name);
+      EXPECT_EQ(model.module_names().size(), layer_first ? 1U : 0U);
+      EXPECT_EQ(model.trainable_parameters().size(), layer_first ? 0U : 1U);
+    }
   }
-  Linear free = plain_linear(4, 6, 8);
-  std::make_unique<LoraModel<double>>()->add("q", free);  // that model is gone
-  EXPECT_NO_THROW(other.add("q", free));
-  Linear copy = free;  // nobody's
-  EXPECT_NO_THROW(model.add("copy", copy));
 }
 
 // Injection.
@@ -166,6 +216,22 @@ TEST_F(LoraModelTest, TheLayersOwnOrientationHoldsAndADifferentWishIsAWarning) {
   EXPECT_NE(report.warnings[0].find("blocks.1.v_proj: fan_in_fan_out is not set"), std::string::npos);
   EXPECT_TRUE(network.v1.config().fan_in_fan_out);
   EXPECT_FALSE(network.v0.config().fan_in_fan_out);
+}
+
+// As in PEFT, and in files: an adapter that trains biases alone would not be read again.
+TEST_F(LoraModelTest, EveryTargetedLayerNeedsARank) {
+  for (const auto bias : {BiasMode::none, BiasMode::all, BiasMode::lora_only}) {
+    LoraModelConfig config{.lora = {.rank = 0, .bias = bias}, .target_modules = {"q_proj"}};
+    const std::string refusal = "LoraModel::inject: rank: expected 1 or more for \"blocks.0.q_proj\", got 0";
+    EXPECT_EQ(message_of<ConfigError>([&] { model.inject(config, 1); }), refusal);
+    config.rank_pattern = {{"1.q_proj", 2}};
+    EXPECT_EQ(message_of<ConfigError>([&] { model.inject(config, 1); }), refusal);
+    EXPECT_TRUE(model.adapter_names().empty());
+    config.rank_pattern = {{"q_proj", 2}};
+    EXPECT_EQ(model.inject(config, 1).modules, (Names{"blocks.0.q_proj", "blocks.1.q_proj"}));
+    EXPECT_EQ(network.q1.rank(), 2);
+    model.unload();
+  }
 }
 
 TEST_F(LoraModelTest, NothingMatchedIsAnErrorAndChangesNothing) {
@@ -624,6 +690,37 @@ TEST_F(LoraModelTest, LoadListsAllThatDoesNotFitAndChangesNothing) {
   EXPECT_TRUE(model.active_adapter().empty());
   EXPECT_EQ(network.q1.adapter_count(), 0);
   EXPECT_EQ(network.weights(), before);
+}
+
+// With pissa_niter the start is drawn at random, and the values that training gave belong to it.
+TEST_F(LoraModelTest, AnAdapterOfARandomStartIsLoadedWithItsSeedOrNotAtAll) {
+  LoraModelConfig config = queries;
+  config.lora.init_lora_weights = InitLoraWeights::pissa;
+  config.lora.pissa_niter = 1;
+  model.inject(config, 7);
+  change_everything(0.25);
+  const auto weights = model.weights();
+  const auto answers = network.answers();
+  model.unload();
+  const auto before = network.answers();
+  EXPECT_EQ(message_of<ConfigError>([&] { model.load(config, weights); }),
+            "LoraModel::load: seed: expected the one that an adapter with pissa_niter was injected with, got none");
+  EXPECT_TRUE(model.adapter_names().empty());
+  EXPECT_EQ(network.answers(), before);
+  model.load(config, weights, 7);
+  EXPECT_EQ(network.answers(), answers);
+  model.unload();
+  model.load(config, weights, 8);  // what would have gone wrong
+  EXPECT_GT((network.answers()[0] - answers[0]).norm(), 1e-3);
+  model.unload();
+  config.lora.pissa_niter = 0;  // the weight determines this start
+  model.inject(config, 7);
+  change_everything(0.25);
+  const auto exact_weights = model.weights();
+  const auto exact = network.answers();
+  model.unload();
+  model.load(config, exact_weights);
+  EXPECT_EQ(network.answers(), exact);
 }
 
 // Merging.

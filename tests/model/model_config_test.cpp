@@ -12,6 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "support/tells_apart.hpp"
+
 namespace lora {
 namespace {
 
@@ -112,14 +114,8 @@ TEST(ModuleMatcher, SavesWhatStandsInAModuleToSaveAndWhatEndsLikeOne) {
   LoraModelConfig config;
   config.modules_to_save = {"head", "model.norm"};
   const ModuleMatcher matcher(config);
-  EXPECT_TRUE(matcher.saves("head"));
-  EXPECT_TRUE(matcher.saves("model.head.dense"));
-  EXPECT_TRUE(matcher.saves("model.norm"));
-  EXPECT_TRUE(matcher.saves("lm_head"));
-  EXPECT_TRUE(matcher.saves("lm_head.dense"));
-  EXPECT_FALSE(matcher.saves("header"));
-  EXPECT_FALSE(matcher.saves("model"));
-  EXPECT_FALSE(matcher.saves(""));
+  testing::tells_apart([&](const std::string& name) { return matcher.saves(name); },
+                       {"head", "model.head.dense", "model.norm", "lm_head", "lm_head.dense"}, {"header", "model", ""});
 }
 
 TEST(ModuleMatcher, AllLinearTakesLinearLayersButThoseExcludedOrSaved) {

@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <gtest/gtest.h>
 #include <limits>
-#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -260,16 +259,6 @@ TEST_F(HeldLayerTest, AModeComesBackWithTheBitsOfItsMerges) {
       EXPECT_EQ(layer.adapter("a").merged(), !former.empty() && former != Names{"b"});
     }
   }
-}
-
-TEST_F(HeldLayerTest, ALayerIsClaimedByOneForAsLongAsItLives) {
-  auto first = std::make_shared<const int>(1);
-  const auto second = std::make_shared<const int>(2);
-  EXPECT_TRUE(held.claim(first));
-  EXPECT_TRUE(held.claim(first));
-  EXPECT_FALSE(held.claim(second));
-  first.reset();
-  EXPECT_TRUE(held.claim(second));
 }
 
 }  // namespace

@@ -7,7 +7,9 @@
 #include <string>
 #include <vector>
 
-namespace lora {
+#include "support/tells_apart.hpp"
+
+namespace lora::testing::module_names_test {
 namespace {
 
 using detail::LayerFilter;
@@ -16,15 +18,15 @@ using detail::NamePattern;
 using detail::PatternPlace;
 using detail::SelectorMatcher;
 
-bool whole(const std::string& pattern, std::string_view name) {
-  return NamePattern("test", "option", pattern, PatternPlace::whole_name).matches(name);
+// What a pattern matches at a place.
+auto matcher(PatternPlace place, const std::string& pattern) {
+  return [compiled = NamePattern("test", "option", pattern, place)](std::string_view name) {
+    return compiled.matches(name);
+  };
 }
-bool end(const std::string& pattern, std::string_view name) {
-  return NamePattern("test", "option", pattern, PatternPlace::name_end).matches(name);
-}
-bool part(const std::string& pattern, std::string_view name) {
-  return NamePattern("test", "option", pattern, PatternPlace::name_part).matches(name);
-}
+auto whole(const std::string& pattern) { return matcher(PatternPlace::whole_name, pattern); }
+auto end(const std::string& pattern) { return matcher(PatternPlace::name_end, pattern); }
+auto part(const std::string& pattern) { return matcher(PatternPlace::name_part, pattern); }
 
 std::string error_of(const std::string& pattern) {
   try {
@@ -53,12 +55,13 @@ TEST(ModuleSelector, IsEmptyWhenNoNameCanMatch) {
 }
 
 TEST(MeansModule, AListedNameMeansItselfAndWhatEndsInItBehindADot) {
-  EXPECT_TRUE(means_module("q_proj", "q_proj"));
-  EXPECT_TRUE(means_module("q_proj", "layers.0.q_proj"));
-  EXPECT_TRUE(means_module("0.q_proj", "layers.0.q_proj"));
-  EXPECT_FALSE(means_module("0.q_proj", "layers.10.q_proj"));
-  EXPECT_FALSE(means_module("proj", "layers.0.q_proj"));
-  EXPECT_FALSE(means_module("layers.0", "layers.0.q_proj"));
+  const auto meant_by = [](const char* listed) {
+    return [=](const auto& module) { return means_module(listed, module); };
+  };
+  tells_apart(meant_by("q_proj"), {"q_proj", "layers.0.q_proj"}, {"xq_proj", "q_proj.x"});
+  tells_apart(meant_by("0.q_proj"), {"layers.0.q_proj"}, {"layers.10.q_proj"});
+  tells_apart(meant_by("proj"), {}, {"layers.0.q_proj"});
+  tells_apart(meant_by("layers.0"), {}, {"layers.0.q_proj"});
 }
 
 TEST(SelectorMatcher, AgreesWithEachListedNameAlone) {
@@ -79,42 +82,28 @@ TEST(SelectorMatcher, AllLinearAsksTheCaller) {
 }
 
 TEST(NamePattern, TheWholeNameMustMatch) {
-  EXPECT_TRUE(whole("model\\.layers\\.[01]\\.(q_proj|mlp\\.down)", "model.layers.1.mlp.down"));
-  EXPECT_FALSE(whole("model\\.layers\\.[01]\\.(q_proj|mlp\\.down)", "model.layers.2.mlp.down"));
-  EXPECT_FALSE(whole("q|v", "q.v"));
-  EXPECT_TRUE(whole(".*layers\\.(?!0\\.).*", "model.layers.1.q"));
-  EXPECT_FALSE(whole(".*layers\\.(?!0\\.).*", "model.layers.0.q"));
+  tells_apart(whole("model\\.layers\\.[01]\\.(q_proj|mlp\\.down)"), {"model.layers.1.mlp.down"},
+              {"model.layers.2.mlp.down"});
+  tells_apart(whole("q|v"), {"q", "v"}, {"q.v"});
+  tells_apart(whole(".*layers\\.(?!0\\.).*"), {"model.layers.1.q"}, {"model.layers.0.q"});
 }
 
 TEST(NamePattern, ADotWithoutOtherSpecialCharactersIsAnyCharacter) {
-  for (const bool expression : {false, true}) {
-    const std::string pattern = expression ? "(?:a.c)" : "a.c";
-    EXPECT_TRUE(whole(pattern, "a.c")) << pattern;
-    EXPECT_TRUE(whole(pattern, "abc")) << pattern;
-    EXPECT_FALSE(whole(pattern, "a\nc")) << pattern;
-    EXPECT_FALSE(whole(pattern, "ac")) << pattern;
-    EXPECT_TRUE(end(pattern, "x.abc")) << pattern;
-    EXPECT_FALSE(end(pattern, "xabc")) << pattern;
+  for (const char* pattern : {"a.c", "(?:a.c)"}) {
+    tells_apart(whole(pattern), {"a.c", "abc"}, {"a\nc", "ac"});
+    tells_apart(end(pattern), {"x.abc"}, {"xabc"});
   }
 }
 
 TEST(NamePattern, AnEndBeginsAtTheStartOrBehindADot) {
-  EXPECT_TRUE(end("q_proj", "q_proj"));
-  EXPECT_TRUE(end("q_proj", "layers.0.q_proj"));
-  EXPECT_FALSE(end("q_proj", "xq_proj"));
-  EXPECT_FALSE(end("q_proj", "q_proj.x"));
-  EXPECT_TRUE(end("^layers.0.q_proj", "layers.0.q_proj"));
-  EXPECT_FALSE(end("^layers.0.q_proj", "model.layers.0.q_proj"));
-  EXPECT_TRUE(end("q|v", "a.v"));
+  tells_apart(end("q_proj"), {"q_proj", "layers.0.q_proj"}, {"xq_proj", "q_proj.x"});
+  tells_apart(end("^layers.0.q_proj"), {"layers.0.q_proj"}, {"model.layers.0.q_proj"});
+  tells_apart(end("q|v"), {"a.v"}, {"av"});
 }
 
 TEST(NamePattern, APartIsARunOfWholeSegments) {
-  for (const std::string pattern : {"head", "(?:head)"}) {
-    EXPECT_TRUE(part(pattern, "head"));
-    EXPECT_TRUE(part(pattern, "model.head"));
-    EXPECT_TRUE(part(pattern, "model.head.dense"));
-    EXPECT_FALSE(part(pattern, "model.lm_head"));
-    EXPECT_FALSE(part(pattern, "heads"));
+  for (const char* pattern : {"head", "(?:head)"}) {
+    tells_apart(part(pattern), {"head", "model.head", "model.head.dense"}, {"model.lm_head", "heads"});
   }
 }
 
@@ -133,63 +122,57 @@ TEST(NamePattern, AbsurdLengthsAreRefused) {
   EXPECT_EQ(error_of("(?:layers|blocks)\\.\\d{1,2}\\..*"), "no error");
   EXPECT_EQ(error_of(std::string(5000, 'x')), "no error") << "plain text is compared, not compiled";
   const std::string long_name(NamePattern::max_name + 1, 'x');
-  EXPECT_THROW(static_cast<void>(whole("x*", long_name)), ConfigError);
-  EXPECT_FALSE(whole("x", long_name));
+  EXPECT_THROW(static_cast<void>(whole("x*")(long_name)), ConfigError);
+  EXPECT_FALSE(whole("x")(long_name));
 }
 
 TEST(NamePattern, NestingUpToTheLimitCompilesAndMatches) {
   const std::size_t depth = NamePattern::max_pattern / 2 - 1;
   const std::string nested = std::string(depth, '(') + "a" + std::string(depth, ')');
-  EXPECT_TRUE(whole(nested, "a"));
+  EXPECT_TRUE(whole(nested)("a"));
   const std::string empties = "(((){9}){9}){9}a";
-  EXPECT_TRUE(whole(empties, "a"));
+  EXPECT_TRUE(whole(empties)("a"));
   std::string alternatives = "a";
   while (alternatives.size() + 2 < NamePattern::max_pattern) alternatives += "|a";
-  EXPECT_TRUE(whole(alternatives, "a"));
+  EXPECT_TRUE(whole(alternatives)("a"));
 }
 
 TEST(NamePattern, NoExpressionTakesExponentialTime) {
   const auto start = std::chrono::steady_clock::now();
   const std::string name(NamePattern::max_name, 'a');
-  EXPECT_FALSE(whole("(a*)*b", name));
-  EXPECT_FALSE(whole("(a|aa)+b", name));
-  EXPECT_FALSE(whole("(?:a|a|a|a)*(?:a|a)*(?:a|a)*b", name));
-  EXPECT_FALSE(whole("((a?){99}){20}b", name));
-  EXPECT_FALSE(whole("(.*)(.*)(.*)(.*)(.*)(.*)(.*)(.*)b", name));
-  EXPECT_FALSE(whole("(?:(?=(a*)*b)a|a)*b", name));
-  EXPECT_FALSE(end("(a|b|.)*(?!a*$)", name.substr(8) + ".a.a.a.a"));
+  EXPECT_FALSE(whole("(a*)*b")(name));
+  EXPECT_FALSE(whole("(a|aa)+b")(name));
+  EXPECT_FALSE(whole("(?:a|a|a|a)*(?:a|a)*(?:a|a)*b")(name));
+  EXPECT_FALSE(whole("((a?){99}){20}b")(name));
+  EXPECT_FALSE(whole("(.*)(.*)(.*)(.*)(.*)(.*)(.*)(.*)b")(name));
+  EXPECT_FALSE(whole("(?:(?=(a*)*b)a|a)*b")(name));
+  EXPECT_FALSE(end("(a|b|.)*(?!a*$)")(name.substr(8) + ".a.a.a.a"));
   // With backtracking these take longer than anyone waits. Each is some milliseconds; the bound leaves room for
   // sanitizers on a busy machine.
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(2));
 }
 
-TEST(LayerFilter, WithoutLayersEverythingPasses) {
-  EXPECT_TRUE(LayerFilter("test", {}, {}).passes("q_proj"));
-  EXPECT_TRUE(LayerFilter("test", {}, {}).passes("model.layers.7.q_proj"));
+// The names that a filter lets pass.
+auto passing(const std::vector<Index>& layers, const std::vector<std::string>& patterns) {
+  return [filter = LayerFilter("test", layers, patterns)](const std::string& name) { return filter.passes(name); };
 }
 
-TEST(LayerFilter, TheFirstNumberBehindTwoSegmentsIsTheLayer) {
-  const LayerFilter filter("test", {1}, {});
-  EXPECT_TRUE(filter.passes("model.layers.1.q_proj"));
-  EXPECT_TRUE(filter.passes("model.layers.1.experts.0.w"));
-  EXPECT_FALSE(filter.passes("model.layers.0.experts.1.w"));
-  EXPECT_FALSE(filter.passes("layers.1.q_proj")) << "one segment before it is not enough";
-  EXPECT_FALSE(filter.passes("model.layers.1")) << "a number at the end is a module";
-  EXPECT_FALSE(filter.passes("model.layers.x.q_proj"));
-  EXPECT_FALSE(filter.passes("q_proj"));
+TEST(LayerFilter, WithoutLayersEverythingPasses) {
+  tells_apart(passing({}, {}), {"q_proj", "model.layers.7.q_proj"}, {});
+}
+
+TEST(LayerFilter, TheFirstNumberBehindTwoSegmentsAndBeforeOneIsTheLayer) {
+  tells_apart(passing({1}, {}), {"model.layers.1.q_proj", "model.layers.1.experts.0.w"},
+              {"model.layers.0.experts.1.w", "layers.1.q_proj", "model.layers.1", "model.layers.x.q_proj", "q_proj"});
 }
 
 TEST(LayerFilter, APatternStandsBeforeTheNumberAndNotFirst) {
-  const LayerFilter filter("test", {1}, {"h", "block"});
-  EXPECT_TRUE(filter.passes("transformer.h.1.attn"));
-  EXPECT_TRUE(filter.passes("encoder.block.1.layer.0.q"));
-  EXPECT_FALSE(filter.passes("encoder.block.0.layer.1.q"));
-  EXPECT_FALSE(filter.passes("h.1.attn"));
-  EXPECT_FALSE(filter.passes("model.layers.1.attn"));
+  tells_apart(passing({1}, {"h", "block"}), {"transformer.h.1.attn", "encoder.block.1.layer.0.q"},
+              {"encoder.block.0.layer.1.q", "h.1.attn", "model.layers.1.attn"});
 }
 
 TEST(LayerFilter, NumbersBeyondIndexAreNoLayer) {
-  EXPECT_FALSE(LayerFilter("test", {0}, {}).passes("model.layers.99999999999999999999.q"));
+  tells_apart(passing({0}, {}), {}, {"model.layers.99999999999999999999.q"});
 }
 
 TEST(QuotedNames, AreCutAndEscaped) {
@@ -199,4 +182,4 @@ TEST(QuotedNames, AreCutAndEscaped) {
 }
 
 }  // namespace
-}  // namespace lora
+}  // namespace lora::testing::module_names_test

@@ -17,55 +17,72 @@
 
 namespace lora::testing {
 
-/// Layers of every kind, a head that is trained whole or not at all, and the model over them. Stays where it is.
-struct ModelNetwork {
+/// Layers that multiply each row by a matrix, and a head that is trained whole or not at all. Stays where it is.
+struct MatrixLayers {
   using Linear = LoraLinear<double>;
   static constexpr std::uint64_t no_seed = 0;
 
   LoraEmbedding<double> embed{random_matrix<double>(5, 4, 1), LoraConfig{.rank = 0}, no_seed, 2};
-  LoraConv<double, 1> grouped{random_matrix<double>(4, 6, 2), random_vector<double>(4, 3),
-                              ConvGeometry<1>{.in_channels = 4, .out_channels = 4, .kernel = {3}, .groups = 2},
-                              LoraConfig{.rank = 0}, no_seed};
-  LoraConv<double, 2> conv{random_matrix<double>(3, 12, 4),
-                           ConvGeometry<2>{.in_channels = 2, .out_channels = 3, .kernel = {3, 2}, .padding = {1, 0}},
-                           LoraConfig{.rank = 0}, no_seed};
   MergedLinear<double> qkv{
       random_matrix<double>(6, 4, 5), random_vector<double>(6, 6), {true, false, true}, LoraConfig{.rank = 0}, no_seed};
   Linear out{random_matrix<double>(4, 6, 7), random_vector<double>(4, 8), LoraConfig{.rank = 0}, no_seed};
   Linear gate{random_matrix<double>(4, 5, 9), LoraConfig{.rank = 0, .fan_in_fan_out = true}, no_seed};
   Trainable<double> head{random_matrix<double>(3, 4, 10), {}, {}};
   Trainable<double> head_bias{random_matrix<double>(1, 3, 11), {}, {}};
-  Trainable<double> norm{random_matrix<double>(1, 4, 12), {}, {}};
-  LoraModel<double> model;
 
-  ModelNetwork() {
-    model.add("embed", embed);
-    model.add("grouped", grouped);
-    model.add("conv", conv);
-    model.add("block.qkv", qkv);
-    model.add("block.out", out);
-    model.add("block.gate", gate);
-    model.add("head.weight", head);
-    model.add("head.bias", head_bias);
-    model.add("norm.weight", norm);
-  }
-  ModelNetwork(const ModelNetwork&) = delete;
-  ModelNetwork& operator=(const ModelNetwork&) = delete;
+  MatrixLayers() = default;
+  MatrixLayers(const MatrixLayers&) = delete;
+  MatrixLayers& operator=(const MatrixLayers&) = delete;
 
   /// visit(name, layer, x): every layer with a batch of four samples for infer and forward.
   template <class Visit>
   void each_layer(const Visit& visit) {
-    const std::vector<std::int64_t> ids = {0, 3, 2, 4};
+    const Matrix<double> four = random_matrix<double>(4, 4, 23);
+    visit("embed", embed, std::vector<std::int64_t>{0, 3, 2, 4});
+    visit("block.qkv", qkv, four);
+    visit("block.out", out, random_matrix<double>(4, 6, 24));
+    visit("block.gate", gate, four);
+  }
+  /// visit(name, parameter)
+  template <class Visit>
+  void each_parameter(const Visit& visit) {
+    visit("head.weight", head);
+    visit("head.bias", head_bias);
+  }
+};
+
+/// Adds all of a network to a model.
+template <class Network>
+void add_all(LoraModel<double>& model, Network& network) {
+  network.each_layer([&](const char* name, auto& layer, const auto& /*x*/) { model.add(name, layer); });
+  network.each_parameter([&](const char* name, auto& parameter) { model.add(name, parameter); });
+}
+
+/// Layers of every kind, parameters, and the model over them.
+struct ModelNetwork : MatrixLayers {
+  LoraConv<double, 1> grouped{random_matrix<double>(4, 6, 2), random_vector<double>(4, 3),
+                              ConvGeometry<1>{.in_channels = 4, .out_channels = 4, .kernel = {3}, .groups = 2},
+                              LoraConfig{.rank = 0}, no_seed};
+  LoraConv<double, 2> conv{random_matrix<double>(3, 12, 4),
+                           ConvGeometry<2>{.in_channels = 2, .out_channels = 3, .kernel = {3, 2}, .padding = {1, 0}},
+                           LoraConfig{.rank = 0}, no_seed};
+  Trainable<double> norm{random_matrix<double>(1, 4, 12), {}, {}};
+  LoraModel<double> model;
+
+  ModelNetwork() { add_all(model, *this); }
+
+  template <class Visit>
+  void each_layer(const Visit& visit) {
+    MatrixLayers::each_layer(visit);
     const Matrix<double> signals = random_matrix<double>(4, 4 * 5, 21);
     const Matrix<double> images = random_matrix<double>(4, 2 * 12, 22);
-    const Matrix<double> four = random_matrix<double>(4, 4, 23);
-    const Matrix<double> six = random_matrix<double>(4, 6, 24);
-    visit("embed", embed, ids);
     visit("grouped", grouped, Images<Matrix<double>, 1>{signals, {5}});
     visit("conv", conv, Images<Matrix<double>, 2>{images, {4, 3}});
-    visit("block.qkv", qkv, four);
-    visit("block.out", out, six);
-    visit("block.gate", gate, four);
+  }
+  template <class Visit>
+  void each_parameter(const Visit& visit) {
+    MatrixLayers::each_parameter(visit);
+    visit("norm.weight", norm);
   }
   [[nodiscard]] std::map<std::string, Matrix<double>> answers() {
     std::map<std::string, Matrix<double>> result;
@@ -79,9 +96,7 @@ struct ModelNetwork {
       result[name + ".weight"] = layer.weight();
       result[name + ".bias"] = layer.bias();
     });
-    result["head.weight"] = head.value;
-    result["head.bias"] = head_bias.value;
-    result["norm.weight"] = norm.value;
+    each_parameter([&](const char* name, const auto& parameter) { result[name] = parameter.value; });
     return result;
   }
   /// Gives everything that trains other values.
@@ -189,9 +204,9 @@ inline void observe(Observation& seen, const std::string& name, const Matrix<dou
       seen.words[own + "scale"] = std::to_string(adapter.scale()) + " " + std::to_string(adapter.scaling());
     }
   });
-  observe(seen, "head.weight", network.head.value, network.head.gradient, network.head.moments);
-  observe(seen, "head.bias", network.head_bias.value, network.head_bias.gradient, network.head_bias.moments);
-  observe(seen, "norm.weight", network.norm.value, network.norm.gradient, network.norm.moments);
+  network.each_parameter([&](const char* name, const auto& parameter) {
+    observe(seen, name, parameter.value, parameter.gradient, parameter.moments);
+  });
   LoraModel<double>& model = network.model;
   seen.words["names"] = joined(model.adapter_names());
   seen.words["active"] = joined(model.active_adapters());

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "lora/core/claim.hpp"
 #include "lora/core/error.hpp"
 #include "lora/core/types.hpp"
 
@@ -109,6 +110,7 @@ struct Trainable {
   Matrix<Scalar> value;
   Matrix<Scalar> gradient;
   Moments<Scalar> moments;
+  Claim claim{};  ///< of a model it was added to
 
   /// Gives the gradient the shape of the value, filled with zeros, unless it already has that shape.
   void ensure_gradient() {

@@ -5,7 +5,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
-#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -335,13 +334,6 @@ class LayerCore {
     changed();
   }
   [[nodiscard]] Index row_choice(std::string_view name, bool unknown_is_base) const;
-  /// Claims the layer for an object that lives as long as `owner`. False if another one has it.
-  [[nodiscard]] bool claim(const std::shared_ptr<const void>& owner) noexcept {
-    const std::shared_ptr<const void> former = owner_.claimed.lock();
-    if (former != nullptr && former != owner) return false;
-    owner_.claimed = owner;
-    return true;
-  }
   /// Restores the frozen layer, bit for bit.
   void forget_adapters() noexcept;
 
@@ -412,17 +404,6 @@ class LayerCore {
       valid = false;
       return *this;
     }
-  };
-
-  // A copy of a layer has no owner.
-  struct Owner {
-    std::weak_ptr<const void> claimed;
-    Owner() = default;
-    Owner(const Owner& /*other*/) noexcept {}
-    Owner(Owner&&) noexcept = default;
-    Owner& operator=(const Owner& /*other*/) noexcept { return *this; }
-    Owner& operator=(Owner&&) noexcept = default;
-    ~Owner() = default;
   };
 
   // The layer fixes the orientation.
@@ -588,7 +569,7 @@ class LayerCore {
   std::vector<double> squared_norms_;
   std::vector<Index> row_choices_;
   Handles handles_;
-  Owner owner_;
+  Claim claim_;
   Gradients no_gradients_;
 };
 

@@ -13,7 +13,8 @@ namespace lora {
 /// The kind of an adapted module. Determines the names and shapes of its tensors in files.
 enum class ModuleKind : std::uint8_t { linear, embedding, conv1d, conv2d, conv3d };
 
-/// What an adapter has learned for one module, as matrices for every kind: delta weight = scaling * B * A.
+/// What an adapter has learned for one module, as matrices for every kind: delta weight = scaling * B * A. With pissa
+/// and olora that is the delta of W0 without the start, not of W0; plain_adapter gives factors of the latter.
 template <RealScalar Scalar>
 struct ModuleWeights {
   ModuleKind kind = ModuleKind::linear;

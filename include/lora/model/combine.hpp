@@ -19,6 +19,7 @@
 #include "lora/model/adapter_weights.hpp"
 #include "lora/model/combine_factors.hpp"
 #include "lora/model/combine_options.hpp"
+#include "lora/model/name_hash.hpp"
 
 namespace lora {
 
@@ -90,7 +91,7 @@ class AdapterCombination {
       add_bias(adapters_[i].weight, module, result.lora_bias);
     }
     auto mixed = FactorCombination<Scalar>(operation, label, std::span<const WeightedFactors<Scalar>>(factors),
-                                           options_, stream_of(name))
+                                           options_, name_hash(name))
                      .run();
     for (Index j = 0; j < result.lora_bias.size(); ++j) {
       if (finite_bits(result.lora_bias[j])) continue;
@@ -135,13 +136,6 @@ class AdapterCombination {
     throw ConfigError(operation, label.append(name).append("\""), "at most one adapter that replaces it", "more");
   }
 
-  /// FNV-1a: a module's random stream depends on its name alone, not on the other modules.
-  [[nodiscard]] static std::uint64_t stream_of(std::string_view name) noexcept {
-    std::uint64_t hash = 0xcbf29ce484222325U;
-    for (const char letter : name) hash = (hash ^ static_cast<unsigned char>(letter)) * 0x100000001b3U;
-    return hash;
-  }
-
   std::span<const WeightedAdapter<Scalar>> adapters_;
   CombineOptions options_;
 };
@@ -152,6 +146,8 @@ class AdapterCombination {
 /// 1. As in PEFT, the result has every module that any adapter has. Adapters that lack a module are ignored in it, both
 /// in sums and in the number that a disjoint mean divides by. Unlike PEFT's, the factors of modules that some adapters
 /// lack are not padded with zeros to the rank of the others.
+///
+/// Adapters of pissa and olora belong to a weight without their start: convert them with plain_adapter first.
 ///
 /// With linear, cat and svd (exact), lora_bias becomes sum w_i s_i b_i; for other types, and in PEFT, it is undefined.
 /// A tensor that an adapter replaces whole (a saved bias, a module to save) is copied unchanged, whatever the weight,

@@ -21,7 +21,7 @@ namespace lora {
 
 /// The result of an injection.
 struct InjectionReport {
-  std::vector<std::string> modules;   ///< names of the layers that have an adapter now, in the order of registration
+  std::vector<std::string> modules;   ///< names of the targeted layers, in the order of registration
   std::vector<std::string> warnings;  ///< requests that could not be followed literally
 };
 
@@ -126,7 +126,12 @@ class InjectionPlan {
            "; the layer's own orientation is used"}));
     }
     config.fan_in_fan_out = stored_transposed;
-    if (targeted) return config;
+    if (targeted) {
+      if (config.rank < 1) {
+        throw ConfigError(operation_, "rank", "1 or more for " + quoted_name(name), std::to_string(config.rank));
+      }
+      return config;
+    }
     LoraConfig none{.rank = 0, .fan_in_fan_out = stored_transposed, .merge_weights = config.merge_weights};
     if (config.bias == BiasMode::all) none.bias = BiasMode::all;
     return none;

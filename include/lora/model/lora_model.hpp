@@ -8,11 +8,13 @@
 #include <initializer_list>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "lora/core/claim.hpp"
 #include "lora/core/error.hpp"
 #include "lora/core/parameter.hpp"
 #include "lora/model/adapter_weights.hpp"
@@ -20,6 +22,7 @@
 #include "lora/model/model_config.hpp"
 #include "lora/model/model_layer.hpp"
 #include "lora/model/model_parameter.hpp"
+#include "lora/model/name_hash.hpp"
 #include "lora/model/parameter_count.hpp"
 
 namespace lora {
@@ -45,27 +48,21 @@ class LoraModel {
   ~LoraModel() = default;
 
   /// Registers a layer: LoraLinear, MergedLinear, LoraEmbedding, LoraConv or another AdaptableLayer.
-  /// @throws ConfigError for a name that is taken or not a dotted name, or a layer that already has a name; StateError
-  /// after an injection, or for a layer of another model
+  /// @throws ConfigError for a name that is taken, not a dotted name or the name of a parameter inside a layer, or a
+  /// layer that already has a name; StateError after an injection, or for a layer of another model
   template <AdaptableLayer Layer>
   void add(std::string name, Layer& layer) {
     using Kind = typename Layer::Kind;
-    check_name(name);
-    auto held = std::make_unique<HeldLayer<Kind>>(static_cast<LayerCore<Kind>&>(layer));
-    require_unregistered(held->address(), name);
-    layers_.reserve(layers_.size() + 1);
-    if (!held->claim(token_)) {
-      throw StateError("LoraModel::add", name, "a layer of one model", "one that another model has");
-    }
-    layers_.emplace_back(std::move(name), std::move(held));
+    add_layer(std::move(name), std::make_unique<HeldLayer<Kind>>(static_cast<LayerCore<Kind>&>(layer)));
   }
   /// Registers a parameter that is trained whole or not at all, by its full name ("head.weight", "norm.bias").
   /// `shape` is the shape in files; if empty, [rows, cols], or [cols] for one row. @throws like above; ShapeError when
   /// the shape has a different size
   void add(std::string name, Trainable<Scalar>& parameter, std::vector<Index> shape = {}) {
-    check_name(name);
-    require_unregistered(&parameter, name);
+    require_addable(name, &parameter, parameter.claim);
+    for (const auto& [layer_name, layer] : layers_) require_apart(layer_name, *layer, name);
     parameters_.emplace_back(std::move(name), parameter, std::move(shape));
+    parameter.claim.take(token_);
   }
 
   /// Names of the registered layers, in order.
@@ -77,7 +74,7 @@ class LoraModel {
 
   /// Gives a new adapter to every layer that `config` targets, makes it the active one, and makes only this adapter,
   /// the modules to save and the biases of `config.lora.bias` trainable. Each layer's seed is derived from `seed` and
-  /// its name.
+  /// its name. Every targeted layer needs a rank of 1 or more, as in PEFT and its files: biases alone are no adapter.
   /// @throws ConfigError naming what matches nothing, is out of range or is refused by a layer, StateError while
   /// merged; std::bad_alloc
   InjectionReport inject(const LoraModelConfig& config, std::uint64_t seed, const std::string& adapter = "default") {
@@ -88,16 +85,22 @@ class LoraModel {
   }
 
   /// Adds the adapter in `weights`, like `inject` followed by setting every value. Strict: the modules of `weights`
-  /// must be those that `config` targets here, and all shapes must fit.
-  /// @throws ConfigError or ShapeError listing what is missing, extra or misshapen; StateError while merged
-  InjectionReport load(const LoraModelConfig& config, const AdapterWeights<Scalar>& weights, std::uint64_t seed = 0,
-                       const std::string& adapter = "default") {
+  /// must be those that `config` targets here, and all shapes must fit. `seed` is the one for `inject`; without one it
+  /// is 0. An adapter with pissa_niter needs it: its values belong to a start that is not among `weights`, and only the
+  /// seed it was injected with gives that start again (PEFT draws another one and is then wrong by the difference).
+  /// @throws ConfigError listing what is missing, extra or misshapen, or for pissa_niter without a seed; StateError
+  /// while merged; std::bad_alloc
+  InjectionReport load(const LoraModelConfig& config, const AdapterWeights<Scalar>& weights,
+                       std::optional<std::uint64_t> seed = std::nullopt, const std::string& adapter = "default") {
     constexpr std::string_view operation = "LoraModel::load";
     require_new(operation, adapter);
+    if (!seed && config.lora.init_lora_weights == InitLoraWeights::pissa && config.lora.pissa_niter > 0) {
+      throw ConfigError(operation, "seed", "the one that an adapter with pissa_niter was injected with", "none");
+    }
     Plan plan(operation, config, layers_, parameters_);
     plan.take_file_configs(weights);
     plan.check_weights(weights);
-    return add_adapter(operation, adapter, config, seed, plan, &weights);
+    return add_adapter(operation, adapter, config, seed.value_or(0), plan, &weights);
   }
 
   /// The weights of the single active adapter. A copy. @throws StateError unless exactly one is active
@@ -140,8 +143,8 @@ class LoraModel {
   /// Makes one adapter the active one; see set_adapters().
   void set_adapter(const std::string& adapter) { set_adapters({adapter}); }
   /// Makes these the active adapters, in this order; the list may be empty. Each keeps its factors, modules to save,
-  /// biases, gradients and moments. @throws ConfigError for a name that is unknown or given twice, or when two of them
-  /// train the same module to save or bias; StateError while merged
+  /// biases, gradients and moments; no number is copied. @throws ConfigError for a name that is unknown or given twice,
+  /// or when two of them train the same module to save or bias; StateError while merged
   void set_adapters(const std::vector<std::string>& adapters) {
     constexpr std::string_view operation = "LoraModel::set_adapters";
     require_distinct(operation, adapters);
@@ -328,7 +331,6 @@ class LoraModel {
   };
   struct Adapter {
     LoraModelConfig config;
-    std::uint64_t seed = 0;
     std::vector<Saved> saved;
     bool active = false;
   };
@@ -338,31 +340,42 @@ class LoraModel {
     std::vector<std::vector<Index>> positions;  // of each layer
   };
 
-  void check_name(std::string_view name) const {
+  void add_layer(std::string name, std::unique_ptr<ModelLayer<Scalar>> layer) {
+    require_addable(name, layer->address(), layer->claim());
+    for (const auto& parameter : parameters_) require_apart(name, *layer, parameter.name());
+    layers_.emplace_back(std::move(name), std::move(layer));
+    layers_.back().second->claim().take(token_);
+  }
+  // `address` and `claim` are those of the layer or parameter that is to have this name.
+  void require_addable(const std::string& name, const void* address, const Claim& claim) const {
     constexpr std::string_view operation = "LoraModel::add";
-    if (name.empty() || name.front() == '.' || name.back() == '.' || name.find("..") != std::string_view::npos) {
-      throw ConfigError(operation, "name", "a dotted name such as layers.0.q_proj", std::string(name));
-    }
-    const auto named = [&](const auto& entry) { return entry.first == name; };
-    const auto same = [&](const ModelParameter<Scalar>& parameter) { return parameter.name() == name; };
-    if (std::any_of(layers_.begin(), layers_.end(), named) ||
-        std::any_of(parameters_.begin(), parameters_.end(), same)) {
-      throw ConfigError(operation, "name", "one that is not registered yet", std::string(name));
+    if (name.empty() || name.front() == '.' || name.back() == '.' || name.find("..") != std::string::npos) {
+      throw ConfigError(operation, "name", "a dotted name such as layers.0.q_proj", name);
     }
     if (!adapters_.empty()) {
       throw StateError(operation, "model", "one without adapters", std::to_string(adapters_.size()) + " adapters");
     }
+    const auto compare = [&](const std::string& other, const void* other_address) {
+      if (other == name) throw ConfigError(operation, "name", "one that is not registered yet", name);
+      if (other_address == address) {
+        throw ConfigError(operation, name, "what has no name yet", "what is registered as " + other);
+      }
+    };
+    for (const auto& [other, layer] : layers_) compare(other, layer->address());
+    for (const auto& parameter : parameters_) compare(parameter.name(), parameter.address());
+    if (!claim.free_for(token_)) {
+      throw StateError(operation, name, "what belongs to no other model", "what another model has");
+    }
   }
-  void require_unregistered(const void* address, std::string_view name) const {
-    std::string former;
-    for (const auto& [other, layer] : layers_) {
-      if (layer->address() == address) former = other;
-    }
-    for (const auto& parameter : parameters_) {
-      if (parameter.address() == address) former = parameter.name();
-    }
-    if (former.empty()) return;
-    throw ConfigError("LoraModel::add", name, "what has no name yet", "what is registered as " + former);
+  // In files and among the handles, a layer's bias and what its adapters learn have the layer's name before theirs.
+  static void require_apart(const std::string& layer_name, const ModelLayer<Scalar>& layer,
+                            const std::string& parameter) {
+    if (!parameter.starts_with(layer_name + ".")) return;
+    const std::string_view own = std::string_view(parameter).substr(layer_name.size() + 1);
+    if (!own.starts_with("lora_") && (own != "bias" || layer.bias_size() == 0)) return;
+    throw ConfigError("LoraModel::add", "name",
+                      "a parameter outside the layer " + layer_name + ", which has its own " + std::string(own),
+                      parameter);
   }
 
   void require_unmerged(std::string_view operation) const {
@@ -400,18 +413,6 @@ class LoraModel {
     if (found == adapters_.end()) throw ConfigError(operation, "adapter", "the name of an adapter", adapter);
     return found;
   }
-  [[nodiscard]] auto find_adapter(std::string_view operation, const std::string& adapter) {
-    const auto found = adapters_.find(adapter);
-    if (found == adapters_.end()) throw ConfigError(operation, "adapter", "the name of an adapter", adapter);
-    return found;
-  }
-
-  // Each layer's seed is derived from its name (FNV-1a), not from the order of registration.
-  static std::uint64_t seed_of(std::uint64_t seed, std::string_view name) noexcept {
-    std::uint64_t hash = 0xcbf29ce484222325U;
-    for (const char letter : name) hash = (hash ^ static_cast<unsigned char>(letter)) * 0x100000001b3U;
-    return hash ^ seed;
-  }
 
   // Checks every layer, builds every adapter separately, reserves all memory, and only then changes anything.
   InjectionReport add_adapter(std::string_view operation, const std::string& name, const LoraModelConfig& config,
@@ -423,16 +424,17 @@ class LoraModel {
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       if (!wants(plan, i)) continue;
       auto& [layer_name, layer] = layers_[i];
-      made[i] = layer->make_adapter(naming(operation, i), name, plan.configs()[i], seed_of(seed, layer_name));
+      made[i] =
+          layer->make_adapter(naming(operation, i), name, plan.configs()[i], seed ^ detail::name_hash(layer_name));
       if (weights != nullptr) fill(naming(operation, i), i, *made[i], *weights);
       layer->reserve_adapter();
     }
-    Adapter adapter{config, seed, {}, false};
+    Adapter adapter{config, {}, false};
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
       if (!plan.trains(i)) continue;
       adapter.saved.push_back({i, plan.saves(i), parameters_[i].copy()});
       restore_user_values(i, adapter.saved.back().other);
-      if (weights != nullptr) set_values(*weights, parameters_[i].name(), adapter.saved.back().other);
+      if (weights != nullptr) copy_saved(*weights, parameters_[i].name(), adapter.saved.back().other.value);
     }
     Activation activation{{name}, {}};
     for (std::size_t i = 0; i < layers_.size(); ++i) {
@@ -440,8 +442,7 @@ class LoraModel {
       if (made[i] != nullptr) activation.positions.back().push_back(layers_[i].second->adapter_count());
     }
     InjectionReport report = std::move(plan.report());
-    const auto added = adapters_.emplace(name, std::move(adapter)).first;
-    static_cast<void>(added);
+    adapters_.emplace(name, std::move(adapter));
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       if (made[i] != nullptr) layers_[i].second->adopt(std::move(made[i]));
     }
@@ -459,14 +460,13 @@ class LoraModel {
             const AdapterWeights<Scalar>& weights) const {
     const auto& [name, held] = layers_[layer];
     if (adapter.rank() > 0) held->fill(operation, adapter, weights.modules.at(name));
-    const auto bias = weights.saved.find(name + ".bias");
-    if (adapter.bias.size() == 0 || bias == weights.saved.end()) return;
-    std::copy(bias->second.values.begin(), bias->second.values.end(), adapter.bias.data());
+    if (adapter.bias.size() > 0) copy_saved(weights, name + ".bias", adapter.bias);
   }
-  static void set_values(const AdapterWeights<Scalar>& weights, const std::string& name, Trainable<Scalar>& target) {
-    const auto saved = weights.saved.find(name);
-    if (saved == weights.saved.end()) return;
-    std::copy(saved->second.values.begin(), saved->second.values.end(), target.value.data());
+  // Pre: the plan has checked the weights.
+  template <class Target>
+  static void copy_saved(const AdapterWeights<Scalar>& weights, const std::string& name, Target& target) {
+    const std::vector<Scalar>& values = weights.saved.at(name).values;
+    std::copy(values.begin(), values.end(), target.data());
   }
   // A new adapter starts from the user's own values, which an active adapter may have set aside.
   void restore_user_values(std::size_t parameter, Trainable<Scalar>& target) const {
@@ -479,34 +479,32 @@ class LoraModel {
   }
 
   [[nodiscard]] Activation prepare_active(std::string_view operation, const std::vector<std::string>& names) const {
-    std::vector<std::string> owners(parameters_.size());
-    for (const std::string& name : names) {
-      for (const Saved& saved : adapters_.at(name).saved) {
-        std::string& owner = owners[saved.parameter];
-        if (!owner.empty()) {
-          throw ConfigError(operation, "adapters", "one that trains " + parameters_[saved.parameter].name(),
-                            owner + " and " + name);
-        }
-        owner = name;
-      }
+    for (std::size_t i = 0; i < parameters_.size(); ++i) {
+      require_one_trains(operation, parameters_[i].name(), names, [&](const std::string& name) {
+        const auto& saved = adapters_.at(name).saved;
+        return std::any_of(saved.begin(), saved.end(), [i](const Saved& own) { return own.parameter == i; });
+      });
     }
     Activation activation{names, {}};
-    for (const auto& [name, layer] : layers_) {
+    for (const auto& [module, layer] : layers_) {
       activation.positions.push_back(layer->positions(names));
-      require_one_bias(operation, name, *layer, names);
+      require_one_trains(operation, module + ".bias", names, [&](const std::string& name) {
+        const LoraAdapter<Scalar>* const adapter = layer->find_adapter(name);
+        return adapter != nullptr && adapter->bias.size() > 0;
+      });
     }
     return activation;
   }
-  static void require_one_bias(std::string_view operation, const std::string& module, const ModelLayer<Scalar>& layer,
-                               const std::vector<std::string>& names) {
-    std::string owner;
+  template <class Trains>
+  static void require_one_trains(std::string_view operation, const std::string& tensor,
+                                 const std::vector<std::string>& names, const Trains& trains) {
+    const std::string* owner = nullptr;
     for (const std::string& name : names) {
-      const LoraAdapter<Scalar>* const adapter = layer.find_adapter(name);
-      if (adapter == nullptr || adapter->bias.size() == 0) continue;
-      if (!owner.empty()) {
-        throw ConfigError(operation, "adapters", "one that trains the bias of " + module, owner + " and " + name);
+      if (!trains(name)) continue;
+      if (owner != nullptr) {
+        throw ConfigError(operation, "adapters", "one that trains " + tensor, *owner + " and " + name);
       }
-      owner = name;
+      owner = &name;
     }
   }
   // Positions of the active adapters after `gone` has been removed from its layer.

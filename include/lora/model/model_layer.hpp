@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "lora/adapter/adapter.hpp"
+#include "lora/core/claim.hpp"
 #include "lora/core/parameter.hpp"
 #include "lora/core/shape.hpp"
 #include "lora/layers/conv_kind.hpp"
@@ -47,8 +48,7 @@ class ModelLayer {
 
   [[nodiscard]] virtual ModuleKind kind() const noexcept = 0;
   [[nodiscard]] virtual const void* address() const noexcept = 0;
-  /// Claims the layer for the lifetime of `owner`; false if another model has it.
-  [[nodiscard]] virtual bool claim(const std::shared_ptr<const void>& owner) noexcept = 0;
+  [[nodiscard]] virtual Claim& claim() noexcept = 0;
   [[nodiscard]] virtual Index adapter_count() const noexcept = 0;
   [[nodiscard]] virtual bool stored_transposed() const noexcept = 0;
   /// Scalars of the frozen weight and its bias.
@@ -149,7 +149,7 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
 
   [[nodiscard]] ModuleKind kind() const noexcept override { return ModuleKindOf<Kind>::value; }
   [[nodiscard]] const void* address() const noexcept override { return &layer_; }
-  [[nodiscard]] bool claim(const std::shared_ptr<const void>& owner) noexcept override { return layer_.claim(owner); }
+  [[nodiscard]] Claim& claim() noexcept override { return layer_.claim_; }
   [[nodiscard]] Index adapter_count() const noexcept override { return layer_.adapters_.size(); }
   [[nodiscard]] bool stored_transposed() const noexcept override { return layer_.plain_.fan_in_fan_out; }
   [[nodiscard]] Index base_size() const noexcept override {
@@ -229,10 +229,7 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
     weights.lora_bias = adapter.lora_bias;
     weights.magnitude = adapter.magnitude;
     weights.scaling = adapter.config().scaling();
-    if constexpr (requires { layer_.kind_.geometry().kernel; }) {
-      const auto& kernel = layer_.kind_.geometry().kernel;
-      weights.kernel_size.assign(kernel.begin(), kernel.end());
-    }
+    weights.kernel_size = kernel_size();
     if (!blocks().whole()) spread(adapter, weights);
     return weights;
   }
@@ -241,13 +238,7 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
     const Index count = blocks().whole() ? 1 : blocks().count();
     const FactorShape shape = layer_.kind_.factor_shape(config.rank);
     const Index outputs = blocks().outputs;
-    if constexpr (requires { layer_.kind_.geometry().kernel; }) {
-      const auto& kernel = layer_.kind_.geometry().kernel;
-      const auto& given = weights.kernel_size;
-      if (!given.empty() && !std::equal(given.begin(), given.end(), kernel.begin(), kernel.end())) {
-        return "its kernel has other extents";
-      }
-    }
+    if (!weights.kernel_size.empty() && weights.kernel_size != kernel_size()) return "its kernel has other extents";
     std::string text = differs("A", weights.A.rows(), weights.A.cols(), shape.a_rows, shape.a_cols);
     text += differs("B", weights.B.rows(), weights.B.cols(), outputs, shape.b_cols * count);
     text += differs("lora_bias", 1, weights.lora_bias.size(), 1, config.lora_bias ? outputs : 0);
@@ -302,64 +293,73 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
  private:
   [[nodiscard]] const OutputBlocks& blocks() const noexcept { return layer_.kind_.blocks(); }
 
+  // Of a convolution; empty for other kinds.
+  [[nodiscard]] std::vector<Index> kernel_size() const {
+    if constexpr (requires { layer_.kind_.geometry().kernel; }) {
+      const auto& kernel = layer_.kind_.geometry().kernel;
+      return {kernel.begin(), kernel.end()};
+    } else {
+      return {};
+    }
+  }
+
   static std::string differs(const char* what, Index rows, Index cols, Index wanted_rows, Index wanted_cols) {
     if (rows == wanted_rows && cols == wanted_cols) return {};
     return detail::joined({" ", what, " is ", shape_text(rows, cols), " for ", shape_text(wanted_rows, wanted_cols)});
   }
 
+  // Where `b`, the B of a file, has element p of an adapted row.
+  [[nodiscard]] Scalar& in_file(Matrix<Scalar>& b, Index adapted, Index output, Index rank, Index p) const noexcept {
+    return b(output, adapted / blocks().features * rank + p);
+  }
   // Expands the rows of the adapted blocks to rows of all outputs.
   void spread(const Adapter& adapter, ModuleWeights<Scalar>& weights) const {
     const Index rank = adapter.B.cols();
     weights.B.setZero(blocks().outputs, rank * blocks().count());
-    for (Index e = 0; e < blocks().count(); ++e) {
-      for (Index j = 0; j < blocks().features; ++j)
-        for (Index p = 0; p < rank; ++p)
-          weights.B(blocks().begin(e) + j, e * rank + p) = adapter.B(e * blocks().features + j, p);
+    if (adapter.lora_bias.size() > 0) weights.lora_bias.setZero(blocks().outputs);
+    if (adapter.magnitude.size() > 0) {
+      weights.magnitude.resize(blocks().outputs);
+      for (Index j = 0; j < blocks().outputs; ++j) weights.magnitude[j] = base_norm(j);
     }
-    if (adapter.lora_bias.size() > 0) {
-      weights.lora_bias.setZero(blocks().outputs);
-      blocks().for_each([&](Index adapted, Index output) { weights.lora_bias[output] = adapter.lora_bias[adapted]; });
-    }
-    if (adapter.magnitude.size() == 0) return;
-    weights.magnitude.resize(blocks().outputs);
-    for (Index j = 0; j < blocks().outputs; ++j) weights.magnitude[j] = base_norm(j);
-    blocks().for_each([&](Index adapted, Index output) { weights.magnitude[output] = adapter.magnitude[adapted]; });
+    blocks().for_each([&](Index adapted, Index output) {
+      for (Index p = 0; p < rank; ++p) in_file(weights.B, adapted, output, rank, p) = adapter.B(adapted, p);
+      if (adapter.lora_bias.size() > 0) weights.lora_bias[output] = adapter.lora_bias[adapted];
+      if (adapter.magnitude.size() > 0) weights.magnitude[output] = adapter.magnitude[adapted];
+    });
   }
   // The inverse of spread(). Outside the blocks, `weights` must have the values of an adapter that does not change
   // those outputs.
   void gather(std::string_view operation, Adapter& adapter, const ModuleWeights<Scalar>& weights) const {
     const Index rank = adapter.B.cols();
     Matrix<Scalar> rest = weights.B;
-    for (Index e = 0; e < blocks().count(); ++e) {
-      for (Index j = 0; j < blocks().features; ++j) {
-        for (Index p = 0; p < rank; ++p) {
-          Scalar& value = rest(blocks().begin(e) + j, e * rank + p);
-          adapter.B(e * blocks().features + j, p) = std::exchange(value, Scalar(0));
-        }
-      }
-    }
-    const auto is_zero = [](Scalar value) { return value == Scalar(0); };
-    if (!std::all_of(rest.data(), rest.data() + rest.size(), is_zero)) {
-      throw ConfigError(operation, "B", "zeros outside the enabled projections", "other numbers");
-    }
+    RowVector<Scalar> rest_of_bias = weights.lora_bias;
+    std::vector<bool> adapts(static_cast<std::size_t>(blocks().outputs));
     adapter.A = weights.A;
-    std::vector<bool> adapted_outputs(static_cast<std::size_t>(blocks().outputs));
     blocks().for_each([&](Index adapted, Index output) {
-      adapted_outputs[static_cast<std::size_t>(output)] = true;
-      if (weights.lora_bias.size() > 0) adapter.lora_bias[adapted] = weights.lora_bias[output];
+      adapts[static_cast<std::size_t>(output)] = true;
+      for (Index p = 0; p < rank; ++p) {
+        adapter.B(adapted, p) = std::exchange(in_file(rest, adapted, output, rank, p), Scalar(0));
+      }
+      if (rest_of_bias.size() > 0) adapter.lora_bias[adapted] = std::exchange(rest_of_bias[output], Scalar(0));
       if (weights.magnitude.size() > 0) adapter.magnitude[adapted] = weights.magnitude[output];
     });
-    for (Index j = 0; j < blocks().outputs; ++j) {
-      if (adapted_outputs[static_cast<std::size_t>(j)]) continue;
-      if (weights.lora_bias.size() > 0 && !is_zero(weights.lora_bias[j])) {
-        throw ConfigError(operation, "lora_bias", "zeros outside the enabled projections", "other numbers");
-      }
+    const auto require = [&](bool holds, const char* what, const char* expected) {
+      if (!holds) throw ConfigError(operation, what, expected, "other numbers");
+    };
+    constexpr const char* zeros = "zeros outside the enabled projections";
+    require(all_zero(rest), "B", zeros);
+    require(all_zero(rest_of_bias), "lora_bias", zeros);
+    for (Index j = 0; j < weights.magnitude.size(); ++j) {
       constexpr double tolerance = 0.01;  // files of 16-bit numbers round the norms
-      if (weights.magnitude.size() > 0 && !(std::abs(static_cast<double>(weights.magnitude[j] - base_norm(j))) <=
-                                            tolerance * static_cast<double>(base_norm(j)))) {
-        throw ConfigError(operation, "magnitude", "the norms of W0 outside the enabled projections", "other numbers");
-      }
+      const auto norm = static_cast<double>(base_norm(j));
+      require(adapts[static_cast<std::size_t>(j)] ||
+                  std::abs(static_cast<double>(weights.magnitude[j]) - norm) <= tolerance * norm,
+              "magnitude", "the norms of W0 outside the enabled projections");
     }
+  }
+  template <class Values>
+  static bool all_zero(const Values& values) {
+    return std::all_of(values.data(), values.data() + values.size(), [](Scalar value) { return value == Scalar(0); });
   }
   [[nodiscard]] Scalar base_norm(Index output) const {
     return static_cast<Scalar>(std::sqrt(layer_.squared_norms_[static_cast<std::size_t>(output)]));
