@@ -50,7 +50,7 @@ TYPED_TEST(TransposeTest, ScalesEveryShapeAndStorageAndWritesNothingBesideIt) {
         for (const Index columns : {0, 1, 3, 4, 8, 19}) {
           const ExactArray<TypeParam> source(rows, columns, storage, 1);
           Matrix<TypeParam> target = Matrix<TypeParam>::Constant(columns, rows + 5, 9);
-          const TypeParam scale(0.3);
+          const auto scale = static_cast<TypeParam>(0.3);
           kernels::transpose_scaled(source.input(), scale, view_of(target).middle_cols(0, rows), isa);
           for (Index j = 0; j < columns; ++j) {
             for (Index i = 0; i < rows + 5; ++i) {
