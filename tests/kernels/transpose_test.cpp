@@ -4,7 +4,6 @@
 #include <memory>
 #include <vector>
 
-#include "lora/kernels/low_rank.hpp"
 #include "support/kernel_oracle.hpp"
 
 namespace lora {
@@ -35,27 +34,6 @@ TYPED_TEST(TransposeTest, PacksEveryShapeAndStorageWithZerosBesideIt) {
                 ASSERT_EQ(target[static_cast<std::size_t>(j * width + i)], i < rows ? source.input()(i, j) : 0)
                     << isa_name(isa) << " " << rows << " x " << columns << " to width " << width;
               }
-            }
-          }
-        }
-      }
-    }
-  }
-}
-
-TYPED_TEST(TransposeTest, ScalesEveryShapeAndStorageAndWritesNothingBesideIt) {
-  for (const Isa isa : supported_isas()) {
-    for (const Storage storage : {Storage::row_major, Storage::column_major, Storage::strided}) {
-      for (const Index rows : {1, 7, 16, 33, 127, 128, 300}) {
-        for (const Index columns : {0, 1, 3, 4, 8, 19}) {
-          const ExactArray<TypeParam> source(rows, columns, storage, 1);
-          Matrix<TypeParam> target = Matrix<TypeParam>::Constant(columns, rows + 5, 9);
-          const auto scale = static_cast<TypeParam>(0.3);
-          kernels::transpose_scaled(source.input(), scale, view_of(target).middle_cols(0, rows), isa);
-          for (Index j = 0; j < columns; ++j) {
-            for (Index i = 0; i < rows + 5; ++i) {
-              ASSERT_EQ(target(j, i), i < rows ? scale * source.input()(i, j) : 9)
-                  << isa_name(isa) << " " << rows << " x " << columns;
             }
           }
         }
