@@ -11,13 +11,13 @@
 // or dk, `moment_bytes` the optimiser's state. One thread. Times of one run on a busy machine say little: compare
 // within a run, and see build/bin/ratios for ratios with their spread.
 #include <benchmark/benchmark.h>
-#include <chrono>
 #include <cstddef>
 #include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "support/kernel_bench.hpp"
 #include "support/training_step.hpp"
 
 namespace {
@@ -69,13 +69,6 @@ BENCHMARK(time_step<lora::bench::LoraStep>)->Name("lora_step")->Apply(step_cases
 BENCHMARK(time_step<lora::bench::EigenLoraStep>)->Name("eigen_lora_step")->Apply(step_cases<true>);
 BENCHMARK(time_step<lora::bench::FullStep>)->Name("full_step")->Apply(step_cases<false>);
 
-template <class Body>
-double seconds_of(const Body& body) {
-  const auto begin = std::chrono::steady_clock::now();
-  body();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-}
-
 // A merge ends with one signed byte per weight beside W0, allocated by it; that is part of its cost.
 template <bool time_merge>
 void time_merging(benchmark::State& state) {
@@ -92,9 +85,9 @@ void time_merging(benchmark::State& state) {
   layer.set_factors(a, b);
   std::size_t record_bytes = 0;
   for (auto _ : state) {
-    const double merging = seconds_of([&] { layer.merge(); });
+    const double merging = lora::bench::seconds_of([&] { layer.merge(); });
     record_bytes = layer.merge_bytes();
-    const double unmerging = seconds_of([&] { layer.unmerge(); });
+    const double unmerging = lora::bench::seconds_of([&] { layer.unmerge(); });
     state.SetIterationTime(time_merge ? merging : unmerging);
   }
   const auto weights = static_cast<double>(d * k);

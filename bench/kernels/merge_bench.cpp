@@ -3,7 +3,6 @@
 //
 //   merge_bench --benchmark_filter='^unmerge'
 #include <benchmark/benchmark.h>
-#include <chrono>
 
 #include "lora/weight/merge_undo.hpp"
 #include "lora/weight/packed.hpp"
@@ -11,13 +10,6 @@
 
 namespace lora::bench {
 namespace {
-
-template <class Body>
-double seconds_of(const Body& body) {
-  const auto begin = std::chrono::steady_clock::now();
-  body();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-}
 
 // The record is allocated by merging and part of its cost.
 template <bool time_merge>

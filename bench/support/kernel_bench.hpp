@@ -2,6 +2,7 @@
 #pragma once
 
 #include <benchmark/benchmark.h>
+#include <chrono>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -21,6 +22,14 @@ namespace lora::bench {
 template <class Derived>
 [[nodiscard]] MatrixView<const float> input(const Eigen::DenseBase<Derived>& array) noexcept {
   return view_of(array);
+}
+
+/// Seconds that body() takes.
+template <class Body>
+[[nodiscard]] double seconds_of(const Body& body) {
+  const auto begin = std::chrono::steady_clock::now();
+  body();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
 /// Operations of one iteration, shown as a rate.

@@ -143,6 +143,37 @@ TEST(TruncatedSvd, IsExactAtASlowSpectrumAndAtAGradedOne) {
   }
 }
 
+MatrixXd bidiagonal(const VectorXd& diagonal, double above) {
+  MatrixXd w = diagonal.asDiagonal();
+  for (Index i = 0; i + 1 < w.cols(); ++i) w(i, i + 1) = above;
+  return w;
+}
+
+// Zeros on the diagonal of the bidiagonal matrix split it, at its beginning, inside and at its end, and values that
+// grow run against the direction of the iteration.
+TEST(TruncatedSvd, IsExactWhereTheIterationHasToSplit) {
+  VectorXd growing(24);
+  for (Index p = 0; p < 24; ++p) growing[p] = std::pow(10.0, -12 + 0.5 * static_cast<double>(p));
+  VectorXd holes = VectorXd::Ones(12);
+  holes[0] = holes[5] = holes[6] = holes[11] = 0;
+  MatrixXd ones_and_zeros = random(40, 30, 9).unaryExpr([](double x) { return x > 0.5 ? 1.0 : 0.0; });
+  ones_and_zeros.col(3).setZero();
+  ones_and_zeros.row(7).setZero();
+  ones_and_zeros.col(8) = ones_and_zeros.col(9);
+  for (const MatrixXd& w : {bidiagonal(growing, 1e-7), bidiagonal(growing, 1), bidiagonal(holes, 1),
+                            bidiagonal(VectorXd::Zero(9), 1), bidiagonal(VectorXd::Constant(20, 1e-170), 1),
+                            MatrixXd(MatrixXd::Ones(30, 20)), ones_and_zeros, MatrixXd(random(300, 2))}) {
+    const Eigen::JacobiSVD<MatrixXd> exact(w);
+    const TruncatedSvd svd = truncated_svd(w, w.cols());
+    const double bound = 4 * epsilon * static_cast<double>(w.rows()) * exact.singularValues()[0];
+    EXPECT_LE((svd.S - exact.singularValues()).cwiseAbs().maxCoeff(), bound);
+    EXPECT_LE((rebuilt(svd) - w).norm(), 4 * bound);
+    const Index found = (svd.S.array() > 0).count();
+    expect_orthonormal(svd.U.leftCols(found), 4 * epsilon * static_cast<double>(w.rows()));
+    expect_orthonormal(svd.V.leftCols(found), 4 * epsilon * static_cast<double>(w.rows()));
+  }
+}
+
 // The method in the plain words of the paper: the range of (W W^T)^q W G, and W within it. At a slow spectrum every
 // iteration moves the result, so that one more or one less is far from the other.
 TEST(RandomizedSvd, TakesAsManyIterationsAsItIsTold) {

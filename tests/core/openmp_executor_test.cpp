@@ -24,22 +24,14 @@ TEST(OpenMpExecutorConcurrent, NeedsARuntimeThatThreadSanitizerKnows) {
 #else
 
 #include <atomic>
-#include <thread>
 #include <vector>
 
-#include "lora/weight/packed.hpp"
-#include "support/bits.hpp"
-#include "support/random_matrix.hpp"
+#include "core/executor_checks.hpp"
 
 namespace {
 
 using lora::OpenMpExecutor;
-
-std::vector<int> calls_per_worker(lora::Executor& executor) {
-  std::vector<std::atomic<int>> calls(static_cast<std::size_t>(executor.workers()));
-  executor.run([&](int worker) { ++calls.at(static_cast<std::size_t>(worker)); });
-  return {calls.begin(), calls.end()};
-}
+using lora::testing::calls_per_worker;
 
 TEST(OpenMpExecutorConcurrent, TakesTheNumberOfThreadsGivenOrOpenMps) {
   EXPECT_EQ(OpenMpExecutor(5).workers(), 5);
@@ -65,30 +57,12 @@ TEST(OpenMpExecutorConcurrent, ALoopWithinALoopMakesAllItsCalls) {
 
 TEST(OpenMpExecutorConcurrent, ManyCallersShareOneExecutor) {
   OpenMpExecutor executor(2);
-  std::vector<int> sums(3, 0);
-  std::vector<std::thread> callers;
-  for (std::size_t caller = 0; caller < sums.size(); ++caller) {
-    callers.emplace_back([&, caller] {
-      for (int repetition = 0; repetition < 50; ++repetition) {
-        for (const int calls : calls_per_worker(executor)) sums[caller] += calls;
-      }
-    });
-  }
-  for (auto& caller : callers) caller.join();
-  EXPECT_EQ(sums, std::vector<int>(3, 100));
+  lora::testing::expect_shared_by_callers(executor, 3, 50);
 }
 
 TEST(OpenMpExecutorConcurrent, AProductHasTheSameBits) {
-  const auto w = lora::testing::random_matrix<float>(70, 90, 1);
-  const auto x = lora::testing::random_matrix<float>(21, 90, 2);
-  const lora::PackedWeight<float> weight(lora::view_of(w));
-  lora::Matrix<float> y(21, 70), expected(21, 70);
-  lora::Workspace serial;
-  weight.product(lora::view_of(x), nullptr, {}, lora::view_of(expected), serial);
   OpenMpExecutor executor(4);
-  lora::Workspace workspace(executor);
-  weight.product(lora::view_of(x), nullptr, {}, lora::view_of(y), workspace);
-  EXPECT_TRUE(lora::testing::same_bits(y, expected));
+  lora::testing::expect_same_bits_as_serial(executor);
 }
 
 }  // namespace

@@ -9,19 +9,12 @@
 #include <thread>
 #include <vector>
 
-#include "lora/weight/packed.hpp"
-#include "support/bits.hpp"
-#include "support/random_matrix.hpp"
+#include "core/executor_checks.hpp"
 
 namespace {
 
 using lora::ThreadPoolExecutor;
-
-std::vector<int> calls_per_worker(lora::Executor& executor) {
-  std::vector<std::atomic<int>> calls(static_cast<std::size_t>(executor.workers()));
-  executor.run([&](int worker) { ++calls.at(static_cast<std::size_t>(worker)); });
-  return {calls.begin(), calls.end()};
-}
+using lora::testing::calls_per_worker;
 
 TEST(ThreadPoolExecutorConcurrent, CallsEachWorkerOnce) {
   for (const int threads : {1, 2, 3, 7}) {
@@ -70,31 +63,13 @@ TEST(ThreadPoolExecutorConcurrent, ALoopWithinALoopRunsWhereItIs) {
 TEST(ThreadPoolExecutorConcurrent, ManyCallersShareOneExecutor) {
   Eigen::ThreadPool pool(2, false);
   ThreadPoolExecutor executor(pool);
-  std::vector<int> sums(4, 0);
-  std::vector<std::thread> callers;
-  for (std::size_t caller = 0; caller < sums.size(); ++caller) {
-    callers.emplace_back([&, caller] {
-      for (int repetition = 0; repetition < 100; ++repetition) {
-        for (const int calls : calls_per_worker(executor)) sums[caller] += calls;
-      }
-    });
-  }
-  for (auto& caller : callers) caller.join();
-  EXPECT_EQ(sums, std::vector<int>(4, 300));
+  lora::testing::expect_shared_by_callers(executor, 4, 100);
 }
 
 TEST(ThreadPoolExecutorConcurrent, AProductHasTheSameBits) {
-  const auto w = lora::testing::random_matrix<float>(70, 90, 1);
-  const auto x = lora::testing::random_matrix<float>(21, 90, 2);
-  const lora::PackedWeight<float> weight(lora::view_of(w));
-  lora::Matrix<float> y(21, 70), expected(21, 70);
-  lora::Workspace serial;
-  weight.product(lora::view_of(x), nullptr, {}, lora::view_of(expected), serial);
   Eigen::ThreadPool pool(3, false);
   ThreadPoolExecutor executor(pool);
-  lora::Workspace workspace(executor);
-  weight.product(lora::view_of(x), nullptr, {}, lora::view_of(y), workspace);
-  EXPECT_TRUE(lora::testing::same_bits(y, expected));
+  lora::testing::expect_same_bits_as_serial(executor);
 }
 
 // Processor time is what a spinning thread takes from its neighbours. The body sleeps for 0.2 s; a caller or a pool

@@ -40,6 +40,16 @@ class Convolution : public ::testing::Test {
   const Matrix<Scalar> dy = random_matrix<Scalar>(4, 22 * size, 5);
   const RowVector<Scalar> bias = random_vector<Scalar>(22, 6);
 
+  // A call with the weight and the factors; the caller sets what it writes.
+  [[nodiscard]] ConvCall<Scalar> adapted_call() const {
+    ConvCall<Scalar> call;
+    call.shape = shape;
+    call.x = view_of(x);
+    call.weight = view_of(weight);
+    call.a = view_of(a);
+    call.b = view_of(b);
+    return call;
+  }
   // Lines of group g at all positions.
   [[nodiscard]] Matrix<Scalar> unfolded(Index g) const {
     Matrix<Scalar> lines(shape.fan_in(), positions);
@@ -62,12 +72,7 @@ TYPED_TEST_SUITE(Convolution, Scalars);
 TYPED_TEST(Convolution, IsTheProductWithTheUnfoldedInput) {
   using Scalar = TypeParam;
   Matrix<Scalar> u(6, this->positions), y(4, 22 * this->size);
-  ConvCall<Scalar> call;
-  call.shape = this->shape;
-  call.x = view_of(this->x);
-  call.weight = view_of(this->weight);
-  call.a = view_of(this->a);
-  call.b = view_of(this->b);
+  ConvCall<Scalar> call = this->adapted_call();
   call.scale = Scalar(0.5);
   call.bias = this->bias.data();
   call.u = view_of(u);
@@ -95,12 +100,7 @@ TYPED_TEST(Convolution, FactorsScaleOutputsBeforeTheBias) {
   using Scalar = TypeParam;
   Matrix<Scalar> y(4, 22 * this->size), plain = y, z = y;
   const auto factors = random_vector<Scalar>(22, 9);
-  ConvCall<Scalar> call;
-  call.shape = this->shape;
-  call.x = view_of(this->x);
-  call.weight = view_of(this->weight);
-  call.a = view_of(this->a);
-  call.b = view_of(this->b);
+  ConvCall<Scalar> call = this->adapted_call();
   call.y = view_of(plain);
   Workspace workspace;
   convolve(call, workspace);

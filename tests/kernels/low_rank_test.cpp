@@ -192,17 +192,19 @@ TYPED_TEST(LowRankTest, EveryLayoutOfAnInputGivesTheSameBits) {
   }
 }
 
-TYPED_TEST(LowRankTest, TransposesAndScalesAFactorOfAnyStrides) {
+TYPED_TEST(LowRankTest, TransposesAndScalesAFactorOfAnyShapeAndStrides) {
   for (const Isa isa : supported_isas()) {
     for (const Storage storage : {Storage::row_major, Storage::column_major, Storage::strided}) {
-      for (const Index rows : {0, 1, 15, 48, 70}) {
-        for (const Index rank : {0, 1, 3, 8, 17}) {
-          const ExactArray<TypeParam> b(rows, rank, storage, 1);
-          const ExactArray<TypeParam> target(rank, rows, Storage::row_major, 2);
-          kernels::transpose_scaled(b.input(), TypeParam(0.75), target.view().data, isa);
-          for (Index i = 0; i < rows; ++i) {
-            for (Index p = 0; p < rank; ++p) {
-              ASSERT_EQ(target.view()(p, i), TypeParam(0.75) * b.input()(i, p)) << isa_name(isa) << rows << rank;
+      for (const Index rows : {0, 1, 7, 16, 33, 127, 128, 300}) {
+        for (const Index columns : {0, 1, 3, 4, 8, 19}) {
+          const ExactArray<TypeParam> source(rows, columns, storage, 1);
+          Matrix<TypeParam> target = Matrix<TypeParam>::Constant(columns, rows + 5, 9);
+          const auto scale = static_cast<TypeParam>(0.3);
+          kernels::transpose_scaled(source.input(), scale, view_of(target).middle_cols(0, rows), isa);
+          for (Index j = 0; j < columns; ++j) {
+            for (Index i = 0; i < rows + 5; ++i) {
+              ASSERT_EQ(target(j, i), i < rows ? scale * source.input()(i, j) : 9)
+                  << isa_name(isa) << " " << rows << " x " << columns;
             }
           }
         }

@@ -32,19 +32,16 @@ struct WithAdamW {
 };
 
 template <class Scalar>
-struct WithMomentum {
-  using Number = Scalar;
-  using Optimizer = lora::SGD<Scalar>;
-  using Other = lora::AdamW<Scalar>;
-  Optimizer optimizer{{.momentum = 0.9, .weight_decay = 0.01}};
-};
-
-template <class Scalar>
 struct WithPlainSgd {
   using Number = Scalar;
   using Optimizer = lora::SGD<Scalar>;
   using Other = lora::AdamW<Scalar>;
   Optimizer optimizer;
+};
+
+template <class Scalar>
+struct WithMomentum : WithPlainSgd<Scalar> {
+  WithMomentum() { this->optimizer = lora::SGD<Scalar>({.momentum = 0.9, .weight_decay = 0.01}); }
 };
 
 template <class Case>

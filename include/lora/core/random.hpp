@@ -81,37 +81,40 @@ template <std::size_t n>
   return q < 0 ? -size : size;
 }
 
-/// Fills `target`, row by row, with U(-bound, bound), from two words of the stream per element.
-/// The value is bound * (2 u - 1) rounded once, with u of 53 bits.
-template <class Scalar>
-void fill_uniform(const MatrixView<Scalar>& target, double bound, const RandomStream& stream) noexcept {
+namespace detail {
+
+/// target(i, j) = value_of(64 bits of the stream), row by row.
+template <class Scalar, class Value>
+void fill_from_bits(const MatrixView<Scalar>& target, const RandomStream& stream, const Value& value_of) noexcept {
   std::uint64_t element = 0;
   std::array<std::uint32_t, 4> words{};
   for (Index i = 0; i < target.rows; ++i) {
     for (Index j = 0; j < target.cols; ++j, ++element) {
       if (element % 2 == 0) words = stream.block(element / 2);
       const std::size_t first = element % 2 * 2;
-      const std::uint64_t bits = (std::uint64_t{words[first]} << 32U | words[first + 1]) >> 11U;
-      const double symmetric = static_cast<double>(bits) * 0x1p-52 - 1.0;  // both operations are exact
-      target(i, j) = static_cast<Scalar>(bound * symmetric);
+      target(i, j) = static_cast<Scalar>(value_of(std::uint64_t{words[first]} << 32U | words[first + 1]));
     }
   }
+}
+
+}  // namespace detail
+
+/// Fills `target`, row by row, with U(-bound, bound), from two words of the stream per element.
+/// The value is bound * (2 u - 1) rounded once, with u of 53 bits.
+template <class Scalar>
+void fill_uniform(const MatrixView<Scalar>& target, double bound, const RandomStream& stream) noexcept {
+  detail::fill_from_bits(target, stream, [bound](std::uint64_t bits) {
+    return bound * (static_cast<double>(bits >> 11U) * 0x1p-52 - 1.0);  // only the product with the bound rounds
+  });
 }
 
 /// Fills `target`, row by row, with N(0, deviation^2) by inversion, from two words of the stream per element.
 template <class Scalar>
 void fill_normal(const MatrixView<Scalar>& target, double deviation, const RandomStream& stream) noexcept {
-  std::uint64_t element = 0;
-  std::array<std::uint32_t, 4> words{};
-  for (Index i = 0; i < target.rows; ++i) {
-    for (Index j = 0; j < target.cols; ++j, ++element) {
-      if (element % 2 == 0) words = stream.block(element / 2);
-      const std::size_t first = element % 2 * 2;
-      const std::uint64_t bits = (std::uint64_t{words[first]} << 32U | words[first + 1]) >> 12U;
-      const double probability = (static_cast<double>(bits) + 0.5) * 0x1p-52;  // exact, and inside (0, 1)
-      target(i, j) = static_cast<Scalar>(deviation * normal_quantile(probability));
-    }
-  }
+  detail::fill_from_bits(target, stream, [deviation](std::uint64_t bits) {
+    // The probability is exact, and inside (0, 1).
+    return deviation * normal_quantile((static_cast<double>(bits >> 12U) + 0.5) * 0x1p-52);
+  });
 }
 
 }  // namespace lora

@@ -16,11 +16,17 @@
 
 namespace lora::kernels {
 
-/// target (r x m, contiguous rows) = scale * B^T, with B (m x r) of any strides.
+/// target (r x m, rows contiguous) = scale * B^T, with B (m x r) of any strides.
 template <class Scalar>
-void transpose_scaled(const MatrixView<const Scalar>& b, Scalar scale, Scalar* target, Isa isa = active_isa()) {
-  pack_transposed(isa, b, b.rows, target);
-  for (Index i = 0; i < b.rows * b.cols; ++i) target[i] *= scale;
+void transpose_scaled(const MatrixView<const Scalar>& b, Scalar scale, const MatrixView<Scalar>& target,
+                      Isa isa = active_isa()) {
+  if (b.col_stride == 1) {
+    kernel_table<Scalar>(isa).transpose_scaled(b.data, b.row_stride, b.rows, b.cols, scale, target.data,
+                                               target.row_stride);
+    return;
+  }
+  for (Index j = 0; j < b.cols; ++j)
+    for (Index i = 0; i < b.rows; ++i) target(j, i) = scale * b(i, j);
 }
 
 /// U (N x r) = scale * drop(X) (N x k) * F^T, with F (r x k). Rows of F and U are contiguous.

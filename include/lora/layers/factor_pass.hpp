@@ -90,7 +90,7 @@ template <class Scalar>
 void write_up_factors(std::span<const FactorPart<Scalar>> parts, const MatrixView<Scalar>& f) {
   Index row = 0;
   for (const FactorPart<Scalar>& part : parts) {
-    kernels::transpose_scaled(part.b, part.scale, f.data + row * f.row_stride);
+    kernels::transpose_scaled(part.b, part.scale, f.middle_rows(row, part.b.cols));
     row += part.b.cols;
   }
 }
@@ -135,8 +135,9 @@ class UpFactors {
       : blocks_(blocks),
         pass_(pass),
         workspace_(workspace),
-        f_(workspace.matrix<Scalar>(up_rows(pass.parts), blocks.adapted())) {
-    write_up_factors(pass.parts, static_cast<const MatrixView<Scalar>&>(f_));
+        memory_(workspace.matrix<Scalar>(up_rows(pass.parts), kernels::copied_stride<Scalar>(blocks.adapted()))),
+        f_(memory_.middle_cols(0, blocks.adapted())) {
+    write_up_factors(pass.parts, f_);
   }
 
   /// F, to be computed within a product. Pre: the parts adapt all outputs.
@@ -198,7 +199,8 @@ class UpFactors {
   const OutputBlocks& blocks_;
   const FactorPass<Scalar>& pass_;
   Workspace& workspace_;
-  ScratchMatrix<Scalar> f_;
+  ScratchMatrix<Scalar> memory_;
+  MatrixView<Scalar> f_;
 };
 
 }  // namespace detail

@@ -73,7 +73,8 @@ template <class Scalar>
   // Between these bounds no square has overflowed, and squares that underflowed are negligible.
   if (is_finite(plain) && plain >= 0x1p-900) return std::sqrt(plain);
   const double largest = largest_gradient(parameters, culprit);
-  if (largest == 0 || !is_finite(largest)) return largest;
+  if (!is_finite(largest)) return largest;  // first: with -ffast-math a NaN may compare equal to 0
+  if (largest == 0) return 0;
   const int exponent = std::clamp(std::ilogb(largest), -1000, 1000);  // 2^exponent and its inverse are normal doubles
   return std::scalbn(std::sqrt(scaled_sum_of_squares(parameters, std::scalbn(1.0, -exponent))), exponent);
 }

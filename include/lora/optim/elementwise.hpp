@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "lora/core/parameter.hpp"
 #include "lora/core/types.hpp"
 
 // Including all x86 intrinsics costs half a second.
@@ -60,5 +61,41 @@ struct Pack {
 #endif
   }
 };
+
+/// Calls rule(p, g, m, v) with packs of value, gradient, first and second moment, for all elements of a parameter, and
+/// stores p, m and v. Without the second or both moments (`moments` is 1 or 0), these packs are 0 and not stored.
+template <int moments, class Scalar, class Rule>
+void update_elements(Rule rule, const Parameter<Scalar>& parameter) noexcept {
+  using Lanes = Pack<Scalar>;
+  Scalar* const value = parameter.value().data();
+  const Scalar* const gradient = parameter.gradient().data();
+  Scalar* const first = parameter.moments().first.data();
+  Scalar* const second = parameter.moments().second.data();
+  const Index size = parameter.size();
+  Index i = 0;
+  LORA_UNROLL_BY_FOUR
+  for (; i + Lanes::lanes <= size; i += Lanes::lanes) {
+    typename Lanes::Type p, g, m{}, v{};
+    Lanes::load(value + i, p);
+    Lanes::load(gradient + i, g);
+    if constexpr (moments > 0) Lanes::load(first + i, m);
+    if constexpr (moments > 1) Lanes::load(second + i, v);
+    rule(p, g, m, v);
+    Lanes::store(p, value + i);
+    if constexpr (moments > 0) Lanes::store(m, first + i);
+    if constexpr (moments > 1) Lanes::store(v, second + i);
+  }
+  if (i == size) return;
+  const Index rest = size - i;
+  typename Lanes::Type p{}, g{}, m{}, v{};
+  Lanes::load(value + i, rest, p);
+  Lanes::load(gradient + i, rest, g);
+  if constexpr (moments > 0) Lanes::load(first + i, rest, m);
+  if constexpr (moments > 1) Lanes::load(second + i, rest, v);
+  rule(p, g, m, v);
+  Lanes::store(p, rest, value + i);
+  if constexpr (moments > 0) Lanes::store(m, rest, first + i);
+  if constexpr (moments > 1) Lanes::store(v, rest, second + i);
+}
 
 }  // namespace lora::detail

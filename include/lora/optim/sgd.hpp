@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstddef>
-#include <span>
 #include <string>
 #include <string_view>
 
@@ -11,7 +10,7 @@
 #include "lora/core/types.hpp"
 #include "lora/optim/elementwise.hpp"
 #include "lora/optim/hyperparameter.hpp"
-#include "lora/optim/moments.hpp"
+#include "lora/optim/optimizer.hpp"
 #include "lora/optim/step_check.hpp"
 
 namespace lora {
@@ -39,12 +38,14 @@ struct SGDOptions {
 ///
 /// One object serves one thread at a time.
 template <RealScalar Scalar>
-class SGD {
+class SGD : public detail::Optimizer<SGD<Scalar>, Scalar, SGDOptions> {
+  using Base = detail::Optimizer<SGD<Scalar>, Scalar, SGDOptions>;
+
  public:
   static constexpr std::string_view name = "SGD";
 
   /// @throws ConfigError for a negative or non-finite option, or nesterov without momentum or with dampening.
-  explicit SGD(const SGDOptions& options = {}) : options_(options) {
+  explicit SGD(const SGDOptions& options = {}) : Base(options) {
     const auto require = [](std::string_view option, double value) {
       detail::require_not_negative<Scalar>("SGD", option, value);
     };
@@ -59,57 +60,43 @@ class SGD {
     }
   }
 
-  [[nodiscard]] const SGDOptions& options() const noexcept { return options_; }
-  [[nodiscard]] double learning_rate() const noexcept { return options_.learning_rate; }
-
-  /// Sets the rate of subsequent steps. @throws ConfigError unless it is finite and not negative.
-  void set_learning_rate(double learning_rate) {
-    detail::require_not_negative<Scalar>("SGD::set_learning_rate", "learning_rate", learning_rate);
-    options_.learning_rate = learning_rate;
-  }
-
-  /// Updates every parameter once; gradients are read only. All parameters are checked before the first is changed.
-  /// Allocates a parameter's state in its first step with momentum, and nothing later.
-  /// @throws StateError for a parameter that is locked, listed twice, or holds another optimiser's state
-  /// @throws ConfigError for a negative or non-finite Parameter::learning_rate_scale
-  /// @throws std::bad_alloc After any exception, no value and no state has changed.
-  void step(std::span<const Parameter<Scalar>> parameters) {
-    check_("SGD::step", name, options_.learning_rate, parameters);
-    for (const auto& parameter : parameters) {
-      if (parameter.size() != 0) prepare(parameter);
-    }
-    for (const auto& parameter : parameters) {
-      if (parameter.size() != 0) update(parameter);
-    }
-  }
-
-  /// The same for a layer (its `parameters()`) or a model (its `trainable_parameters()`).
-  template <class Source>
-    requires(
-        requires(Source& source) { source.parameters(); } ||
-        requires(Source & source) { source.trainable_parameters(); })
-  void step(Source&& source) {
-    const auto& parameters = detail::parameter_range(source);
-    step(detail::span_of(parameters));
-  }
-
  private:
+  friend Base;
+  using Base::options_;
+  static constexpr std::string_view step_operation = "SGD::step";
+  static constexpr std::string_view rate_operation = "SGD::set_learning_rate";
+
+  enum class Momentum { none, plain, nesterov };
+
   struct Coefficients {
     Scalar rate;
     Scalar decay;
     Scalar momentum;
-    Scalar rest;  ///< 1 - dampening
-    bool decays;
-    bool first_time;
-    bool nesterov;
+    Scalar kept;   ///< factor of b: 0 in the first step, in which b is 0
+    Scalar added;  ///< factor of d as it enters b: 1 in the first step, 1 - dampening later
   };
 
-  // Reserves first, so that the update cannot throw.
+  // Template parameters, because compilers leave tests of what never changes in the loop at -O2.
+  template <bool decays, Momentum kind>
+  struct Rule {
+    Coefficients c;
+
+    template <class Pack>
+    void operator()(Pack& p, const Pack& g, Pack& b, Pack&) const noexcept {
+      Pack d = g;
+      if constexpr (decays) d += c.decay * p;
+      if constexpr (kind != Momentum::none) b = c.kept * b + c.added * d;
+      if constexpr (kind == Momentum::plain) d = b;
+      if constexpr (kind == Momentum::nesterov) d += c.momentum * b;
+      p -= c.rate * d;
+    }
+  };
+
   void prepare(const Parameter<Scalar>& parameter) const {
     auto& state = parameter.moments();
-    if (!state.first.empty()) detail::require_moment_size("SGD::step", parameter, state.first);
+    if (!state.first.empty()) detail::require_moment_size(step_operation, parameter, state.first);
     if (!state.second.empty()) {
-      throw StateError("SGD::step", parameter.name(), "no second moment", std::to_string(state.second.size()));
+      throw StateError(step_operation, parameter.name(), "no second moment", std::to_string(state.second.size()));
     }
     if (options_.momentum != 0) state.first.reserve(static_cast<std::size_t>(parameter.size()));
   }
@@ -118,71 +105,31 @@ class SGD {
     auto& state = parameter.moments();
     state.owner = name;
     ++state.steps;
+    const bool first_time = state.first.empty();
+    if (options_.momentum != 0) state.first.resize(static_cast<std::size_t>(parameter.size()));
     const auto scalar = [](double number) { return static_cast<Scalar>(number); };
     const Coefficients c{.rate = scalar(options_.learning_rate * parameter.learning_rate_scale()),
                          .decay = scalar(options_.weight_decay),
                          .momentum = scalar(options_.momentum),
-                         .rest = scalar(1 - options_.dampening),
-                         .decays = options_.weight_decay != 0,
-                         .first_time = state.first.empty(),
-                         .nesterov = options_.nesterov};
-    Scalar* const value = parameter.value().data();
-    const Scalar* const gradient = parameter.gradient().data();
-    if (options_.momentum == 0) {
-      update_all<false>(c, value, gradient, nullptr, parameter.size());
+                         .kept = scalar(first_time ? 0 : options_.momentum),
+                         .added = scalar(first_time ? 1 : 1 - options_.dampening)};
+    if (options_.weight_decay == 0) {
+      update_with<false>(c, parameter);
     } else {
-      state.first.resize(static_cast<std::size_t>(parameter.size()));
-      update_all<true>(c, value, gradient, state.first.data(), parameter.size());
+      update_with<true>(c, parameter);
     }
   }
 
-  template <bool has_momentum>
-  static void update_all(const Coefficients& c, Scalar* value, const Scalar* gradient, Scalar* first,
-                         Index count) noexcept {
-    using Lanes = detail::Pack<Scalar>;
-    Index i = 0;
-    LORA_UNROLL_BY_FOUR
-    for (; i + Lanes::lanes <= count; i += Lanes::lanes) {
-      typename Lanes::Type p, g, b{};
-      Lanes::load(value + i, p);
-      Lanes::load(gradient + i, g);
-      if constexpr (has_momentum) Lanes::load(first + i, b);
-      update_pack<has_momentum>(c, p, g, b);
-      Lanes::store(p, value + i);
-      if constexpr (has_momentum) Lanes::store(b, first + i);
+  template <bool decays>
+  void update_with(const Coefficients& c, const Parameter<Scalar>& parameter) const noexcept {
+    if (options_.momentum == 0) {
+      detail::update_elements<0>(Rule<decays, Momentum::none>{c}, parameter);
+    } else if (!options_.nesterov) {
+      detail::update_elements<1>(Rule<decays, Momentum::plain>{c}, parameter);
+    } else {
+      detail::update_elements<1>(Rule<decays, Momentum::nesterov>{c}, parameter);
     }
-    if (i == count) return;
-    const Index rest = count - i;
-    typename Lanes::Type p{}, g{}, b{};
-    Lanes::load(value + i, rest, p);
-    Lanes::load(gradient + i, rest, g);
-    if constexpr (has_momentum) Lanes::load(first + i, rest, b);
-    update_pack<has_momentum>(c, p, g, b);
-    Lanes::store(p, rest, value + i);
-    if constexpr (has_momentum) Lanes::store(b, rest, first + i);
   }
-
-  template <bool has_momentum, class Pack>
-  static void update_pack(const Coefficients& c, Pack& p, const Pack& g, Pack& b) noexcept {
-    Pack d = g;
-    if (c.decays) d = g + c.decay * p;
-    if constexpr (has_momentum) {
-      if (c.first_time) {
-        b = d;
-      } else {
-        b = c.momentum * b + c.rest * d;
-      }
-      if (c.nesterov) {
-        d += c.momentum * b;
-      } else {
-        d = b;
-      }
-    }
-    p -= c.rate * d;
-  }
-
-  SGDOptions options_;
-  detail::StepCheck<Scalar> check_;
 };
 
 }  // namespace lora
