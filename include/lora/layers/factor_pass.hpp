@@ -64,13 +64,18 @@ struct FactorPass {
   MatrixView<Scalar> z;             ///< where forward stores what `factors` multiply; not stored if null
   Scalar* sums = nullptr;           ///< with factors: backward adds the sums of dY (.) Z over rows, output by output
 
-  [[nodiscard]] bool masked() const noexcept { return !parts.empty() && parts.front().mask.active(); }
   [[nodiscard]] bool any_mask() const noexcept {
     for (const auto& part : parts) {
       if (part.mask.active()) return true;
     }
     return false;
   }
+};
+
+/// The shape of U or Z.
+struct MatrixShape {
+  Index rows = 0;
+  Index cols = 0;
 };
 
 /// Whether a pass writes the product with the frozen weight, or adds to a result that already contains it.
@@ -113,11 +118,8 @@ class StackedDownFactors {
         view_(memory_) {
     if (pass.parts.size() == 1) view_ = pass.parts.front().a;
     if (pass.parts.size() < 2) return;
-    Scalar* row = memory_.data;
     for (const FactorPart<Scalar>& part : pass.parts) {
-      for (Index p = 0; p < part.a.rows; ++p, row += part.a.cols) {
-        for (Index j = 0; j < part.a.cols; ++j) row[j] = part.a(p, j);
-      }
+      copy_elements(part.a, memory_.middle_rows(part.first, part.a.rows));
     }
   }
   [[nodiscard]] const MatrixView<const Scalar>& view() const noexcept { return view_; }
@@ -174,9 +176,7 @@ class UpFactors {
                            dz.middle_cols(blocks_.begin(e), blocks_.features), DropoutMask<Scalar>{}, part.scale,
                            db.middle_cols(e * blocks_.features, blocks_.features), workspace_);
       }
-      Scalar* target = part.gradients->B.data();
-      for (Index j = 0; j < db.cols; ++j)
-        for (Index p = 0; p < db.rows; ++p, ++target) *target += db(p, j);
+      add_rows(MatrixView<const Scalar>(db).transpose(), Scalar(1), view_of(part.gradients->B));
     }
   }
 

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 
 #include "lora/adapter/tape.hpp"
 #include "lora/core/view.hpp"
@@ -30,32 +29,22 @@ class LinearPasses {
   using Scalar = ScalarType;
   using Batch = MatrixView<const Scalar>;
   static constexpr bool takes_dropout = true;
-  static constexpr bool one_mask_per_product = false;
-  static constexpr bool terms_are_cheap = true;
+  static constexpr bool adds_terms = true;
 
   LinearPasses(const WeightRef<Scalar>& weight, const OutputBlocks& blocks) noexcept
       : weight_(weight), blocks_(blocks) {}
 
-  [[nodiscard]] static Index rows(const Batch& x) noexcept { return x.rows; }
-  [[nodiscard]] static Index inputs(const Batch& x) noexcept { return x.cols; }
-  [[nodiscard]] static std::array<Index, 3> extents(const Batch& /*x*/) noexcept { return {}; }
+  [[nodiscard]] static BatchShape shape(const Batch& x) noexcept { return {x.rows, x.cols}; }
   [[nodiscard]] static Batch middle_rows(const Batch& x, Index first, Index count) noexcept {
     return x.middle_rows(first, count);
   }
-  struct Shape {
-    Index rows;
-    Index cols;
-  };
-  [[nodiscard]] Shape down_shape(const Batch& x, Index rank) const noexcept { return {x.rows, rank}; }
-  [[nodiscard]] Shape unscaled_shape(const Batch& x) const noexcept { return {x.rows, blocks_.outputs}; }
-  /// The same for the pass that filled a tape.
-  [[nodiscard]] Shape kept_shape(const LoraTape<Scalar>& tape, Index rank) const noexcept {
-    return {tape.rows(), rank};
+  [[nodiscard]] static MatrixShape down_shape(const BatchShape& batch, Index rank) noexcept {
+    return {batch.rows, rank};
   }
-  [[nodiscard]] Shape kept_unscaled_shape(const LoraTape<Scalar>& tape) const noexcept {
-    return {tape.rows(), blocks_.outputs};
+  [[nodiscard]] MatrixShape unscaled_shape(const BatchShape& batch) const noexcept {
+    return {batch.rows, blocks_.outputs};
   }
-  [[nodiscard]] Shape answer_shape(const LoraTape<Scalar>& tape) const noexcept { return kept_unscaled_shape(tape); }
+  [[nodiscard]] MatrixShape answer_shape(const BatchShape& batch) const noexcept { return unscaled_shape(batch); }
 
   /// The rows of a batch in the order of their groups.
   class Gathered {
@@ -82,7 +71,7 @@ class LinearPasses {
     if (base == BaseProduct::keep) return up.add_to(y);
     if (pass.factors == nullptr) return multiply(x, pass, pass.bias, up, y, workspace);
     const MatrixView<Scalar> z = pass.z.data != nullptr ? pass.z : y;
-    if (!pass.masked()) {
+    if (!pass.any_mask()) {
       multiply(x, pass, nullptr, up, z, workspace);
       kernels::scale_columns(MatrixView<const Scalar>(z), pass.factors, pass.bias, y, workspace);
       return;
