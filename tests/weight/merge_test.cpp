@@ -438,24 +438,6 @@ TYPED_TEST(ExactMerge, TheBytesHeldAreThoseReportedAfterTheFallBackToo) {
   }
 }
 
-// Defect: codes aligned by memalign did not fit into the block that the last merge had freed, and the heap grew with
-// every merge.
-TEST(MergeUndo, MergingAgainTakesTheMemoryThatUnmergingGaveBack) {
-  if (!testing::held_bytes_known) GTEST_SKIP() << "malloc does not tell";
-  const Index d = 1200, k = 2000;  // codes of more than a large page
-  MatrixWeight<float> weight(random_matrix<float>(d, k, 1));
-  const Matrix<float> a = random_matrix<float>(2, k, 2), b = random_matrix<float>(d, 2, 3);
-  const auto cycle = [&] {
-    const auto undo = MergeUndo<float>::merge("test", weight, {view_of(a), view_of(b), 0.5F});
-    const std::vector<float> later(1000);  // what else a program allocates meanwhile
-    undo.unmerge(weight);
-  };
-  for (int i = 0; i < 4; ++i) cycle();
-  const std::size_t before = testing::heap_bytes();
-  for (int i = 0; i < 12; ++i) cycle();
-  EXPECT_LE(testing::heap_bytes(), before + static_cast<std::size_t>(d * k));
-}
-
 TYPED_TEST(ExactMerge, UnmergingAndReadingBackAllocateNothing) {
   const Case<TypeParam> c;
   for (const double scale : {1.0, 1e6}) {

@@ -98,8 +98,9 @@ class AdapterSet {
   /// Removes an adapter. If it was the only active one, the first of the others in alphabetical order becomes active,
   /// as in PEFT.
   void erase(Index gone) noexcept {
-    const bool was_active = is_active(gone);
-    active_.erase(std::remove(active_.begin(), active_.end(), gone), active_.end());
+    const auto rest = std::remove(active_.begin(), active_.end(), gone);
+    const bool was_active = rest != active_.end();
+    active_.erase(rest, active_.end());
     for (Index& i : active_) i -= i > gone ? 1 : 0;
     adapters_.erase(adapters_.begin() + gone);
     if (was_active && active_.empty() && size() > 0) active_.push_back(first_by_name());
@@ -127,9 +128,6 @@ class AdapterSet {
   [[nodiscard]] const std::vector<Index>& active() const noexcept { return active_; }
   /// `chosen` names each position at most once.
   void set_active(const std::vector<Index>& chosen) noexcept { active_.assign(chosen.begin(), chosen.end()); }
-  [[nodiscard]] bool is_active(Index i) const noexcept {
-    return std::find(active_.begin(), active_.end(), i) != active_.end();
-  }
 
   [[nodiscard]] bool enabled() const noexcept { return enabled_; }
   void set_enabled(bool enabled) noexcept { enabled_ = enabled; }

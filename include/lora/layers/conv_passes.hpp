@@ -171,20 +171,11 @@ class ConvPasses {
     return extents;
   }
 
-  class Gathered {
-   public:
-    Gathered(const Batch& x, const RowGroups& groups, Workspace& workspace)
-        : memory_(workspace.matrix<Scalar>(x.rows.rows, x.rows.cols)), extents_(x.extents) {
-      groups.gather<Scalar>(x.rows, memory_);
-    }
-    [[nodiscard]] Batch batch() const noexcept { return {memory_, extents_}; }
-
-   private:
-    ScratchMatrix<Scalar> memory_;
-    ImageExtents<Dim> extents_;
-  };
-  [[nodiscard]] static Gathered gather(const Batch& x, const RowGroups& groups, Workspace& workspace) {
-    return Gathered(x, groups, workspace);
+  template <class Body>
+  static void with_gathered(const Batch& x, const RowGroups& groups, Workspace& workspace, const Body& body) {
+    const auto rows = workspace.matrix<Scalar>(x.rows.rows, x.rows.cols);
+    groups.gather<Scalar>(x.rows, rows);
+    body(Batch{rows, x.extents});
   }
 
   void forward(const Batch& x, const FactorPass<Scalar>& pass, const MatrixView<Scalar>& y, BaseProduct base,

@@ -26,12 +26,11 @@ struct IdBatch {
 /// The weight is the transposed table, D x V. A view of a layer's parts; const functions are reentrant and allocate
 /// only to grow the workspace. Results do not depend on the number of workers.
 template <RealScalar ScalarType>
-class EmbeddingPasses {
+class EmbeddingPasses : public RowPasses<ScalarType> {
  public:
   using Scalar = ScalarType;
   using Batch = IdBatch;
   static constexpr bool takes_dropout = false;
-  static constexpr bool adds_terms = true;
 
   /// `padding_idx` is -1 if there is none.
   EmbeddingPasses(const WeightRef<Scalar>& weight, const OutputBlocks& blocks, Index padding_idx) noexcept
@@ -41,27 +40,16 @@ class EmbeddingPasses {
   [[nodiscard]] static Batch middle_rows(const Batch& x, Index first, Index count) noexcept {
     return {x.ids + first, count};
   }
-  [[nodiscard]] static MatrixShape down_shape(const BatchShape& batch, Index rank) noexcept {
-    return {batch.rows, rank};
-  }
   [[nodiscard]] MatrixShape unscaled_shape(const BatchShape& batch) const noexcept {
     return {batch.rows, blocks_.outputs};
   }
   [[nodiscard]] MatrixShape answer_shape(const BatchShape& batch) const noexcept { return unscaled_shape(batch); }
 
-  class Gathered {
-   public:
-    Gathered(const Batch& x, const RowGroups& groups, Workspace& workspace)
-        : memory_(workspace.row<std::int64_t>(x.count)) {
-      for (Index i = 0; i < x.count; ++i) memory_.data[i] = x.ids[groups.row(i)];
-    }
-    [[nodiscard]] Batch batch() const noexcept { return {memory_.data, memory_.cols}; }
-
-   private:
-    ScratchMatrix<std::int64_t> memory_;
-  };
-  [[nodiscard]] static Gathered gather(const Batch& x, const RowGroups& groups, Workspace& workspace) {
-    return Gathered(x, groups, workspace);
+  template <class Body>
+  static void with_gathered(const Batch& x, const RowGroups& groups, Workspace& workspace, const Body& body) {
+    const auto ids = workspace.row<std::int64_t>(x.count);
+    for (Index i = 0; i < x.count; ++i) ids.data[i] = x.ids[groups.row(i)];
+    body(Batch{ids.data, x.count});
   }
 
   void forward(const Batch& x, const FactorPass<Scalar>& pass, const MatrixView<Scalar>& y, BaseProduct base,
@@ -95,10 +83,6 @@ class EmbeddingPasses {
     for (const FactorPart<Scalar>& part : pass.parts) {
       if (part.gradients != nullptr) add_to_columns(v, part, x, workspace.executor());
     }
-  }
-
-  static void add_output_sums(const MatrixView<const Scalar>& dy, Scalar scale, Scalar* target, Workspace& workspace) {
-    kernels::add_column_sums(dy, scale, target, workspace);
   }
 
  private:
@@ -143,20 +127,16 @@ class EmbeddingPasses {
 ///
 /// Otherwise like EmbeddingPasses.
 template <RealScalar ScalarType>
-class TiedProjectionPasses {
+class TiedProjectionPasses : public RowPasses<ScalarType> {
  public:
   using Scalar = ScalarType;
   using Batch = MatrixView<const Scalar>;
   static constexpr bool takes_dropout = false;
-  static constexpr bool adds_terms = true;
 
   TiedProjectionPasses(const WeightRef<Scalar>& weight, Index num_embeddings) noexcept
       : weight_(weight), num_embeddings_(num_embeddings) {}
 
   [[nodiscard]] static BatchShape shape(const Batch& x) noexcept { return {x.rows, x.cols}; }
-  [[nodiscard]] static MatrixShape down_shape(const BatchShape& batch, Index rank) noexcept {
-    return {batch.rows, rank};
-  }
   [[nodiscard]] static MatrixShape unscaled_shape(const BatchShape& batch) noexcept {
     return {batch.rows, batch.inputs};
   }
@@ -219,10 +199,6 @@ class TiedProjectionPasses {
     if (dx == nullptr) return;
     kernels::scale_columns(MatrixView<const Scalar>(target), pass.factors, static_cast<const Scalar*>(nullptr), *dx,
                            workspace);
-  }
-
-  static void add_output_sums(const MatrixView<const Scalar>& dy, Scalar scale, Scalar* target, Workspace& workspace) {
-    kernels::add_column_sums(dy, scale, target, workspace);
   }
 
  private:

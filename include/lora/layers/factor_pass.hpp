@@ -7,9 +7,11 @@
 #include <vector>
 
 #include "lora/adapter/gradients.hpp"
+#include "lora/adapter/tape.hpp"
 #include "lora/core/types.hpp"
 #include "lora/core/view.hpp"
 #include "lora/core/workspace.hpp"
+#include "lora/kernels/columns.hpp"
 #include "lora/kernels/dropout_mask.hpp"
 #include "lora/kernels/low_rank.hpp"
 #include "lora/kernels/packed_product.hpp"
@@ -76,6 +78,20 @@ struct FactorPass {
 struct MatrixShape {
   Index rows = 0;
   Index cols = 0;
+};
+
+/// What passes whose inputs and outputs are rows share: linear layers, embeddings, and their projections.
+template <class Scalar>
+struct RowPasses {
+  static constexpr bool adds_terms = true;
+
+  [[nodiscard]] static MatrixShape down_shape(const BatchShape& batch, Index rank) noexcept {
+    return {batch.rows, rank};
+  }
+  /// target[j] += scale * the sum of column j of dY.
+  static void add_output_sums(const MatrixView<const Scalar>& dy, Scalar scale, Scalar* target, Workspace& workspace) {
+    kernels::add_column_sums(dy, scale, target, workspace);
+  }
 };
 
 /// Whether a pass writes the product with the frozen weight, or adds to a result that already contains it.

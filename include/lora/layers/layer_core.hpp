@@ -502,11 +502,6 @@ class LayerCore {
     require_shape(operation, argument, 1, target.size(), values.rows(), values.cols());
     for (Index j = 0; j < target.size(); ++j) target[j] = values.derived().coeff(0, j);
   }
-  static void fill_zeros(RowVector<Scalar>& row, Index size) {
-    row.resize(size);
-    std::fill_n(row.data(), size, Scalar(0));
-  }
-
   [[nodiscard]] Matrix<Scalar> make_oriented() const {
     const bool transposed = plain_.fan_in_fan_out || kind_.stored_transposed();
     return transposed ? Matrix<Scalar>(in_features(), out_features()) : Matrix<Scalar>(out_features(), in_features());
@@ -575,7 +570,8 @@ auto LayerCore<KindType>::make_adapter(std::string_view operation, std::string_v
   check_adapter(operation, own);
   Adapter adapter = kind_.make_adapter(operation, name, own, seed, weight_ref());
   if (own.trains_bias()) adapter.bias = bias_;
-  if (own.lora_bias) fill_zeros(adapter.lora_bias, kind_.blocks().adapted());
+  adapter.lora_bias.resize(own.lora_bias ? kind_.blocks().adapted() : 0);
+  std::fill_n(adapter.lora_bias.data(), adapter.lora_bias.size(), Scalar(0));
   if (own.use_dora) start_magnitude(adapter);
   return adapter;
 }

@@ -116,8 +116,8 @@ void LayerInference<Kind>::infer_by_row(const Operation& operation, const Batch&
   const RowGroups groups({memory.data, static_cast<std::size_t>(rows)}, adapters_.size(), memory.data + rows);
   if (groups.sorted()) return infer_groups(x, groups, y, workspace);
   const auto sorted_y = workspace.matrix<Scalar>(y.rows, y.cols);
-  const auto sorted = Passes::gather(x, groups, workspace);
-  infer_groups(sorted.batch(), groups, sorted_y, workspace);
+  Passes::with_gathered(x, groups, workspace,
+                        [&](const Batch& sorted) { infer_groups(sorted, groups, sorted_y, workspace); });
   groups.template scatter<Scalar>(MatrixView<const Scalar>(sorted_y), y);
 }
 

@@ -24,12 +24,11 @@ namespace lora {
 /// A view of a layer's parts; const functions are reentrant and allocate only to grow the workspace. Pre: arguments
 /// have been checked.
 template <RealScalar ScalarType>
-class LinearPasses {
+class LinearPasses : public RowPasses<ScalarType> {
  public:
   using Scalar = ScalarType;
   using Batch = MatrixView<const Scalar>;
   static constexpr bool takes_dropout = true;
-  static constexpr bool adds_terms = true;
 
   LinearPasses(const WeightRef<Scalar>& weight, const OutputBlocks& blocks) noexcept
       : weight_(weight), blocks_(blocks) {}
@@ -38,28 +37,17 @@ class LinearPasses {
   [[nodiscard]] static Batch middle_rows(const Batch& x, Index first, Index count) noexcept {
     return x.middle_rows(first, count);
   }
-  [[nodiscard]] static MatrixShape down_shape(const BatchShape& batch, Index rank) noexcept {
-    return {batch.rows, rank};
-  }
   [[nodiscard]] MatrixShape unscaled_shape(const BatchShape& batch) const noexcept {
     return {batch.rows, blocks_.outputs};
   }
   [[nodiscard]] MatrixShape answer_shape(const BatchShape& batch) const noexcept { return unscaled_shape(batch); }
 
-  /// The rows of a batch in the order of their groups.
-  class Gathered {
-   public:
-    Gathered(const Batch& x, const RowGroups& groups, Workspace& workspace)
-        : memory_(workspace.matrix<Scalar>(x.rows, x.cols)) {
-      groups.gather<Scalar>(x, memory_);
-    }
-    [[nodiscard]] Batch batch() const noexcept { return memory_; }
-
-   private:
-    ScratchMatrix<Scalar> memory_;
-  };
-  [[nodiscard]] static Gathered gather(const Batch& x, const RowGroups& groups, Workspace& workspace) {
-    return Gathered(x, groups, workspace);
+  /// Calls body with the rows of a batch in the order of their groups.
+  template <class Body>
+  static void with_gathered(const Batch& x, const RowGroups& groups, Workspace& workspace, const Body& body) {
+    const auto rows = workspace.matrix<Scalar>(x.rows, x.cols);
+    groups.gather<Scalar>(x, rows);
+    body(Batch(rows));
   }
 
   void forward(const Batch& x, const FactorPass<Scalar>& pass, const MatrixView<Scalar>& y, BaseProduct base,
@@ -94,11 +82,6 @@ class LinearPasses {
     kernels::scale_columns(dy, pass.factors, static_cast<const Scalar*>(nullptr),
                            static_cast<const MatrixView<Scalar>&>(dz), workspace);
     differentiate(x, pass, dy, dz, dx, base, workspace);
-  }
-
-  /// target[j] += scale * the sum of column j of dY.
-  static void add_output_sums(const MatrixView<const Scalar>& dy, Scalar scale, Scalar* target, Workspace& workspace) {
-    kernels::add_column_sums(dy, scale, target, workspace);
   }
 
  private:
