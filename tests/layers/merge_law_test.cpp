@@ -98,7 +98,9 @@ TEST_P(Merging, AnAdapterAnswersWithItsTrainedBiasWhileMergedAndNotActive) {
   layer->merge({"first"});
   layer->merge_and_unload();
   EXPECT_EQ(layer->base_bias().size(), trained.size());
-  if (!c.has_lora_bias) EXPECT_TRUE(same_bits(layer->base_bias(), trained));
+  if (!c.has_lora_bias) {
+    EXPECT_TRUE(same_bits(layer->base_bias(), trained));
+  }
 }
 
 TEST_P(Merging, AnyOfThemIsTakenOutBitForBit) {
