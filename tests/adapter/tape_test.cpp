@@ -21,7 +21,7 @@ void fill(LoraTape<Scalar>& tape, Index rows, Index rank, Index cols) {
   SerialExecutor executor;
   if (cols > 0) tape.adapter(0).bits.draw(0.1, 1, tape.position, rows, cols, executor);
   tape.pass(0).reserve_down(rows, rank);
-  tape.finish(rows, cols);
+  tape.finish({rows, cols});
 }
 
 TEST(LoraTape, IsEmptyBeforeTheFirstPassAndAfterClear) {

@@ -5,19 +5,12 @@
 #include <limits>
 #include <string>
 
-namespace lora {
+#include "support/message_of.hpp"
+
+namespace lora::conv_geometry_test {
 namespace {
 
-template <class Raised, class Body>
-std::string message_of(const Body& body) {
-  try {
-    body();
-  } catch (const Raised& error) {
-    return error.what();
-  }
-  ADD_FAILURE() << "no error of this type";
-  return {};
-}
+using testing::message_of;
 
 // Counts the positions whose first tap is not before the padding and whose last tap is not behind it.
 Index counted(Index input, Index kernel, Index stride, Index padding, Index dilation) {
@@ -106,4 +99,4 @@ TEST(ConvGeometry, ItsWalkStandsAtTheEndOfThreeDimensions) {
 }
 
 }  // namespace
-}  // namespace lora
+}  // namespace lora::conv_geometry_test

@@ -11,6 +11,7 @@
 #include "lora/weight/dense.hpp"
 #include "lora/weight/packed.hpp"
 #include "support/bits.hpp"
+#include "support/message_of.hpp"
 #include "support/native_layer.hpp"
 
 namespace lora::conv_test {
@@ -152,7 +153,15 @@ std::vector<CasePointer> conv_cases() {
                                 .dilation = {1, 2},
                                 .groups = 2};
   const ConvGeometry<2> plain{.in_channels = 3, .out_channels = 18, .kernel = {2, 3}, .padding = {0, 1}};
-  return {std::make_shared<Case<MatrixWeight<float>, 1>>("Conv1dMatrixFloat", line, ImageExtents<1>{11}),
+  const ConvGeometry<3> volume{.in_channels = 4,
+                               .out_channels = 4,
+                               .kernel = {2, 1, 3},
+                               .stride = {1, 2, 1},
+                               .padding = {0, 1, 2},
+                               .dilation = {2, 1, 1},
+                               .groups = 2};
+  return {std::make_shared<Case<MatrixWeight<float>, 3>>("Conv3dMatrixGroupsFloat", volume, ImageExtents<3>{3, 2, 3}),
+          std::make_shared<Case<MatrixWeight<float>, 1>>("Conv1dMatrixFloat", line, ImageExtents<1>{11}),
           std::make_shared<Case<DenseWeight<double>, 1>>("Conv1dDenseNoBiasDouble", line, ImageExtents<1>{11}, false),
           std::make_shared<Case<MatrixWeight<double>, 2>>("Conv2dMatrixGroupsDouble", grouped, ImageExtents<2>{5, 7}),
           std::make_shared<Case<DenseWeight<float>, 2>>("Conv2dDenseFloat", plain, ImageExtents<2>{4, 5}),
@@ -164,16 +173,7 @@ std::vector<CasePointer> conv_cases() {
 namespace lora::conv_test {
 namespace {
 
-template <class Raised, class Body>
-std::string message_of(const Body& body) {
-  try {
-    body();
-  } catch (const Raised& error) {
-    return error.what();
-  }
-  ADD_FAILURE() << "no error of this type";
-  return {};
-}
+using testing::message_of;
 
 constexpr ConvGeometry<2> geometry{.in_channels = 2, .out_channels = 3, .kernel = {3, 3}, .padding = {1, 0}};
 using Layer = LoraConv2d<float>;

@@ -11,6 +11,7 @@
 
 #include "lora/weight/packed.hpp"
 #include "support/bits.hpp"
+#include "support/message_of.hpp"
 #include "support/native_layer.hpp"
 
 namespace lora::embedding_test {
@@ -100,16 +101,7 @@ std::vector<CasePointer> embedding_cases() {
 namespace lora::embedding_test {
 namespace {
 
-template <class Raised, class Body>
-std::string message_of(const Body& body) {
-  try {
-    body();
-  } catch (const Raised& error) {
-    return error.what();
-  }
-  ADD_FAILURE() << "no error of this type";
-  return {};
-}
+using testing::message_of;
 
 LoraEmbedding<float> small_layer(const LoraConfig& config = {.rank = 2, .alpha = 3},
                                  std::optional<Index> padding_idx = std::nullopt) {

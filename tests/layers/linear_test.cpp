@@ -13,6 +13,7 @@
 #include "lora/weight/dense.hpp"
 #include "lora/weight/matrix_weight.hpp"
 #include "support/bits.hpp"
+#include "support/message_of.hpp"
 #include "support/native_layer.hpp"
 
 namespace lora::linear_test {
@@ -141,16 +142,7 @@ std::vector<CasePointer> linear_cases() {
 namespace lora::linear_test {
 namespace {
 
-template <class Raised, class Body>
-std::string message_of(const Body& body) {
-  try {
-    body();
-  } catch (const Raised& error) {
-    return error.what();
-  }
-  ADD_FAILURE() << "no error of this type";
-  return {};
-}
+using testing::message_of;
 
 LoraLinear<float> small_layer(const LoraConfig& config = {.rank = 2, .alpha = 3}) {
   LoraLinear<float> layer(random_matrix<float>(6, 4, 1), random_vector<float>(6, 2), config, 3);
@@ -357,6 +349,30 @@ TEST(LinearLayer, ConcurrentInferenceOverManyFormsOfInput) {
     });
   }
   for (auto& thread : threads) thread.join();
+}
+
+// The adapters of two layers may have the same numbers.
+TEST(LoraLinear, RefusesTheTapeOfALayerThatDiffersInOutputsOrInTheOrderOfRanks) {
+  const auto x = random_matrix<float>(3, 4, 1);
+  const auto refused = [&](LoraLinear<float>& layer, LoraLinear<float>& other) {
+    LoraLinear<float>::Tape tape;
+    Workspace workspace;
+    Matrix<float> y(3, other.out_features());
+    other.forward(x, tape, y, workspace);
+    auto gradients = layer.make_gradients();
+    const Matrix<float> dy = Matrix<float>::Ones(3, layer.out_features());
+    EXPECT_THROW(layer.backward(x, tape, dy, gradients, workspace), StateError);
+    EXPECT_TRUE(gradients.A.isZero(0));
+  };
+  const LoraConfig dora{.rank = 2, .use_dora = true};
+  LoraLinear<float> six(random_matrix<float>(6, 4, 1), dora, 3), five(random_matrix<float>(5, 4, 1), dora, 3);
+  refused(six, five);
+  LoraLinear<float> one_two(random_matrix<float>(6, 4, 1), {.rank = 1}, 3);
+  LoraLinear<float> two_one(random_matrix<float>(6, 4, 1), {.rank = 2}, 3);
+  one_two.add_adapter("other", {.rank = 2}, 1);
+  two_one.add_adapter("other", {.rank = 1}, 1);
+  for (auto* layer : {&one_two, &two_one}) layer->set_adapters({"default", "other"});
+  refused(one_two, two_one);
 }
 
 }  // namespace

@@ -79,6 +79,30 @@ TEST_P(Merging, SeveralAdaptersAnswerAsBefore) {
   expected(c, adapters_of(*layer, {"third"}), x, Rows()).check_y(layer->infer(x));
 }
 
+// Merging an adapter that is not active adds all that it has trained, its bias of the layer included.
+TEST_P(Merging, AnAdapterAnswersWithItsTrainedBiasWhileMergedAndNotActive) {
+  const LayerCase& c = layer_case();
+  if (!c.mergeable || c.bias0.size() == 0) GTEST_SKIP();
+  const Rows x = c.inputs(samples, 3);
+  const auto layer = layer_with(c, company(c));
+  const Rows trained = layer->values("first").bias;
+  ASSERT_GT(trained.size(), 0);
+  layer->set_adapters({"third"});
+  EXPECT_TRUE(same_bits(layer->bias(), layer->base_bias()));
+  layer->merge({"first"});
+  EXPECT_TRUE(same_bits(layer->bias(), trained));
+  expected(c, adapters_of(*layer, {"first", "third"}), x, Rows()).check_y(layer->infer(x));
+  layer->unmerge();
+  EXPECT_TRUE(same_bits(layer->bias(), layer->base_bias()));
+  expected(c, adapters_of(*layer, {"third"}), x, Rows()).check_y(layer->infer(x));
+  layer->merge({"first"});
+  layer->merge_and_unload();
+  EXPECT_EQ(layer->base_bias().size(), trained.size());
+  if (!c.has_lora_bias) {
+    EXPECT_TRUE(same_bits(layer->base_bias(), trained));
+  }
+}
+
 TEST_P(Merging, AnyOfThemIsTakenOutBitForBit) {
   const LayerCase& c = layer_case();
   if (!c.mergeable) GTEST_SKIP();

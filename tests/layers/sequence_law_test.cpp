@@ -241,9 +241,7 @@ class Walk {
       ASSERT_THROW(static_cast<void>(layer_->infer(x_)), StateError) << story_;
       return;
     }
-    // A bias is that of an active adapter.
-    const Rows bias = bias_beside(case_, adapters_of(*layer_, model_.working()));
-    const auto formula = expected(case_, adapters_of(*layer_, answering), bias, x_, Rows());
+    const auto formula = expected(case_, adapters_of(*layer_, answering), x_, Rows());
     ASSERT_TRUE(formula.near(layer_->infer(x_), formula.exact.y, formula.size.y, "y")) << story_;
   }
 

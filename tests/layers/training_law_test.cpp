@@ -4,6 +4,7 @@
 
 #include "lora/core/error.hpp"
 #include "support/bits.hpp"
+#include "support/held_bytes.hpp"
 #include "support/layer_cases.hpp"
 #include "support/layer_oracle.hpp"
 #include "support/thread_executor.hpp"
@@ -220,6 +221,13 @@ TEST_P(Tapes, HoldNoMoreThanTheySay) {
   const std::size_t u = of(samples * c.positions * layer->values("default").A.rows()) * scalar;
   const std::size_t bits = c.drops ? of(samples * ((c.input_width() + 7) / 8)) : 0;
   EXPECT_EQ(pass->tape_bytes(), u + bits);
+  if (!held_bytes_known) return;
+  const auto large = layer->pass(c.inputs(3000, 3));
+  large->forward();
+  const auto fresh = layer->pass(c.inputs(samples, 3));
+  const std::size_t before = held_bytes();
+  fresh->take_tape(*large);
+  EXPECT_NEAR(static_cast<double>(held_bytes() - before), static_cast<double>(fresh->tape_bytes()), 2048.0);
 }
 
 // A reset layer is a new layer: moments, dropout step, gradients and tape begin anew.

@@ -9,16 +9,27 @@
 
 namespace lora::testing {
 
-/// Allocations that still succeed before one fails; negative: none fails.
+/// Allocations that still succeed before one fails; -1: none fails; -2: all fail.
 inline std::atomic<long>& allocations_left() noexcept {
   static constinit std::atomic<long> left{-1};
   return left;
 }
 
-/// While it lives, the allocation after the next `successes` fails, once.
+/// What the value above becomes once an allocation has failed.
+inline std::atomic<long>& allocations_left_then() noexcept {
+  static constinit std::atomic<long> left{-1};
+  return left;
+}
+
+enum class Shortage : bool { once, lasting };
+
+/// While it lives, the allocation after the next `successes` fails: once, or with all that follow.
 class FailingAllocation {
  public:
-  explicit FailingAllocation(long successes) noexcept { allocations_left() = successes; }
+  explicit FailingAllocation(long successes, Shortage shortage = Shortage::once) noexcept {
+    allocations_left_then() = shortage == Shortage::once ? -1 : -2;
+    allocations_left() = successes;
+  }
   FailingAllocation(const FailingAllocation&) = delete;
   FailingAllocation& operator=(const FailingAllocation&) = delete;
   ~FailingAllocation() { allocations_left() = -1; }
@@ -27,7 +38,10 @@ class FailingAllocation {
 /// Counts an allocation and says whether it may succeed.
 inline bool count_allocation() noexcept {
   ++allocation_counter();
-  return allocations_left() < 0 || allocations_left()-- != 0;
+  if (allocations_left() < 0) return allocations_left() == -1;
+  if (allocations_left()-- > 0) return true;
+  allocations_left() = allocations_left_then().load();
+  return false;
 }
 
 }  // namespace lora::testing

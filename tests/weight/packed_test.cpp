@@ -163,6 +163,19 @@ TYPED_TEST(PackedWeightTest, OutputsMayBeBlocksOfWiderArrays) {
   }
 }
 
+// Both products, as copies.
+template <class Scalar>
+struct Products {
+  Matrix<Scalar> y, dx;
+  Products(const Arrays<Scalar>& a, const PackedWeight<Scalar>& packed) {
+    Workspace workspace;
+    a.product(packed, workspace);
+    a.product_transposed(packed, workspace);
+    y = a.y.view().map();
+    dx = a.dx.view().map();
+  }
+};
+
 template <class Scalar>
 void expect_same_bits(const MatrixView<Scalar>& a, const Matrix<Scalar>& b) {
   for (Index i = 0; i < b.rows(); ++i) {
@@ -175,11 +188,7 @@ TYPED_TEST(PackedWeightTest, ResultsDoNotDependOnTheNumberOfWorkers) {
     for (const Case& c : {Case{331, 500, 300, 5}, Case{100, 40, 30, 3}, Case{1, 300, 300, 3}, Case{3, 20, 20, 3}}) {
       const Arrays<TypeParam> a(c);
       const PackedWeight<TypeParam> packed(a.weight.input(), isa);
-      Workspace serial;
-      a.product(packed, serial);
-      a.product_transposed(packed, serial);
-      const Matrix<TypeParam> y = a.y.view().map();
-      const Matrix<TypeParam> dx = a.dx.view().map();
+      const Products<TypeParam> serial(a, packed);
       for (const int workers : {2, 3, 7}) {
         ThreadExecutor executor(workers);
         Workspace workspace(executor);
@@ -187,8 +196,8 @@ TYPED_TEST(PackedWeightTest, ResultsDoNotDependOnTheNumberOfWorkers) {
         a.dx.view().map().setZero();
         a.product(packed, workspace);
         a.product_transposed(packed, workspace);
-        expect_same_bits(a.y.view(), y);
-        expect_same_bits(a.dx.view(), dx);
+        expect_same_bits(a.y.view(), serial.y);
+        expect_same_bits(a.dx.view(), serial.dx);
       }
     }
   }
@@ -199,11 +208,8 @@ TYPED_TEST(PackedWeightTest, ARowDoesNotDependOnItsBatch) {
   for (const Isa isa : supported_isas()) {
     const Arrays<TypeParam> a(c);
     const PackedWeight<TypeParam> packed(a.weight.input(), isa);
+    const Products<TypeParam> whole(a, packed);
     Workspace workspace;
-    a.product(packed, workspace);
-    a.product_transposed(packed, workspace);
-    const Matrix<TypeParam> y = a.y.view().map();
-    const Matrix<TypeParam> dx = a.dx.view().map();
     for (const auto& [first, count] : std::vector<std::pair<Index, Index>>{{0, 1}, {5, 2}, {17, 31}, {300, 31}}) {
       packed.product(a.x.input().middle_rows(first, count), a.bias_or_null,
                      {a.down.input().middle_rows(first, count), a.forward_up.input()}, a.y.view().middle_rows(0, count),
@@ -211,8 +217,8 @@ TYPED_TEST(PackedWeightTest, ARowDoesNotDependOnItsBatch) {
       packed.product_transposed(a.dy.input().middle_rows(first, count),
                                 {a.down.input().middle_rows(first, count), a.backward_up.input()},
                                 a.dx.view().middle_rows(0, count), workspace);
-      expect_same_bits<TypeParam>(a.y.view(), y.middleRows(first, count));
-      expect_same_bits<TypeParam>(a.dx.view(), dx.middleRows(first, count));
+      expect_same_bits<TypeParam>(a.y.view(), whole.y.middleRows(first, count));
+      expect_same_bits<TypeParam>(a.dx.view(), whole.dx.middleRows(first, count));
     }
   }
 }

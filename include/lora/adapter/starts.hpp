@@ -35,15 +35,16 @@ enum : std::uint64_t { stream_of_A = std::uint64_t{1} << 63U, stream_of_B, strea
 
 /// Fills A (rank x in_features) and B (out_features x rank) by `init`: kaiming_uniform, gaussian or random. The same
 /// seed gives the same bits on every platform. Kaiming-uniform with a = sqrt(5) has the bound sqrt(6 / ((1 + a^2)
-/// fan_in)) = 1 / sqrt(fan_in), where fan_in is in_features for A, whatever the weight's orientation. No allocation.
+/// fan_in)) = 1 / sqrt(fan_in), where fan_in is in_features for A, whatever the weight's orientation. The rank of the
+/// gaussian start is A's, unless A stacks several adapters of rank `rank`. No allocation.
 /// Source: He et al., arXiv 1502.01852; defaults of torch.nn.Linear and PEFT.
 template <class Scalar>
 void initialize_factors(InitLoraWeights init, std::uint64_t seed, const MatrixView<Scalar>& a,
-                        const MatrixView<Scalar>& b) noexcept {
+                        const MatrixView<Scalar>& b, Index rank = 0) noexcept {
   const RandomStream stream_a(seed, detail::stream_of_A);
   const auto inverse_root = [](Index fan_in) { return 1.0 / std::sqrt(static_cast<double>(fan_in)); };
   if (init == InitLoraWeights::gaussian) {
-    fill_normal(a, 1.0 / static_cast<double>(a.rows), stream_a);
+    fill_normal(a, 1.0 / static_cast<double>(rank > 0 ? rank : a.rows), stream_a);
   } else {
     fill_uniform(a, inverse_root(a.cols), stream_a);
   }

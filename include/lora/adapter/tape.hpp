@@ -13,6 +13,13 @@
 
 namespace lora {
 
+/// The size of a batch.
+struct BatchShape {
+  Index rows = -1;                    ///< samples of a convolution
+  Index inputs = 0;                   ///< of a row
+  std::array<Index, 3> extents = {};  ///< of the images of a convolution
+};
+
 /// Everything the backward pass of a layer needs besides its input X and the gradient dY. For every active adapter
 /// these are the dropout bits and U = drop(X) A^T (N x rank), and with DoRA also Z (N x out_features), which the
 /// magnitude multiplies, and the norms it is divided by. Owned by the caller, one for each pass still to be
@@ -26,12 +33,12 @@ class LoraTape {
   DropoutPosition position;
 
   /// Rows of the batch (samples of a convolution) of the last forward pass; -1 before the first.
-  [[nodiscard]] Index rows() const noexcept { return rows_; }
+  [[nodiscard]] Index rows() const noexcept { return batch_.rows; }
 
   /// Bytes kept from the last forward pass: with one adapter in float 4 N r + N ceil(k / 8), and with DoRA another 4 N
   /// d + 8 d.
   [[nodiscard]] std::size_t bytes() const noexcept {
-    if (rows_ < 0) return 0;
+    if (rows() < 0) return 0;
     std::size_t total = 0;
     for (std::size_t i = 0; i < adapter_count_; ++i) total += adapters_[i].bits.bytes();
     for (std::size_t i = 0; i < pass_count_; ++i) total += passes_[i].bytes();
@@ -40,7 +47,7 @@ class LoraTape {
 
   /// Forgets the last pass and keeps its memory.
   void clear() noexcept {
-    rows_ = -1;
+    batch_.rows = -1;
     adapter_count_ = 0;
     pass_count_ = 0;
   }
@@ -110,16 +117,12 @@ class LoraTape {
     adapter_count_ = adapters;
     pass_count_ = passes;
   }
-  /// Marks the tape as complete. `inputs` is the number of inputs in a row; `extents` are the image extents of a
-  /// convolution.
-  void finish(Index rows, Index inputs, const std::array<Index, 3>& extents = {}) noexcept {
-    rows_ = rows;
-    inputs_ = inputs;
-    extents_ = extents;
-  }
+  /// Marks the tape as complete.
+  void finish(const BatchShape& batch) noexcept { batch_ = batch; }
 
-  [[nodiscard]] Index inputs() const noexcept { return inputs_; }
-  [[nodiscard]] const std::array<Index, 3>& extents() const noexcept { return extents_; }
+  /// Of the last forward pass.
+  [[nodiscard]] const BatchShape& batch() const noexcept { return batch_; }
+  [[nodiscard]] Index inputs() const noexcept { return batch_.inputs; }
   [[nodiscard]] std::size_t adapter_count() const noexcept { return adapter_count_; }
   [[nodiscard]] Adapter& adapter(std::size_t i) noexcept { return adapters_[i]; }
   [[nodiscard]] const Adapter& adapter(std::size_t i) const noexcept { return adapters_[i]; }
@@ -128,9 +131,7 @@ class LoraTape {
   [[nodiscard]] const Pass& pass(std::size_t i) const noexcept { return passes_[i]; }
 
  private:
-  Index rows_ = -1;
-  Index inputs_ = 0;
-  std::array<Index, 3> extents_{};
+  BatchShape batch_;
   std::size_t adapter_count_ = 0;
   std::size_t pass_count_ = 0;
   std::vector<Adapter> adapters_;

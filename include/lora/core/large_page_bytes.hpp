@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <new>
 #include <utility>
@@ -37,8 +38,10 @@ class LargePageBytes {
     if (size >= large_page) (void)::madvise(data_, size / large_page * large_page, MADV_HUGEPAGE);
 #endif
   }
-  LargePageBytes(const LargePageBytes&) = delete;
-  LargePageBytes& operator=(const LargePageBytes&) = delete;
+  LargePageBytes(const LargePageBytes& other) : LargePageBytes(other.size_) {
+    if (size_ > 0) std::memcpy(data_, other.data_, size_);
+  }
+  LargePageBytes& operator=(const LargePageBytes& other) { return *this = LargePageBytes(other); }
   LargePageBytes(LargePageBytes&& other) noexcept { swap(other); }
   // Not by value: in templates clang 14 does not destroy the parameter of `block = {}`.
   LargePageBytes& operator=(LargePageBytes&& other) noexcept {

@@ -190,9 +190,9 @@ class AdaptedLayer : public LayerCore<KindType> {
     return self();
   }
   /// Merges, in place and in their order, the active adapters that are not merged yet. At most one merged adapter may
-  /// have use_dora; it goes below the others. @throws StateError naming the adapter when a sum is not finite, or when
-  /// the weight is read-only, of a kind that cannot be merged into, or adapters are disabled; std::bad_alloc. Every bit
-  /// is unchanged then.
+  /// have use_dora; it goes below the others, which are merged again. @throws StateError naming the adapter when a sum
+  /// is not finite, or when the weight is read-only, of a kind that cannot be merged into, or adapters are disabled;
+  /// std::bad_alloc. Every bit is unchanged then.
   Layer& merge() {
     this->merge_active();
     return self();
@@ -211,8 +211,8 @@ class AdaptedLayer : public LayerCore<KindType> {
   }
   /// Takes these out of the weight; those that are not merged are ignored. The weight is then, bit for bit, as if only
   /// the others had been merged, in their order. @throws ConfigError. If one that stays was merged after one that is
-  /// taken out, also std::bad_alloc, and StateError if a sum without the latter is not finite. The named ones are then
-  /// out, and possibly some that were merged after them; the weight is exactly W0 plus what merged_adapters() lists.
+  /// taken out, also std::bad_alloc, and StateError if a sum without the latter is not finite. Every bit is unchanged
+  /// then.
   template <class Names = std::initializer_list<std::string_view>>
   Layer& unmerge(const Names& names) {
     this->unmerge_positions(this->positions("unmerge", names));
@@ -234,7 +234,7 @@ class AdaptedLayer : public LayerCore<KindType> {
   Layer& set_adapter(std::string_view name) { return set_adapters(std::span(&name, 1)); }
   /// Makes these the active adapters, in this order, and unmerges all others, so that the layer uses these and no
   /// others. The list may be empty. @throws ConfigError for a name that is unknown or given twice; otherwise like
-  /// unmerge(names), and the active adapters do not change then.
+  /// unmerge(names).
   template <class Names = std::initializer_list<std::string_view>>
   Layer& set_adapters(const Names& names) {
     this->make_active("set_adapters", this->positions("set_adapters", names));
@@ -275,8 +275,8 @@ class AdaptedLayer : public LayerCore<KindType> {
   using Pointers = std::span<Gradients* const>;
 
   [[nodiscard]] Layer& self() noexcept { return static_cast<Layer&>(*this); }
-  [[nodiscard]] Pointers spanned(const ScratchMatrix<Gradients*>& pointers) const noexcept {
-    return {pointers.data, this->working_count()};
+  [[nodiscard]] static Pointers spanned(const ScratchMatrix<Gradients*>& pointers) noexcept {
+    return {pointers.data, static_cast<std::size_t>(pointers.cols)};
   }
 
   template <class OutputGradient>

@@ -30,8 +30,9 @@ struct WholeUpdate {
 /// Adapters without DoRA share one product with W. Every adapter is additive: with f = m / n and n the norms of the
 /// rows of W + s B A, one with DoRA adds (f - 1) (.) W x + f (.) s B A x = Y_i - W x, where Y_i is the output with that
 /// adapter alone, whatever the others add. A layer with D DoRA adapters therefore costs D + 1 products with W (1 if D
-/// is 1): Y = Y_1 + ... + Y_D - (D - 1) W x, plus the terms of the others. If `Passes` takes one mask per product
-/// (convolutions), every adapter with dropout has its own product too.
+/// is 1): Y = Y_1 + ... + Y_D - (D - 1) W x, plus the terms of the others. If `Passes` cannot add terms to a finished
+/// product (`adds_terms`, convolutions), a product has one mask: every adapter with dropout has its own product too,
+/// and the others together have one.
 ///
 /// A view; const functions are reentrant and allocate only to grow the tape and the workspace. Source of DoRA: Liu et
 /// al., arXiv 2402.09353; of adding several: PEFT's forward pass of DoRA adapters.
@@ -55,7 +56,9 @@ class AdapterPasses {
         squared_norms_(squared_norms) {}
 
   /// Y without dropout. `bias` has one scalar per output, or is null.
-  void infer(const Batch& x, const Scalar* bias, const MatrixView<Scalar>& y, Workspace& workspace) const;
+  void infer(const Batch& x, const Scalar* bias, const MatrixView<Scalar>& y, Workspace& workspace) const {
+    answer(x, bias, nullptr, y, workspace);
+  }
 
   /// Y += what the working adapters add to the product with W. Without dropout. Pre: none of them has DoRA.
   void add_terms(const Batch& x, const MatrixView<Scalar>& y, Workspace& workspace) const;
@@ -72,14 +75,11 @@ class AdapterPasses {
   /// Whether the tape records a pass over such inputs with exactly these adapters as they are now.
   [[nodiscard]] bool fits(const Tape& tape) const noexcept;
 
-  /// The factors m / n of an adapter with DoRA, for every output, into `factors`; its norms into `norms`.
-  void scale_factors(const Adapter& adapter, double* norms, Scalar* factors, Workspace& workspace) const;
-
  private:
   [[nodiscard]] static bool drops(const Adapter& adapter) noexcept { return Passes::takes_dropout && adapter.drops(); }
   [[nodiscard]] bool stands_alone(const Adapter& adapter, bool training) const noexcept {
     if (adapter.merged()) return false;
-    return adapter.uses_dora() || (Passes::one_mask_per_product && training && drops(adapter));
+    return adapter.uses_dora() || (!Passes::adds_terms && training && drops(adapter));
   }
   [[nodiscard]] std::size_t alone_count(bool training) const noexcept {
     std::size_t count = 0;
@@ -96,14 +96,29 @@ class AdapterPasses {
                                            const Tape* tape, std::size_t kept,
                                            std::span<LoraGradients<Scalar>* const> gradients) const;
 
+  // Calls compute(target), where the first product of a sum writes `sum` itself and later ones are added to it. Without
+  // a sum the target is null.
+  template <class Compute>
+  static void add_product(std::size_t& done, const MatrixView<Scalar>* sum, Workspace& workspace,
+                          const Compute& compute) {
+    if (done++ == 0 || sum == nullptr) return compute(sum);
+    const auto own = workspace.matrix<Scalar>(sum->rows, sum->cols);
+    const MatrixView<Scalar> target = own;
+    compute(&target);
+    detail::add_rows(MatrixView<const Scalar>(target), Scalar(1), *sum);
+  }
+
+  // The factors m / n of an adapter with DoRA, for every output, into `factors`; its norms into `norms`.
+  void scale_factors(const Adapter& adapter, double* norms, Scalar* factors, Workspace& workspace) const;
+
   void answer(const Batch& x, const Scalar* bias, Tape* tape, const MatrixView<Scalar>& y, Workspace& workspace) const;
 
   // Forward pass of one product, with U on the tape or in scratch.
   void run(const Batch& x, FactorPass<Scalar> pass, Tape* tape, std::size_t kept, const MatrixView<Scalar>& y,
            BaseProduct base, Workspace& workspace) const;
 
-  void answer_alone(std::size_t i, const Batch& x, FactorPass<Scalar> pass, const Scalar* bias, Tape* tape,
-                    std::size_t kept, const MatrixView<Scalar>& y, Workspace& workspace) const;
+  void answer_alone(std::size_t i, const Batch& x, FactorPass<Scalar> pass, Tape* tape, std::size_t kept,
+                    const MatrixView<Scalar>& y, Workspace& workspace) const;
 
   void differentiate_alone(std::size_t i, const Batch& x, FactorPass<Scalar> pass, const typename Tape::Pass& kept,
                            const MatrixView<const Scalar>& dy, const MatrixView<Scalar>* dx,
@@ -121,12 +136,6 @@ class AdapterPasses {
 };
 
 template <class Kind, class Passes>
-void AdapterPasses<Kind, Passes>::infer(const Batch& x, const Scalar* bias, const MatrixView<Scalar>& y,
-                                        Workspace& workspace) const {
-  answer(x, bias, nullptr, y, workspace);
-}
-
-template <class Kind, class Passes>
 void AdapterPasses<Kind, Passes>::add_terms(const Batch& x, const MatrixView<Scalar>& y, Workspace& workspace) const {
   const auto parts = workspace.row<FactorPart<Scalar>>(part_room());
   run(x, pass_of(parts.data, 0, working_.size(), nullptr, 0, {}), nullptr, 0, y, BaseProduct::keep, workspace);
@@ -135,21 +144,22 @@ void AdapterPasses<Kind, Passes>::add_terms(const Batch& x, const MatrixView<Sca
 template <class Kind, class Passes>
 void AdapterPasses<Kind, Passes>::forward(const Batch& x, const Scalar* bias, Tape& tape, const MatrixView<Scalar>& y,
                                           Workspace& workspace) const {
+  const BatchShape batch = Passes::shape(x);
   tape.start(working_.size(), 1 + alone_count(true));
   for (std::size_t i = 0; i < working_.size(); ++i) {
     const Adapter& adapter = adapters_[working_[i]];
     auto& kept = tape.adapter(i);
     kept.id = adapter.id();
-    kept.rank = kind_.down_rows(adapter);
+    kept.rank = adapter.total_rank();
     kept.drops = drops(adapter);
     kept.bits.clear();
     if (kept.drops) {
-      kept.bits.draw(adapter.config().dropout, adapter.seed(), tape.position, passes_.rows(x), passes_.inputs(x),
+      kept.bits.draw(adapter.config().dropout, adapter.seed(), tape.position, batch.rows, batch.inputs,
                      workspace.executor());
     }
   }
   answer(x, bias, &tape, y, workspace);
-  tape.finish(passes_.rows(x), passes_.inputs(x), passes_.extents(x));
+  tape.finish(batch);
 }
 
 template <class Kind, class Passes>
@@ -161,20 +171,19 @@ void AdapterPasses<Kind, Passes>::backward(const Batch& x, const Tape& tape, con
   std::size_t done = 0;
   for (std::size_t i = 0; i < working_.size(); ++i) {
     if (!stands_alone(adapters_[working_[i]], true)) continue;
-    FactorPass<Scalar> pass = pass_of(parts.data, i, i + 1, &tape, 1 + done, gradients);
-    const bool first = done++ == 0;
-    if (first || dx == nullptr) {
-      differentiate_alone(i, x, pass, tape.pass(done), dy, dx, *gradients[i], workspace);
-      continue;
-    }
-    const auto own = workspace.matrix<Scalar>(dx->rows, dx->cols);
-    const MatrixView<Scalar> target = own;
-    differentiate_alone(i, x, pass, tape.pass(done), dy, &target, *gradients[i], workspace);
-    detail::add_rows(MatrixView<const Scalar>(target), Scalar(1), *dx);
+    const std::size_t kept = 1 + done;
+    const FactorPass<Scalar> pass = pass_of(parts.data, i, i + 1, &tape, kept, gradients);
+    add_product(done, dx, workspace, [&](const MatrixView<Scalar>* target) {
+      differentiate_alone(i, x, pass, tape.pass(kept), dy, target, *gradients[i], workspace);
+    });
   }
   const FactorPass<Scalar> together = pass_of(parts.data, 0, working_.size(), &tape, 0, gradients);
-  if (done == 0 || !together.parts.empty()) {
-    passes_.backward(x, together, dy, dx, done == 0 ? BaseProduct::write : BaseProduct::keep, workspace);
+  if (done == 0 || (!Passes::adds_terms && !together.parts.empty())) {
+    add_product(done, dx, workspace, [&](const MatrixView<Scalar>* target) {
+      passes_.backward(x, together, dy, target, BaseProduct::write, workspace);
+    });
+  } else if (!together.parts.empty()) {
+    passes_.backward(x, together, dy, dx, BaseProduct::keep, workspace);
   }
   if (done < 2 || dx == nullptr) return;
   const auto base = workspace.matrix<Scalar>(dx->rows, dx->cols);
@@ -191,7 +200,7 @@ auto AdapterPasses<Kind, Passes>::fits(const Tape& tape) const noexcept -> bool 
   for (std::size_t i = 0; i < working_.size(); ++i) {
     const Adapter& adapter = adapters_[working_[i]];
     const auto& kept = tape.adapter(i);
-    const Index rank = kind_.down_rows(adapter);
+    const Index rank = adapter.total_rank();
     if (kept.id != adapter.id() || kept.rank != rank || kept.drops != drops(adapter)) return false;
     if (!stands_alone(adapter, true)) {
       together += rank;
@@ -259,19 +268,20 @@ void AdapterPasses<Kind, Passes>::answer(const Batch& x, const Scalar* bias, Tap
   std::size_t done = 0;
   for (std::size_t i = 0; i < working_.size(); ++i) {
     if (!stands_alone(adapters_[working_[i]], tape != nullptr)) continue;
-    const FactorPass<Scalar> pass = pass_of(parts.data, i, i + 1, tape, 1 + done, {});
-    if (done++ == 0) {
-      answer_alone(i, x, pass, bias, tape, done, y, workspace);
-      continue;
-    }
-    const auto own = workspace.matrix<Scalar>(y.rows, y.cols);
-    answer_alone(i, x, pass, nullptr, tape, done, own, workspace);
-    detail::add_rows(MatrixView<const Scalar>(own), Scalar(1), y);
+    const std::size_t kept = 1 + done;
+    FactorPass<Scalar> pass = pass_of(parts.data, i, i + 1, tape, kept, {});
+    pass.bias = done == 0 ? bias : nullptr;
+    add_product(done, &y, workspace,
+                [&](const MatrixView<Scalar>* target) { answer_alone(i, x, pass, tape, kept, *target, workspace); });
   }
   FactorPass<Scalar> together = pass_of(parts.data, 0, working_.size(), tape, 0, {});
-  together.bias = bias;
-  if (tape != nullptr || done == 0 || !together.parts.empty()) {
-    run(x, together, tape, 0, y, done == 0 ? BaseProduct::write : BaseProduct::keep, workspace);
+  if (done == 0 || (!Passes::adds_terms && !together.parts.empty())) {
+    together.bias = done == 0 ? bias : nullptr;
+    add_product(done, &y, workspace, [&](const MatrixView<Scalar>* target) {
+      run(x, together, tape, 0, *target, BaseProduct::write, workspace);
+    });
+  } else {
+    run(x, together, tape, 0, y, BaseProduct::keep, workspace);
   }
   if (done < 2) return;
   const auto base = workspace.matrix<Scalar>(y.rows, y.cols);
@@ -282,7 +292,7 @@ void AdapterPasses<Kind, Passes>::answer(const Batch& x, const Scalar* bias, Tap
 template <class Kind, class Passes>
 void AdapterPasses<Kind, Passes>::run(const Batch& x, FactorPass<Scalar> pass, Tape* tape, std::size_t kept,
                                       const MatrixView<Scalar>& y, BaseProduct base, Workspace& workspace) const {
-  const auto shape = passes_.down_shape(x, pass.rank);
+  const MatrixShape shape = passes_.down_shape(Passes::shape(x), pass.rank);
   if (tape != nullptr) {
     if (pass.factors == nullptr) tape->pass(kept).reserve_down(shape.rows, shape.cols);
     pass.u = tape->pass(kept).down();
@@ -295,11 +305,10 @@ void AdapterPasses<Kind, Passes>::run(const Batch& x, FactorPass<Scalar> pass, T
 }
 
 template <class Kind, class Passes>
-void AdapterPasses<Kind, Passes>::answer_alone(std::size_t i, const Batch& x, FactorPass<Scalar> pass,
-                                               const Scalar* bias, Tape* tape, std::size_t kept,
-                                               const MatrixView<Scalar>& y, Workspace& workspace) const {
+void AdapterPasses<Kind, Passes>::answer_alone(std::size_t i, const Batch& x, FactorPass<Scalar> pass, Tape* tape,
+                                               std::size_t kept, const MatrixView<Scalar>& y,
+                                               Workspace& workspace) const {
   const Adapter& adapter = adapters_[working_[i]];
-  pass.bias = bias;
   if (!adapter.uses_dora()) return run(x, pass, tape, kept, y, BaseProduct::write, workspace);
   const Index outputs = kind_.blocks().outputs;
   const auto factors = workspace.row<Scalar>(outputs);
@@ -307,8 +316,8 @@ void AdapterPasses<Kind, Passes>::answer_alone(std::size_t i, const Batch& x, Fa
     const auto norms = workspace.row<double>(outputs);
     scale_factors(adapter, norms.data, factors.data, workspace);
   } else {
-    const auto shape = passes_.down_shape(x, pass.rank);
-    const auto z = passes_.unscaled_shape(x);
+    const MatrixShape shape = passes_.down_shape(Passes::shape(x), pass.rank);
+    const MatrixShape z = passes_.unscaled_shape(Passes::shape(x));
     auto& memory = tape->pass(kept);
     memory.reserve_down(shape.rows, shape.cols);
     memory.reserve_unscaled(z.rows, z.cols, outputs);
@@ -355,8 +364,8 @@ void AdapterPasses<Kind, Passes>::add_bias_gradients(std::size_t i, const Matrix
 template <class Kind, class Passes>
 auto AdapterPasses<Kind, Passes>::kept_matches(const typename Tape::Pass& pass, const Tape& tape, Index rank,
                                                bool dora) const noexcept -> bool {
-  const auto shape = passes_.kept_shape(tape, rank);
-  const auto z = passes_.kept_unscaled_shape(tape);
+  const MatrixShape shape = passes_.down_shape(tape.batch(), rank);
+  const MatrixShape z = passes_.unscaled_shape(tape.batch());
   return pass.down().rows == shape.rows && pass.down().cols == shape.cols &&
          pass.unscaled().rows == (dora ? z.rows : 0) && pass.unscaled().cols == (dora ? z.cols : 0);
 }

@@ -13,6 +13,7 @@
 
 #include "lora/adapter/adapter.hpp"
 #include "lora/core/error.hpp"
+#include "lora/layers/operation.hpp"
 
 namespace lora {
 
@@ -47,9 +48,9 @@ class AdapterSet {
     return -1;
   }
   /// @throws ConfigError listing the existing adapters.
-  [[nodiscard]] Index index_of(std::string_view operation, std::string_view name) const {
+  [[nodiscard]] Index index_of(const Operation& operation, std::string_view name) const {
     const Index found = find(name);
-    if (found < 0) throw ConfigError(operation, "adapter", known_names(), detail::quoted(name));
+    if (found < 0) throw ConfigError(operation.text(), "adapter", known_names(), detail::quoted(name));
     return found;
   }
   /// Position of the adapter with this id. Pre: it exists.
@@ -60,12 +61,13 @@ class AdapterSet {
   }
   /// @throws ConfigError for a name that is unknown or given twice.
   template <class Names>
-  [[nodiscard]] std::vector<Index> positions(std::string_view operation, const Names& names) const {
+  [[nodiscard]] std::vector<Index> positions(const Operation& operation, const Names& names) const {
     std::vector<Index> found;
     for (const std::string_view name : names) {
       const Index i = index_of(operation, name);
       if (std::find(found.begin(), found.end(), i) != found.end()) {
-        throw ConfigError(operation, "names", "every adapter once", detail::joined({detail::quoted(name), " again"}));
+        throw ConfigError(operation.text(), "names", "every adapter once",
+                          detail::joined({detail::quoted(name), " again"}));
       }
       found.push_back(i);
     }
@@ -73,9 +75,9 @@ class AdapterSet {
   }
 
   /// @throws ConfigError when an adapter has that name.
-  void require_new(std::string_view operation, std::string_view name) const {
+  void require_new(const Operation& operation, std::string_view name) const {
     if (find(name) < 0) return;
-    throw ConfigError(operation, "name", "one that no adapter of the layer has", detail::quoted(name));
+    throw ConfigError(operation.text(), "name", "one that no adapter of the layer has", detail::quoted(name));
   }
   /// Makes room for one more adapter, and for all of them to be active. @throws std::bad_alloc
   void reserve_one() {
@@ -97,8 +99,9 @@ class AdapterSet {
   /// Removes an adapter. If it was the only active one, the first of the others in alphabetical order becomes active,
   /// as in PEFT.
   void erase(Index gone) noexcept {
-    const bool was_active = is_active(gone);
-    active_.erase(std::remove(active_.begin(), active_.end(), gone), active_.end());
+    const auto rest = std::remove(active_.begin(), active_.end(), gone);
+    const bool was_active = rest != active_.end();
+    active_.erase(rest, active_.end());
     for (Index& i : active_) i -= i > gone ? 1 : 0;
     adapters_.erase(adapters_.begin() + gone);
     if (was_active && active_.empty() && size() > 0) active_.push_back(first_by_name());
@@ -126,9 +129,6 @@ class AdapterSet {
   [[nodiscard]] const std::vector<Index>& active() const noexcept { return active_; }
   /// `chosen` names each position at most once.
   void set_active(const std::vector<Index>& chosen) noexcept { active_.assign(chosen.begin(), chosen.end()); }
-  [[nodiscard]] bool is_active(Index i) const noexcept {
-    return std::find(active_.begin(), active_.end(), i) != active_.end();
-  }
 
   [[nodiscard]] bool enabled() const noexcept { return enabled_; }
   void set_enabled(bool enabled) noexcept { enabled_ = enabled; }
@@ -136,8 +136,6 @@ class AdapterSet {
   [[nodiscard]] std::span<const Index> working() const noexcept {
     return enabled_ ? std::span<const Index>(active_) : std::span<const Index>();
   }
-  /// Whether the adapter contributes to the layer's output.
-  [[nodiscard]] bool takes_part(Index i) const noexcept { return (*this)[i].merged() || (enabled_ && is_active(i)); }
 
   /// The adapter that calls without a name refer to: the first active one, or null.
   [[nodiscard]] const Adapter* first() const noexcept { return active_.empty() ? nullptr : &(*this)[active_.front()]; }

@@ -44,7 +44,6 @@ class ConvKind {
   [[nodiscard]] FactorShape factor_shape(Index rank) const noexcept {
     return {rank, geometry_.fan_in(), geometry_.out_channels, rank / geometry_.groups};
   }
-  [[nodiscard]] static Index down_rows(const Adapter& adapter) noexcept { return adapter.total_rank(); }
 
   /// @throws ConfigError for options that this layer does not support.
   void check(std::string_view operation, const LoraConfig& config) const {
@@ -62,8 +61,7 @@ class ConvKind {
 
   [[nodiscard]] Adapter make_adapter(std::string_view operation, std::string_view name, const LoraConfig& config,
                                      std::uint64_t seed, const WeightRef<Scalar>& /*weight*/) const {
-    const FactorShape shape = factor_shape(config.rank);
-    LoraFactors<Scalar> factors{Matrix<Scalar>(shape.a_rows, shape.a_cols), Matrix<Scalar>(shape.b_rows, shape.b_cols)};
+    auto factors = factor_shape(config.rank).template make<Scalar>();
     if (config.rank > 0) initialize_factors(config.init_lora_weights, seed, view_of(factors.A), view_of(factors.B));
     return Adapter(operation, name, config, seed, std::move(factors));
   }
@@ -88,22 +86,11 @@ class ConvKind {
   }
 
   [[nodiscard]] static std::string_view parameter_name(ParameterRole role) noexcept {
-    switch (role) {
-      case ParameterRole::lora_A:
-        return "lora_A.weight";
-      case ParameterRole::lora_B:
-        return "lora_B.weight";
-      case ParameterRole::magnitude:
-        return "lora_magnitude_vector.weight";
-      case ParameterRole::lora_bias:
-        return "lora_B.bias";
-      default:
-        return "bias";
-    }
+    return lora::parameter_name(role);
   }
 
   [[nodiscard]] bool accepts(const LoraTape<Scalar>& tape) const noexcept {
-    const auto extents = Passes::kept_extents(tape);
+    const auto extents = Passes::image_extents(tape.batch());
     return takes_extents(geometry_, extents) &&
            tape.inputs() == detail::saturated_product(geometry_.in_channels, extents);
   }
@@ -125,7 +112,7 @@ class ConvKind {
   template <class Input, class Body>
   void with_tape_batch(const Operation& operation, const Input& x, const LoraTape<Scalar>& tape,
                        Workspace& /*workspace*/, const Body& body) const {
-    read_images(operation, rows_in(x), Passes::kept_extents(tape), body, /*check=*/tape.rows() >= 0);
+    read_images(operation, rows_in(x), Passes::image_extents(tape.batch()), body, /*check=*/tape.rows() >= 0);
   }
   template <class Input>
   [[nodiscard]] auto make_output(const Operation& operation, const Input& x) const {
@@ -147,19 +134,19 @@ class ConvKind {
                             const Body& body) const {
     if (tape.rows() >= 0) {
       check_images<Dim>(operation, "dy", dy, tape.rows(), geometry_.out_channels,
-                        unchecked_output_extents(geometry_, Passes::kept_extents(tape)));
+                        unchecked_output_extents(geometry_, Passes::image_extents(tape.batch())));
     }
     with_images<Scalar, Dim>(dy, body);
   }
   template <class OutputGradient>
   [[nodiscard]] auto make_input_gradient(const OutputGradient& dy, const LoraTape<Scalar>& tape) const {
-    return make_images<Dim>(dy, tape.rows(), geometry_.in_channels, Passes::kept_extents(tape));
+    return make_images<Dim>(dy, tape.rows(), geometry_.in_channels, Passes::image_extents(tape.batch()));
   }
   template <class InputGradient>
   [[nodiscard]] MatrixView<Scalar> input_gradient(const Operation& operation, InputGradient& dx,
                                                   const LoraTape<Scalar>& tape) const {
     return output_images<Scalar, Dim>(operation, "dx", dx, tape.rows(), geometry_.in_channels,
-                                      Passes::kept_extents(tape));
+                                      Passes::image_extents(tape.batch()));
   }
 
   /// The images of the last forward pass in training mode.
@@ -168,7 +155,7 @@ class ConvKind {
     void reserve(const Batch& x) { rows_.reserve(x.rows); }
     void assign(const Batch& x) noexcept { rows_.assign(x.rows); }
     [[nodiscard]] Batch batch(const LoraTape<Scalar>& tape) const noexcept {
-      return {rows_.batch(tape), Passes::kept_extents(tape)};
+      return {rows_.batch(tape), Passes::image_extents(tape.batch())};
     }
 
    private:

@@ -145,76 +145,47 @@ class ConvPasses {
   using Scalar = ScalarType;
   using Batch = ImageBatch<Scalar, Dim>;
   static constexpr bool takes_dropout = true;
-  static constexpr bool one_mask_per_product = true;
-  static constexpr bool terms_are_cheap = false;
+  static constexpr bool adds_terms = false;
 
   ConvPasses(const WeightRef<Scalar>& weight, const ConvGeometry<Dim>& geometry) noexcept
       : weight_(weight), geometry_(geometry) {}
 
-  [[nodiscard]] static Index rows(const Batch& x) noexcept { return x.rows.rows; }
-  [[nodiscard]] static Index inputs(const Batch& x) noexcept { return x.rows.cols; }
-  [[nodiscard]] static std::array<Index, 3> extents(const Batch& x) noexcept {
-    std::array<Index, 3> all{};
-    std::copy(x.extents.begin(), x.extents.end(), all.begin());
-    return all;
+  [[nodiscard]] static BatchShape shape(const Batch& x) noexcept {
+    BatchShape batch{x.rows.rows, x.rows.cols};
+    std::copy(x.extents.begin(), x.extents.end(), batch.extents.begin());
+    return batch;
   }
   [[nodiscard]] static Batch middle_rows(const Batch& x, Index first, Index count) noexcept {
     return {x.rows.middle_rows(first, count), x.extents};
   }
-  struct Shape {
-    Index rows;
-    Index cols;
-  };
-  [[nodiscard]] Shape down_shape(const Batch& x, Index rank) const noexcept {
-    return {rank, rows(x) * output_size(x.extents)};
+  [[nodiscard]] MatrixShape down_shape(const BatchShape& batch, Index rank) const noexcept {
+    return {rank, batch.rows * output_size(image_extents(batch))};
   }
-  [[nodiscard]] Shape unscaled_shape(const Batch& x) const noexcept {
-    return {rows(x), geometry_.out_channels * output_size(x.extents)};
+  [[nodiscard]] MatrixShape unscaled_shape(const BatchShape& batch) const noexcept {
+    return {batch.rows, geometry_.out_channels * output_size(image_extents(batch))};
   }
-  [[nodiscard]] Shape kept_shape(const LoraTape<Scalar>& tape, Index rank) const noexcept {
-    return {rank, tape.rows() * output_size(kept_extents(tape))};
-  }
-  [[nodiscard]] Shape kept_unscaled_shape(const LoraTape<Scalar>& tape) const noexcept {
-    return {tape.rows(), geometry_.out_channels * output_size(kept_extents(tape))};
-  }
-  [[nodiscard]] Shape answer_shape(const LoraTape<Scalar>& tape) const noexcept { return kept_unscaled_shape(tape); }
-  [[nodiscard]] static ImageExtents<Dim> kept_extents(const LoraTape<Scalar>& tape) noexcept {
+  [[nodiscard]] MatrixShape answer_shape(const BatchShape& batch) const noexcept { return unscaled_shape(batch); }
+  [[nodiscard]] static ImageExtents<Dim> image_extents(const BatchShape& batch) noexcept {
     ImageExtents<Dim> extents{};
-    std::copy_n(tape.extents().begin(), Dim, extents.begin());
+    std::copy_n(batch.extents.begin(), Dim, extents.begin());
     return extents;
   }
 
-  class Gathered {
-   public:
-    Gathered(const Batch& x, const RowGroups& groups, Workspace& workspace)
-        : memory_(workspace.matrix<Scalar>(x.rows.rows, x.rows.cols)), extents_(x.extents) {
-      groups.gather<Scalar>(x.rows, memory_);
-    }
-    [[nodiscard]] Batch batch() const noexcept { return {memory_, extents_}; }
-
-   private:
-    ScratchMatrix<Scalar> memory_;
-    ImageExtents<Dim> extents_;
-  };
-  [[nodiscard]] static Gathered gather(const Batch& x, const RowGroups& groups, Workspace& workspace) {
-    return Gathered(x, groups, workspace);
+  template <class Body>
+  static void with_gathered(const Batch& x, const RowGroups& groups, Workspace& workspace, const Body& body) {
+    const auto rows = workspace.matrix<Scalar>(x.rows.rows, x.rows.cols);
+    groups.gather<Scalar>(x.rows, rows);
+    body(Batch{rows, x.extents});
   }
 
   void forward(const Batch& x, const FactorPass<Scalar>& pass, const MatrixView<Scalar>& y, BaseProduct base,
                Workspace& workspace) const {
-    if (base == BaseProduct::write) return convolve(x, pass, y, workspace);
-    if (pass.parts.empty()) return;
-    const auto with = workspace.matrix<Scalar>(y.rows, y.cols);
-    const auto without = workspace.matrix<Scalar>(y.rows, y.cols);
-    FactorPass<Scalar> unbiased = pass;
-    unbiased.bias = nullptr;
-    convolve(x, unbiased, with, workspace);
-    convolve(x, {}, without, workspace);
-    add_difference(with, without, y);
+    // Without adds_terms there is nothing to add to a finished product.
+    if (base == BaseProduct::write) convolve(x, pass, y, workspace);
   }
 
   void backward(const Batch& x, const FactorPass<Scalar>& pass, const MatrixView<const Scalar>& dy,
-                const MatrixView<Scalar>* dx, BaseProduct base, Workspace& workspace) const {
+                const MatrixView<Scalar>* dx, BaseProduct /*base*/, Workspace& workspace) const {
     const kernels::ConvShape shape = shape_of(x, pass.rank / geometry_.groups);
     const detail::ConvFactors<Scalar> factors(pass, geometry_.groups, geometry_.fan_in(), geometry_.out_channels,
                                               workspace);
@@ -228,17 +199,7 @@ class ConvPasses {
       kernels::project_outputs<Scalar>(shape, dy, factors.b(), factors.scale(), pass.factors, v, workspace);
       add_gradients(x, shape, pass, dy, v, workspace);
     }
-    if (dx == nullptr) return;
-    if (base == BaseProduct::write) return adjoin(x, pass, factors, dy, v, *dx, workspace);
-    if (pass.parts.empty()) return;
-    const auto with = workspace.matrix<Scalar>(dx->rows, dx->cols);
-    const auto without = workspace.matrix<Scalar>(dx->rows, dx->cols);
-    const FactorPass<Scalar> none;
-    const detail::ConvFactors<Scalar> no_factors(none, geometry_.groups, geometry_.fan_in(), geometry_.out_channels,
-                                                 workspace);
-    adjoin(x, pass, factors, dy, v, with, workspace);
-    adjoin(x, none, no_factors, dy, {}, without, workspace);
-    add_difference(with, without, *dx);
+    if (dx != nullptr) adjoin(x, pass, factors, dy, v, *dx, workspace);
   }
 
   void add_output_sums(const MatrixView<const Scalar>& dy, Scalar scale, Scalar* target, Workspace& workspace) const {
@@ -252,7 +213,7 @@ class ConvPasses {
   }
   [[nodiscard]] kernels::ConvShape shape_of(const Batch& x, Index group_rank) const noexcept {
     return {image_walk(geometry_, x.extents, unchecked_output_extents(geometry_, x.extents)),
-            rows(x),
+            x.rows.rows,
             geometry_.groups,
             geometry_.group_inputs(),
             geometry_.group_outputs(),
@@ -319,12 +280,6 @@ class ConvPasses {
         shape_of(x, factors.group_rank()), dy, v, weight.view(), factors.a(), mask, both ? nullptr : pass.factors,
         both ? less_one.data : nullptr,    dx};
     kernels::convolve_adjoint(call, workspace);
-  }
-
-  static void add_difference(const MatrixView<Scalar>& with, const MatrixView<Scalar>& without,
-                             const MatrixView<Scalar>& y) noexcept {
-    for (Index i = 0; i < y.rows; ++i)
-      for (Index j = 0; j < y.cols; ++j) y(i, j) += with(i, j) - without(i, j);
   }
 
   WeightRef<Scalar> weight_;

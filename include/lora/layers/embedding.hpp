@@ -86,10 +86,10 @@ class LoraEmbedding
   void project(const Input& x, Output&& y, Workspace& workspace) const {
     with_rows<Scalar>(x, [&](const MatrixView<const Scalar>& rows) {
       const MatrixView<Scalar> out = logits(this->op("project"), y, rows);
-      this->require_no_unmerged_dora("project", this->working());
+      this->require_no_unmerged_dora("project");
       const WeightRef<Scalar> weight = this->weight_ref();
       const Tied tied(weight, num_embeddings());
-      this->engine(tied, weight, this->working()).infer(rows, nullptr, out, workspace);
+      this->engine(tied, weight).infer(rows, nullptr, out, workspace);
     });
   }
 
@@ -102,7 +102,7 @@ class LoraEmbedding
       const MatrixView<Scalar> out = logits(this->op("project_forward"), y, rows);
       const WeightRef<Scalar> weight = this->weight_ref();
       const Tied tied(weight, num_embeddings());
-      this->engine(tied, weight, this->working()).forward(rows, nullptr, tape, out, workspace);
+      this->engine(tied, weight).forward(rows, nullptr, tape, out, workspace);
     });
   }
 
@@ -114,7 +114,7 @@ class LoraEmbedding
     const auto pointers = this->given_gradients("project_backward", gradients, workspace);
     with_rows<Scalar>(x, [&](const MatrixView<const Scalar>& x_rows) {
       with_rows<Scalar>(dy, [&](const MatrixView<const Scalar>& dy_rows) {
-        differentiate_projection(x_rows, tape, dy_rows, pointers.data, nullptr, workspace);
+        differentiate_projection(x_rows, tape, dy_rows, pointers, nullptr, workspace);
       });
     });
   }
@@ -124,7 +124,7 @@ class LoraEmbedding
                         InputGradient&& dx, Workspace& workspace) const {
     const auto pointers = this->given_gradients("project_backward", gradients, workspace);
     with_rows<Scalar>(x, [&](const MatrixView<const Scalar>& x_rows) {
-      differentiate_projection_into(x_rows, tape, dy, pointers.data, dx, workspace);
+      differentiate_projection_into(x_rows, tape, dy, pointers, dx, workspace);
     });
   }
 
@@ -165,7 +165,7 @@ class LoraEmbedding
                        "none");
     }
     const auto pointers = this->own_gradients(this->workspace_);
-    differentiate_projection_into(projected_.batch(tape), tape, dy, pointers.data, dx, this->workspace_);
+    differentiate_projection_into(projected_.batch(tape), tape, dy, pointers, dx, this->workspace_);
   }
 
  protected:
@@ -173,7 +173,7 @@ class LoraEmbedding
 
  private:
   using Tied = TiedProjectionPasses<Scalar>;
-  using Shared = typename Shell::Gradients* const*;
+  using Pointers = ScratchMatrix<Gradients*>;
 
   template <class W>
   [[nodiscard]] static Weight table_weight(const Eigen::DenseBase<W>& table) {
@@ -201,7 +201,7 @@ class LoraEmbedding
 
   template <class OutputGradient, class InputGradient>
   void differentiate_projection_into(const MatrixView<const Scalar>& x, const Tape& tape, const OutputGradient& dy,
-                                     Shared gradients, InputGradient& dx, Workspace& workspace) const {
+                                     const Pointers& gradients, InputGradient& dx, Workspace& workspace) const {
     with_rows<Scalar>(dy, [&](const MatrixView<const Scalar>& dy_rows) {
       const Operation operation = this->op("project_backward");
       const MatrixView<Scalar> dx_rows = output_rows<Scalar>(operation, "dx", dx, x.rows, embedding_dim());
@@ -210,13 +210,13 @@ class LoraEmbedding
     });
   }
   void differentiate_projection(const MatrixView<const Scalar>& x, const Tape& tape, const MatrixView<const Scalar>& dy,
-                                Shared gradients, const MatrixView<Scalar>* dx, Workspace& workspace) const {
+                                const Pointers& gradients, const MatrixView<Scalar>* dx, Workspace& workspace) const {
     const Operation operation = this->op("project_backward");
     this->require_nothing_merged(operation, "layer");
     if (tape.rows() < 0) throw StateError(operation.text(), "tape", "one that project_forward has filled", "a new one");
     const WeightRef<Scalar> weight = this->weight_ref();
     const Tied tied(weight, num_embeddings());
-    const auto engine = this->engine(tied, weight, this->working());
+    const auto engine = this->engine(tied, weight);
     if (tape.inputs() != embedding_dim() || !engine.fits(tape)) {
       throw StateError(operation.text(), "tape",
                        "one that this layer's project_forward has filled with the adapters of now",
@@ -224,7 +224,7 @@ class LoraEmbedding
     }
     require_shape(operation, "x", tape.rows(), embedding_dim(), x.rows, x.cols);
     require_shape(operation, "dy", tape.rows(), num_embeddings(), dy.rows, dy.cols);
-    engine.backward(x, tape, dy, {gradients, this->working_count()}, dx, workspace);
+    engine.backward(x, tape, dy, {gradients.data, static_cast<std::size_t>(gradients.cols)}, dx, workspace);
   }
 
   Tape projection_tape_;

@@ -44,7 +44,6 @@ class EmbeddingKind {
   [[nodiscard]] FactorShape factor_shape(Index rank) const noexcept {
     return {rank, num_embeddings_, blocks_.outputs, rank};
   }
-  [[nodiscard]] static Index down_rows(const Adapter& adapter) noexcept { return adapter.total_rank(); }
 
   /// @throws ConfigError for options that this layer does not have.
   void check(std::string_view operation, const LoraConfig& config) const {
@@ -55,8 +54,7 @@ class EmbeddingKind {
   /// platform. Source: PEFT's reset_lora_parameters. @throws std::bad_alloc
   [[nodiscard]] Adapter make_adapter(std::string_view operation, std::string_view name, const LoraConfig& config,
                                      std::uint64_t seed, const WeightRef<Scalar>& /*weight*/) const {
-    const FactorShape shape = factor_shape(config.rank);
-    LoraFactors<Scalar> factors{Matrix<Scalar>(shape.a_rows, shape.a_cols), Matrix<Scalar>(shape.b_rows, shape.b_cols)};
+    auto factors = factor_shape(config.rank).template make<Scalar>();
     std::fill_n(factors.A.data(), factors.A.size(), Scalar(0));
     if (config.init_lora_weights == InitLoraWeights::random) {
       fill_normal(view_of(factors.A), 1.0, RandomStream(seed, detail::stream_of_A));
@@ -67,21 +65,15 @@ class EmbeddingKind {
 
   /// s B A, of the transposed table.
   [[nodiscard]] WholeUpdate<Scalar> whole_update(const Adapter& adapter, Workspace& workspace) const {
-    auto a = workspace.matrix<Scalar>(0, 0);
-    auto b = workspace.matrix<Scalar>(0, 0);
-    const LowRankUpdate<Scalar> update{view_of(adapter.A), view_of(adapter.B), adapter.scaling()};
-    return {std::move(a), std::move(b), update};
+    return {workspace.matrix<Scalar>(0, 0),
+            workspace.matrix<Scalar>(0, 0),
+            {view_of(adapter.A), view_of(adapter.B), adapter.scaling()}};
   }
 
   [[nodiscard]] static std::string_view parameter_name(ParameterRole role) noexcept {
-    switch (role) {
-      case ParameterRole::lora_A:
-        return "lora_embedding_A";
-      case ParameterRole::lora_B:
-        return "lora_embedding_B";
-      default:
-        return "lora_magnitude_vector.weight";
-    }
+    return role == ParameterRole::lora_A   ? "lora_embedding_A"
+           : role == ParameterRole::lora_B ? "lora_embedding_B"
+                                           : lora::parameter_name(role);
   }
 
   [[nodiscard]] static bool accepts(const LoraTape<Scalar>& tape) noexcept { return tape.inputs() == 1; }

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 
 #include "lora/adapter/tape.hpp"
@@ -10,7 +9,6 @@
 #include "lora/kernels/columns.hpp"
 #include "lora/kernels/low_rank.hpp"
 #include "lora/layers/factor_pass.hpp"
-#include "lora/layers/linear_passes.hpp"
 #include "lora/layers/row_groups.hpp"
 #include "lora/weight/weight_ref.hpp"
 
@@ -28,51 +26,30 @@ struct IdBatch {
 /// The weight is the transposed table, D x V. A view of a layer's parts; const functions are reentrant and allocate
 /// only to grow the workspace. Results do not depend on the number of workers.
 template <RealScalar ScalarType>
-class EmbeddingPasses {
+class EmbeddingPasses : public RowPasses<ScalarType> {
  public:
   using Scalar = ScalarType;
   using Batch = IdBatch;
   static constexpr bool takes_dropout = false;
-  static constexpr bool one_mask_per_product = false;
-  static constexpr bool terms_are_cheap = true;
 
   /// `padding_idx` is -1 if there is none.
   EmbeddingPasses(const WeightRef<Scalar>& weight, const OutputBlocks& blocks, Index padding_idx) noexcept
       : weight_(weight), blocks_(blocks), padding_idx_(padding_idx) {}
 
-  [[nodiscard]] static Index rows(const Batch& x) noexcept { return x.count; }
-  [[nodiscard]] static Index inputs(const Batch& /*x*/) noexcept { return 1; }
-  [[nodiscard]] static std::array<Index, 3> extents(const Batch& /*x*/) noexcept { return {}; }
+  [[nodiscard]] static BatchShape shape(const Batch& x) noexcept { return {x.count, 1}; }
   [[nodiscard]] static Batch middle_rows(const Batch& x, Index first, Index count) noexcept {
     return {x.ids + first, count};
   }
-  struct Shape {
-    Index rows;
-    Index cols;
-  };
-  [[nodiscard]] Shape down_shape(const Batch& x, Index rank) const noexcept { return {x.count, rank}; }
-  [[nodiscard]] Shape unscaled_shape(const Batch& x) const noexcept { return {x.count, blocks_.outputs}; }
-  [[nodiscard]] Shape kept_shape(const LoraTape<Scalar>& tape, Index rank) const noexcept {
-    return {tape.rows(), rank};
+  [[nodiscard]] MatrixShape unscaled_shape(const BatchShape& batch) const noexcept {
+    return {batch.rows, blocks_.outputs};
   }
-  [[nodiscard]] Shape kept_unscaled_shape(const LoraTape<Scalar>& tape) const noexcept {
-    return {tape.rows(), blocks_.outputs};
-  }
-  [[nodiscard]] Shape answer_shape(const LoraTape<Scalar>& tape) const noexcept { return kept_unscaled_shape(tape); }
+  [[nodiscard]] MatrixShape answer_shape(const BatchShape& batch) const noexcept { return unscaled_shape(batch); }
 
-  class Gathered {
-   public:
-    Gathered(const Batch& x, const RowGroups& groups, Workspace& workspace)
-        : memory_(workspace.row<std::int64_t>(x.count)) {
-      for (Index i = 0; i < x.count; ++i) memory_.data[i] = x.ids[groups.row(i)];
-    }
-    [[nodiscard]] Batch batch() const noexcept { return {memory_.data, memory_.cols}; }
-
-   private:
-    ScratchMatrix<std::int64_t> memory_;
-  };
-  [[nodiscard]] static Gathered gather(const Batch& x, const RowGroups& groups, Workspace& workspace) {
-    return Gathered(x, groups, workspace);
+  template <class Body>
+  static void with_gathered(const Batch& x, const RowGroups& groups, Workspace& workspace, const Body& body) {
+    const auto ids = workspace.row<std::int64_t>(x.count);
+    for (Index i = 0; i < x.count; ++i) ids.data[i] = x.ids[groups.row(i)];
+    body(Batch{ids.data, x.count});
   }
 
   void forward(const Batch& x, const FactorPass<Scalar>& pass, const MatrixView<Scalar>& y, BaseProduct base,
@@ -106,10 +83,6 @@ class EmbeddingPasses {
     for (const FactorPart<Scalar>& part : pass.parts) {
       if (part.gradients != nullptr) add_to_columns(v, part, x, workspace.executor());
     }
-  }
-
-  static void add_output_sums(const MatrixView<const Scalar>& dy, Scalar scale, Scalar* target, Workspace& workspace) {
-    kernels::add_column_sums(dy, scale, target, workspace);
   }
 
  private:
@@ -154,40 +127,28 @@ class EmbeddingPasses {
 ///
 /// Otherwise like EmbeddingPasses.
 template <RealScalar ScalarType>
-class TiedProjectionPasses {
+class TiedProjectionPasses : public RowPasses<ScalarType> {
  public:
   using Scalar = ScalarType;
   using Batch = MatrixView<const Scalar>;
-  using Rows = LinearPasses<Scalar>;
-  using Shape = typename Rows::Shape;
-  using Gathered = typename Rows::Gathered;
   static constexpr bool takes_dropout = false;
-  static constexpr bool one_mask_per_product = false;
-  static constexpr bool terms_are_cheap = true;
 
   TiedProjectionPasses(const WeightRef<Scalar>& weight, Index num_embeddings) noexcept
       : weight_(weight), num_embeddings_(num_embeddings) {}
 
-  [[nodiscard]] static Index rows(const Batch& x) noexcept { return x.rows; }
-  [[nodiscard]] static Index inputs(const Batch& x) noexcept { return x.cols; }
-  [[nodiscard]] static std::array<Index, 3> extents(const Batch& /*x*/) noexcept { return {}; }
-  [[nodiscard]] Shape down_shape(const Batch& x, Index rank) const noexcept { return {x.rows, rank}; }
-  [[nodiscard]] Shape unscaled_shape(const Batch& x) const noexcept { return {x.rows, x.cols}; }
-  [[nodiscard]] Shape kept_shape(const LoraTape<Scalar>& tape, Index rank) const noexcept {
-    return {tape.rows(), rank};
+  [[nodiscard]] static BatchShape shape(const Batch& x) noexcept { return {x.rows, x.cols}; }
+  [[nodiscard]] static MatrixShape unscaled_shape(const BatchShape& batch) noexcept {
+    return {batch.rows, batch.inputs};
   }
-  [[nodiscard]] Shape kept_unscaled_shape(const LoraTape<Scalar>& tape) const noexcept {
-    return {tape.rows(), tape.inputs()};
-  }
-  [[nodiscard]] Shape answer_shape(const LoraTape<Scalar>& tape) const noexcept {
-    return {tape.rows(), num_embeddings_};
+  [[nodiscard]] MatrixShape answer_shape(const BatchShape& batch) const noexcept {
+    return {batch.rows, num_embeddings_};
   }
 
   void forward(const Batch& x, const FactorPass<Scalar>& pass, const MatrixView<Scalar>& y, BaseProduct base,
                Workspace& workspace) const {
     const auto scaled = workspace.matrix<Scalar>(pass.factors != nullptr ? x.rows : 0, x.cols);
     const Batch input = scaled_input(x, pass, scaled, workspace);
-    if (pass.factors != nullptr && pass.z.data != nullptr) copy_rows(x, pass.z);
+    if (pass.factors != nullptr && pass.z.data != nullptr) copy_elements(x, pass.z);
     const auto f = workspace.matrix<Scalar>(detail::up_rows(pass.parts), x.cols);
     detail::write_up_factors(pass.parts, static_cast<const MatrixView<Scalar>&>(f));
     if (!pass.parts.empty()) {
@@ -240,20 +201,12 @@ class TiedProjectionPasses {
                            workspace);
   }
 
-  static void add_output_sums(const MatrixView<const Scalar>& dy, Scalar scale, Scalar* target, Workspace& workspace) {
-    kernels::add_column_sums(dy, scale, target, workspace);
-  }
-
  private:
   static Batch scaled_input(const Batch& x, const FactorPass<Scalar>& pass, const MatrixView<Scalar>& memory,
                             Workspace& workspace) {
     if (pass.factors == nullptr) return x;
     kernels::scale_columns(x, pass.factors, static_cast<const Scalar*>(nullptr), memory, workspace);
     return memory;
-  }
-  static void copy_rows(const Batch& x, const MatrixView<Scalar>& to) noexcept {
-    for (Index i = 0; i < x.rows; ++i)
-      for (Index j = 0; j < x.cols; ++j) to(i, j) = x(i, j);
   }
   // dB(j, p) += s times the sum over rows i of V(i, p) X'(i, j)
   static void add_b_gradient(const FactorPart<Scalar>& part, const MatrixView<Scalar>& v, const Batch& input,
@@ -262,9 +215,7 @@ class TiedProjectionPasses {
     std::fill_n(db.data, db.rows * db.cols, Scalar(0));
     kernels::add_outer(MatrixView<const Scalar>(v).middle_cols(part.first, part.a.rows), input, DropoutMask<Scalar>{},
                        part.scale, static_cast<const MatrixView<Scalar>&>(db), workspace);
-    Scalar* target = part.gradients->B.data();
-    for (Index j = 0; j < db.cols; ++j)
-      for (Index p = 0; p < db.rows; ++p, ++target) *target += db(p, j);
+    detail::add_rows(MatrixView<const Scalar>(db).transpose(), Scalar(1), view_of(part.gradients->B));
   }
 
   WeightRef<Scalar> weight_;

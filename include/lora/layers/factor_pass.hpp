@@ -7,9 +7,11 @@
 #include <vector>
 
 #include "lora/adapter/gradients.hpp"
+#include "lora/adapter/tape.hpp"
 #include "lora/core/types.hpp"
 #include "lora/core/view.hpp"
 #include "lora/core/workspace.hpp"
+#include "lora/kernels/columns.hpp"
 #include "lora/kernels/dropout_mask.hpp"
 #include "lora/kernels/low_rank.hpp"
 #include "lora/kernels/packed_product.hpp"
@@ -64,12 +66,31 @@ struct FactorPass {
   MatrixView<Scalar> z;             ///< where forward stores what `factors` multiply; not stored if null
   Scalar* sums = nullptr;           ///< with factors: backward adds the sums of dY (.) Z over rows, output by output
 
-  [[nodiscard]] bool masked() const noexcept { return !parts.empty() && parts.front().mask.active(); }
   [[nodiscard]] bool any_mask() const noexcept {
     for (const auto& part : parts) {
       if (part.mask.active()) return true;
     }
     return false;
+  }
+};
+
+/// The shape of U or Z.
+struct MatrixShape {
+  Index rows = 0;
+  Index cols = 0;
+};
+
+/// What passes whose inputs and outputs are rows share: linear layers, embeddings, and their projections.
+template <class Scalar>
+struct RowPasses {
+  static constexpr bool adds_terms = true;
+
+  [[nodiscard]] static MatrixShape down_shape(const BatchShape& batch, Index rank) noexcept {
+    return {batch.rows, rank};
+  }
+  /// target[j] += scale * the sum of column j of dY.
+  static void add_output_sums(const MatrixView<const Scalar>& dy, Scalar scale, Scalar* target, Workspace& workspace) {
+    kernels::add_column_sums(dy, scale, target, workspace);
   }
 };
 
@@ -113,11 +134,8 @@ class StackedDownFactors {
         view_(memory_) {
     if (pass.parts.size() == 1) view_ = pass.parts.front().a;
     if (pass.parts.size() < 2) return;
-    Scalar* row = memory_.data;
     for (const FactorPart<Scalar>& part : pass.parts) {
-      for (Index p = 0; p < part.a.rows; ++p, row += part.a.cols) {
-        for (Index j = 0; j < part.a.cols; ++j) row[j] = part.a(p, j);
-      }
+      copy_elements(part.a, memory_.middle_rows(part.first, part.a.rows));
     }
   }
   [[nodiscard]] const MatrixView<const Scalar>& view() const noexcept { return view_; }
@@ -175,9 +193,7 @@ class UpFactors {
                            dz.middle_cols(blocks_.begin(e), blocks_.features), DropoutMask<Scalar>{}, part.scale,
                            db.middle_cols(e * blocks_.features, blocks_.features), workspace_);
       }
-      Scalar* target = part.gradients->B.data();
-      for (Index j = 0; j < db.cols; ++j)
-        for (Index p = 0; p < db.rows; ++p, ++target) *target += db(p, j);
+      add_rows(MatrixView<const Scalar>(db).transpose(), Scalar(1), view_of(part.gradients->B));
     }
   }
 

@@ -16,10 +16,12 @@
 #include "lora/adapter/tape.hpp"
 #include "lora/core/parameter.hpp"
 #include "lora/core/workspace.hpp"
+#include "lora/layers/adapter_merging.hpp"
 #include "lora/layers/adapter_passes.hpp"
 #include "lora/layers/adapter_set.hpp"
+#include "lora/layers/layer_inference.hpp"
 #include "lora/layers/operation.hpp"
-#include "lora/layers/row_groups.hpp"
+#include "lora/layers/output_bias.hpp"
 #include "lora/weight/merge_stack.hpp"
 #include "lora/weight/weight_ref.hpp"
 
@@ -36,7 +38,8 @@ namespace lora {
 /// - Merged adapters form a stack. Any of them can be taken out; when none is left, the weight is W0 bit for bit.
 /// - While an adapter is merged, its values cannot be changed and the layer cannot train: trying either raises
 ///   StateError. Inference adds the active adapters that are not merged.
-/// - Trained biases and starts belong to adapters: without active adapters the output is that of the frozen layer.
+/// - Trained biases and starts belong to adapters, and count while the adapter is active or merged: without such an
+///   adapter the output is that of the frozen layer. (PEFT trains the layer's own bias, which then stays as it is.)
 ///
 /// Unknown names raise ConfigError. A function that throws has changed nothing, unless it says otherwise. Const
 /// functions are reentrant; call the others from one thread at a time.
@@ -72,22 +75,25 @@ class LayerCore {
   /// DoRA's magnitude, one element per adapted output; empty without use_dora.
   [[nodiscard]] const RowVector<Scalar>& magnitude() const noexcept { return first_or_none().magnitude; }
 
-  /// The output's bias without the bias of B: that of the first active adapter that trains it, otherwise the layer's.
-  /// Empty without bias.
-  [[nodiscard]] const RowVector<Scalar>& bias() const noexcept {
-    for (const Index i : adapters_.working()) {
-      if (adapters_[i].bias.size() > 0) return adapters_[i].bias;
-    }
-    return bias_;
-  }
+  /// The output's bias without the bias of B: that of the active or merged adapter that trains it, otherwise the
+  /// layer's. Empty without bias.
+  [[nodiscard]] const RowVector<Scalar>& bias() const noexcept { return output_bias().trained(adapters_.working()); }
   [[nodiscard]] bool has_bias() const noexcept { return bias_.size() > 0; }
   /// The bias of the frozen layer, whatever the adapters train.
   [[nodiscard]] const RowVector<Scalar>& base_bias() const noexcept { return bias_; }
 
   /// The weight that products use now, including what is merged, oriented as the caller stores it. A copy.
-  [[nodiscard]] Matrix<Scalar> weight() const;
+  [[nodiscard]] Matrix<Scalar> weight() const {
+    Matrix<Scalar> result = make_oriented();
+    weight_ref().read(0, 0, oriented(result));
+    return result;
+  }
   /// W0, whatever is merged, oriented as the caller stores it. A copy, bit for bit equal to the original.
-  [[nodiscard]] Matrix<Scalar> base_weight() const;
+  [[nodiscard]] Matrix<Scalar> base_weight() const {
+    Matrix<Scalar> result = make_oriented();
+    stack_.read_base(weight_ref(), oriented(result));
+    return result;
+  }
   /// What merging adds, bit for bit, oriented as the caller stores the weight: s (B A - B0 A0), where B0 A0 is the
   /// start of pissa and olora. Merging with DoRA also multiplies every output's weights by magnitude / norm; this is
   /// left out, as in PEFT's get_delta_weight. @throws ConfigError
@@ -107,7 +113,9 @@ class LayerCore {
   /// Adds an adapter created by this layer or one of the same shape. @throws ConfigError, ShapeError, std::bad_alloc
   void add_adapter(Adapter adapter);
   /// Creates an adapter for this layer without adding it. @throws like add_adapter
-  [[nodiscard]] Adapter make_adapter(std::string_view name, const LoraConfig& config, std::uint64_t seed);
+  [[nodiscard]] Adapter make_adapter(std::string_view name, const LoraConfig& config, std::uint64_t seed) {
+    return make_adapter(op("add_adapter").text(), name, config, seed);
+  }
   /// The same, with the name of the caller's operation for error messages.
   [[nodiscard]] LORA_COLD Adapter make_adapter(std::string_view operation, std::string_view name,
                                                const LoraConfig& config, std::uint64_t seed);
@@ -117,14 +125,22 @@ class LayerCore {
   [[nodiscard]] bool has_adapter(std::string_view name) const noexcept { return adapters_.find(name) >= 0; }
   [[nodiscard]] Index adapter_count() const noexcept { return adapters_.size(); }
   /// In the order they were added. A copy.
-  [[nodiscard]] std::vector<std::string> adapter_names() const;
+  [[nodiscard]] std::vector<std::string> adapter_names() const {
+    std::vector<std::string> names;
+    for (Index i = 0; i < adapters_.size(); ++i) names.push_back(adapters_[i].name());
+    return names;
+  }
   /// Position in adapter_names(), which changes when an earlier one is deleted.
   [[nodiscard]] Index adapter_index(std::string_view name) const {
-    return adapters_.index_of(op("adapter_index").text(), name);
+    return adapters_.index_of(op("adapter_index"), name);
   }
   [[nodiscard]] const Adapter& adapter(std::string_view name) const { return named("adapter", name); }
   /// Names of the active adapters in their order, whether or not adapters are enabled. A copy.
-  [[nodiscard]] std::vector<std::string> active_adapters() const;
+  [[nodiscard]] std::vector<std::string> active_adapters() const {
+    std::vector<std::string> names;
+    for (const Index i : adapters_.active()) names.push_back(adapters_[i].name());
+    return names;
+  }
   [[nodiscard]] bool adapters_enabled() const noexcept { return adapters_.enabled(); }
 
   /// s, including the scale. @throws ConfigError
@@ -199,7 +215,7 @@ class LayerCore {
   [[nodiscard]] Gradients make_gradients() const;
   /// The gradients of an adapter, to which backward(dy) adds; allocated at the first use.
   [[nodiscard]] Gradients& gradients(std::string_view name) {
-    return adapters_[adapters_.index_of(op("gradients").text(), name)].gradients();
+    return adapters_[adapters_.index_of(op("gradients"), name)].gradients();
   }
   /// Those of the first active adapter; empty if there is none.
   [[nodiscard]] Gradients& gradients() { return adapters_.first() ? adapters_.first()->gradients() : no_gradients_; }
@@ -233,7 +249,11 @@ class LayerCore {
   /// Whether any adapter is merged.
   [[nodiscard]] bool merged() const noexcept { return !stack_.empty(); }
   /// Names in the order of merging. A copy.
-  [[nodiscard]] std::vector<std::string> merged_adapters() const;
+  [[nodiscard]] std::vector<std::string> merged_adapters() const {
+    std::vector<std::string> names;
+    for (std::size_t m = 0; m < stack_.size(); ++m) names.push_back(merged_adapter(m).name());
+    return names;
+  }
   /// Whether merge() is possible: false for a weight that is read-only or of a kind that cannot be merged into.
   [[nodiscard]] bool mergeable() { return weight_ref().mergeable(); }
   /// Bytes held besides W0 while merged, without the copies of the factors: about one per weight for each merged
@@ -256,12 +276,12 @@ class LayerCore {
   template <class Names = std::initializer_list<std::string_view>>
   void set_row_adapters(const Names& names, bool unknown_is_base = false) {
     std::vector<Index> choices;
-    for (const std::string_view name : names) choices.push_back(row_choice(name, unknown_is_base));
+    for (const std::string_view name : names) choices.push_back(row_choice("set_row_adapters", name, unknown_is_base));
     row_choices_.swap(choices);
   }
   void clear_row_adapters() noexcept { row_choices_.clear(); }
   /// The choice of a row for the frozen layer alone.
-  static constexpr Index base_row = -1;
+  static constexpr Index base_row = lora::base_row;
 
  protected:
   template <class>
@@ -306,7 +326,7 @@ class LayerCore {
   void make_active(std::string_view call, std::vector<Index> chosen);
   template <class Names>
   [[nodiscard]] std::vector<Index> positions(std::string_view call, const Names& names) const {
-    return adapters_.positions(op(call).text(), names);
+    return adapters_.positions(op(call), names);
   }
   void enable(bool enabled) noexcept {
     if (!enabled) unmerge_all();
@@ -317,12 +337,9 @@ class LayerCore {
   void train_mode();
   // Does not merge what cannot be merged: into an unsuitable weight, or several adapters with DoRA.
   void eval_mode();
-  void merge_active();
-  void merge_positions(const std::vector<Index>& which) { merge_all(op("merge"), which); }
-  void unmerge_all() noexcept {
-    stack_.truncate(weight_ref(), 0);
-    mark_merged();
-  }
+  void merge_active() { merge_positions(adapters_.active()); }
+  void merge_positions(const std::vector<Index>& which);
+  void unmerge_all() noexcept;
   void unmerge_positions(const std::vector<Index>& gone);
   /// Merges the active adapters into weight and bias permanently, and removes every adapter. @throws like merge()
   void merge_and_forget();
@@ -333,12 +350,14 @@ class LayerCore {
     adapters_.set_active(chosen);
     changed();
   }
-  [[nodiscard]] Index row_choice(std::string_view name, bool unknown_is_base) const;
+  [[nodiscard]] Index row_choice(std::string_view call, std::string_view name, bool unknown_is_base) const;
   /// Restores the frozen layer, bit for bit.
   void forget_adapters() noexcept;
 
   // Passes over a batch whose shape has been checked.
 
+  /// What the output adds to the products, with the biases of B. A copy.
+  [[nodiscard]] RowVector<Scalar> answer_bias() const { return output_bias().copy(adapters_.working()); }
   void infer_batch(const Batch& x, const MatrixView<Scalar>& y, Workspace& workspace) const;
   void infer_by_row(const Batch& x, std::span<const Index> choices, const MatrixView<Scalar>& y,
                     Workspace& workspace) const;
@@ -347,8 +366,7 @@ class LayerCore {
     std::vector<Index> result;
     for (const auto& choice : choices) {
       if constexpr (std::is_convertible_v<decltype(choice), std::string_view>) {
-        const std::string_view name = choice;
-        result.push_back(name == base_adapter_name ? base_row : adapters_.index_of(op("infer").text(), name));
+        result.push_back(row_choice("infer", choice, /*unknown_is_base=*/false));
       } else {
         result.push_back(static_cast<Index>(choice));
       }
@@ -361,12 +379,11 @@ class LayerCore {
   void check_tape(std::string_view call, const Batch& x, const Tape& tape, const MatrixView<const Scalar>& dy) const;
   void backward_batch(const Batch& x, const Tape& tape, const MatrixView<const Scalar>& dy,
                       std::span<Gradients* const> gradients, const MatrixView<Scalar>* dx, Workspace& workspace) const;
-  /// Pointers to the caller's gradients of the working adapters. @throws ShapeError
+  /// A row of pointers to the caller's gradients of the working adapters. @throws ShapeError
   [[nodiscard]] ScratchMatrix<Gradients*> given_gradients(std::string_view call, Gradients& gradients,
                                                           Workspace& workspace) const;
   /// Pointers to the adapters' own gradients.
   [[nodiscard]] ScratchMatrix<Gradients*> own_gradients(Workspace& workspace);
-  [[nodiscard]] std::size_t working_count() const noexcept { return adapters_.working().size(); }
 
   void require_tape(std::string_view call) const {
     if (tape_.rows() < 0) {
@@ -376,14 +393,14 @@ class LayerCore {
   /// @throws StateError while anything is merged.
   LORA_COLD void require_nothing_merged(const Operation& operation, std::string_view argument) const;
 
-  [[nodiscard]] std::span<const Index> working() const noexcept { return adapters_.working(); }
+  /// Passes of the working adapters.
   template <class SomePasses>
-  [[nodiscard]] AdapterPasses<Kind, SomePasses> engine(const SomePasses& passes, const WeightRef<Scalar>& weight,
-                                                       std::span<const Index> working) const noexcept {
-    return AdapterPasses<Kind, SomePasses>(kind_, passes, weight, adapters_, working, squared_norms_);
+  [[nodiscard]] AdapterPasses<Kind, SomePasses> engine(const SomePasses& passes,
+                                                       const WeightRef<Scalar>& weight) const noexcept {
+    return {kind_, passes, weight, adapters_, adapters_.working(), squared_norms_};
   }
   // A magnitude's norms are computed from W0, never from a weight that contains other adapters.
-  void require_no_unmerged_dora(std::string_view call, std::span<const Index> working) const;
+  void require_no_unmerged_dora(std::string_view call) const;
 
   Kind kind_;
   bool training_ = true;
@@ -418,7 +435,7 @@ class LayerCore {
   // Rows keep the adapter they chose; the frozen layer answers them once it is gone.
   void erase(Index gone) noexcept {
     adapters_.erase(gone);
-    for (Index& choice : row_choices_) choice = choice == gone ? base_row : choice - (choice > gone ? 1 : 0);
+    row_choices_.erase(gone);
   }
 
   // The adapters have changed, so what was cached about them is invalid.
@@ -433,10 +450,13 @@ class LayerCore {
     return adapters_.first() != nullptr ? *adapters_.first() : none;
   }
   [[nodiscard]] const Adapter& named(std::string_view call, std::string_view name) const {
-    return adapters_[adapters_.index_of(op(call).text(), name)];
+    return adapters_[adapters_.index_of(op(call), name)];
+  }
+  [[nodiscard]] const Adapter& merged_adapter(std::size_t m) const noexcept {
+    return adapters_[adapters_.position_of(stack_.key(m))];
   }
   [[nodiscard]] Adapter& unmerged(std::string_view call, std::string_view name) {
-    Adapter& found = adapters_[adapters_.index_of(op(call).text(), name)];
+    Adapter& found = adapters_[adapters_.index_of(op(call), name)];
     found.require_unmerged(op(call).text());
     return found;
   }
@@ -463,11 +483,6 @@ class LayerCore {
     require_shape(operation, argument, 1, target.size(), values.rows(), values.cols());
     for (Index j = 0; j < target.size(); ++j) target[j] = values.derived().coeff(0, j);
   }
-  static void fill_zeros(RowVector<Scalar>& row, Index size) {
-    row.resize(size);
-    std::fill_n(row.data(), size, Scalar(0));
-  }
-
   [[nodiscard]] Matrix<Scalar> make_oriented() const {
     const bool transposed = plain_.fan_in_fan_out || kind_.stored_transposed();
     return transposed ? Matrix<Scalar>(in_features(), out_features()) : Matrix<Scalar>(out_features(), in_features());
@@ -493,105 +508,28 @@ class LayerCore {
 
   void rescale(const Operation& operation, double factor, Rescale how);
 
-  // Merging.
-
-  [[nodiscard]] Index dora_count(const std::vector<Index>& which) const noexcept {
-    Index count = 0;
-    for (const Index i : which) count += adapters_[i].uses_dora() ? 1 : 0;
-    return count;
+  [[nodiscard]] AdapterMerging<Kind> merging() noexcept {
+    return {kind_, weight_ref(), adapters_, stack_, squared_norms_};
   }
-
-  // An adapter with DoRA scales the rows of what it is merged into, so it is merged directly into W0, below the others.
-  LORA_COLD void merge_all(const Operation& operation, const std::vector<Index>& which);
-  // Merges again what was merged a moment ago.
-  LORA_COLD void restore_stack(const Operation& operation, const std::vector<Index>& former) noexcept;
-  LORA_COLD void push(const Operation& operation, Index i);
-  LORA_COLD void require_mergeable(const Operation& operation);
-  template <class Leaves>
-  void remove_merged(const Operation& operation, const Leaves& leaves) {
-    if (stack_.empty()) return;
-    struct Mark {
-      LayerCore& core;
-      ~Mark() { core.mark_merged(); }
-    } const mark{*this};
-    std::vector<Index> stay;
-    std::size_t first = stack_.size();
-    for (std::size_t m = 0; m < stack_.size(); ++m) {
-      const Index i = adapters_.position_of(stack_.key(m));
-      if (leaves(i)) {
-        first = std::min(first, m);
-      } else if (m > first) {
-        stay.push_back(i);
-      }
-    }
-    stack_.truncate(weight_ref(), first);
-    for (const Index i : stay) push(operation, i);
+  [[nodiscard]] OutputBias<Scalar> output_bias() const noexcept { return {kind_.blocks(), adapters_, bias_}; }
+  [[nodiscard]] LayerInference<Kind> inference() const noexcept {
+    return {kind_, weight_ref(), adapters_, output_bias(), squared_norms_};
   }
-  void mark_merged() noexcept {
-    for (Index i = 0; i < adapters_.size(); ++i) adapters_[i].set_merged(stack_.contains(adapters_[i].id()));
-  }
-
-  // Biases.
-
-  [[nodiscard]] bool adds_bias(std::span<const Index> working) const noexcept {
-    for (Index i = 0; i < adapters_.size(); ++i) {
-      if (adapters_[i].lora_bias.size() > 0 && part_of(working, i)) return true;
-    }
-    return false;
-  }
-  [[nodiscard]] bool part_of(std::span<const Index> working, Index i) const noexcept {
-    return adapters_[i].merged() || std::find(working.begin(), working.end(), i) != working.end();
-  }
-  [[nodiscard]] const RowVector<Scalar>& bias_of(std::span<const Index> working) const noexcept {
-    for (const Index i : working) {
-      if (adapters_[i].bias.size() > 0) return adapters_[i].bias;
-    }
-    return bias_;
-  }
-  // bias + the s * lora_bias of the contributing adapters, merged or not, in `memory`; without any, the bias itself, or
-  // null.
-  [[nodiscard]] const Scalar* answer_bias_into(std::span<const Index> working, Scalar* memory) const;
-  [[nodiscard]] RowVector<Scalar> answer_bias() const;
-
-  // Inference.
-
-  void infer_with(const Batch& x, std::span<const Index> working, const MatrixView<Scalar>& y,
-                  Workspace& workspace) const;
-  void infer_repeated(const Batch& x, const MatrixView<Scalar>& y, Workspace& workspace) const;
-  // If no row's adapter needs more, one product with W for all rows, then each group's low-rank terms, which continue
-  // where the product ended: a row has the bits that infer() gives with its adapter alone.
-  void infer_groups(const Batch& x, const RowGroups& groups, const MatrixView<Scalar>& y, Workspace& workspace) const;
 
   AdapterSet<Scalar> adapters_;
   MergeStack<Scalar> stack_;
   RowVector<Scalar> bias_;
   LoraConfig plain_;
   std::vector<double> squared_norms_;
-  std::vector<Index> row_choices_;
+  SampleChoices row_choices_;
   Handles handles_;
   Claim claim_;
   Gradients no_gradients_;
 };
 
 template <class KindType>
-auto LayerCore<KindType>::weight() const -> Matrix<Scalar> {
-  const WeightRef<Scalar> weight = weight_ref();
-  Matrix<Scalar> result = make_oriented();
-  weight.read(0, 0, oriented(result));
-  return result;
-}
-
-template <class KindType>
-auto LayerCore<KindType>::base_weight() const -> Matrix<Scalar> {
-  const WeightRef<Scalar> weight = weight_ref();
-  Matrix<Scalar> result = make_oriented();
-  stack_.read_base(weight, oriented(result));
-  return result;
-}
-
-template <class KindType>
 void LayerCore<KindType>::add_adapter(std::string_view name, const LoraConfig& config, std::uint64_t seed) {
-  adapters_.require_new(op("add_adapter").text(), name);
+  adapters_.require_new(op("add_adapter"), name);
   require_one_bias(op("add_adapter"), config, -1);
   adapters_.add(make_adapter(name, config, seed));
   changed();
@@ -599,16 +537,11 @@ void LayerCore<KindType>::add_adapter(std::string_view name, const LoraConfig& c
 
 template <class KindType>
 void LayerCore<KindType>::add_adapter(Adapter adapter) {
-  adapters_.require_new(op("add_adapter").text(), adapter.name());
+  adapters_.require_new(op("add_adapter"), adapter.name());
   require_one_bias(op("add_adapter"), adapter.config(), -1);
   require_fits(op("add_adapter"), adapter);
   adapters_.add(std::move(adapter));
   changed();
-}
-
-template <class KindType>
-auto LayerCore<KindType>::make_adapter(std::string_view name, const LoraConfig& config, std::uint64_t seed) -> Adapter {
-  return make_adapter(op("add_adapter").text(), name, config, seed);
 }
 
 template <class KindType>
@@ -618,41 +551,28 @@ auto LayerCore<KindType>::make_adapter(std::string_view operation, std::string_v
   check_adapter(operation, own);
   Adapter adapter = kind_.make_adapter(operation, name, own, seed, weight_ref());
   if (own.trains_bias()) adapter.bias = bias_;
-  if (own.lora_bias) fill_zeros(adapter.lora_bias, kind_.blocks().adapted());
+  adapter.lora_bias.resize(own.lora_bias ? kind_.blocks().adapted() : 0);
+  std::fill_n(adapter.lora_bias.data(), adapter.lora_bias.size(), Scalar(0));
   if (own.use_dora) start_magnitude(adapter);
   return adapter;
 }
 
 template <class KindType>
 void LayerCore<KindType>::delete_adapter(std::string_view name) {
-  const std::string operation = op("delete_adapter").text();
+  const Operation operation = op("delete_adapter");
   const Index gone = adapters_.index_of(operation, name);
-  adapters_[gone].require_unmerged(operation);
+  adapters_[gone].require_unmerged(operation.text());
   erase(gone);
   changed();
 }
 
 template <class KindType>
-auto LayerCore<KindType>::adapter_names() const -> std::vector<std::string> {
-  std::vector<std::string> names;
-  for (Index i = 0; i < adapters_.size(); ++i) names.push_back(adapters_[i].name());
-  return names;
-}
-
-template <class KindType>
-auto LayerCore<KindType>::active_adapters() const -> std::vector<std::string> {
-  std::vector<std::string> names;
-  for (const Index i : adapters_.active()) names.push_back(adapters_[i].name());
-  return names;
-}
-
-template <class KindType>
 void LayerCore<KindType>::swap_adapter(std::string_view name, Adapter& other) {
-  const std::string operation = op("swap_adapter").text();
+  const Operation operation = op("swap_adapter");
   const Index i = adapters_.index_of(operation, name);
-  adapters_[i].require_unmerged(operation);
-  require_fits(op("swap_adapter"), other);
-  require_one_bias(op("swap_adapter"), other.config(), i);
+  adapters_[i].require_unmerged(operation.text());
+  require_fits(operation, other);
+  require_one_bias(operation, other.config(), i);
   adapters_.swap(i, other);
   changed();
 }
@@ -684,23 +604,9 @@ auto LayerCore<KindType>::make_gradients() const -> Gradients {
   Gradients gradients;
   const auto working = adapters_.working();
   for (std::size_t i = 0; i < working.size(); ++i) {
-    Gradients own = adapters_[working[i]].make_gradients();
-    if (i == 0) {
-      gradients = std::move(own);
-    } else {
-      gradients.others.push_back(std::move(own));
-    }
+    (i == 0 ? gradients : gradients.others.emplace_back()) = adapters_[working[i]].make_gradients();
   }
   return gradients;
-}
-
-template <class KindType>
-auto LayerCore<KindType>::merged_adapters() const -> std::vector<std::string> {
-  std::vector<std::string> names;
-  for (std::size_t m = 0; m < stack_.size(); ++m) {
-    names.push_back(adapters_[adapters_.position_of(stack_.key(m))].name());
-  }
-  return names;
 }
 
 template <class KindType>
@@ -728,35 +634,40 @@ void LayerCore<KindType>::start(const LoraConfig& config, std::uint64_t seed) {
 
 template <class KindType>
 void LayerCore<KindType>::make_active(std::string_view call, std::vector<Index> chosen) {
-  remove_merged(op(call), [&](Index i) { return std::find(chosen.begin(), chosen.end(), i) == chosen.end(); });
+  merging().remove(op(call), [&](Index i) { return std::find(chosen.begin(), chosen.end(), i) == chosen.end(); });
   adapters_.set_active(chosen);
   changed();
 }
 
 template <class KindType>
 void LayerCore<KindType>::train_mode() {
-  remove_merged(op("train"), [&](Index i) { return adapters_[i].config().merge_weights; });
+  merging().remove(op("train"), [&](Index i) { return adapters_[i].config().merge_weights; });
   training_ = true;
 }
 
 template <class KindType>
 void LayerCore<KindType>::eval_mode() {
-  std::vector<Index> merging;
+  std::vector<Index> which;
   for (const Index i : adapters_.working()) {
-    if (adapters_[i].config().merge_weights) merging.push_back(i);
+    if (adapters_[i].config().merge_weights) which.push_back(i);
   }
-  if (!merging.empty() && weight_ref().mergeable() && dora_count(merging) < 2) merge_all(op("eval"), merging);
+  if (!which.empty() && mergeable() && merging().dora_count(which) < 2) merging().merge(op("eval"), which);
   training_ = false;
 }
 
 template <class KindType>
-void LayerCore<KindType>::merge_active() {
-  merge_all(op("merge"), adapters_.active());
+void LayerCore<KindType>::merge_positions(const std::vector<Index>& which) {
+  merging().merge(op("merge"), which);
+}
+
+template <class KindType>
+void LayerCore<KindType>::unmerge_all() noexcept {
+  merging().truncate(0);
 }
 
 template <class KindType>
 void LayerCore<KindType>::unmerge_positions(const std::vector<Index>& gone) {
-  remove_merged(op("unmerge"), [&](Index i) { return std::find(gone.begin(), gone.end(), i) != gone.end(); });
+  merging().remove(op("unmerge"), [&](Index i) { return std::find(gone.begin(), gone.end(), i) != gone.end(); });
 }
 
 template <class KindType>
@@ -775,7 +686,7 @@ void LayerCore<KindType>::keep_merged(RowVector<Scalar>& bias) noexcept {
 
 template <class KindType>
 void LayerCore<KindType>::forget_adapters() noexcept {
-  if (!stack_.empty()) unmerge_all();
+  unmerge_all();
   adapters_.clear();
   adapters_.set_enabled(true);
   row_choices_.clear();
@@ -786,35 +697,19 @@ void LayerCore<KindType>::forget_adapters() noexcept {
 
 template <class KindType>
 void LayerCore<KindType>::infer_batch(const Batch& x, const MatrixView<Scalar>& y, Workspace& workspace) const {
-  if (!row_choices_.empty()) return infer_repeated(x, y, workspace);
-  infer_with(x, adapters_.working(), y, workspace);
+  if (!row_choices_.empty()) {
+    const auto choices = row_choices_.of_rows(op("infer"), Passes::shape(x).rows, workspace);
+    return infer_by_row(x, {choices.data, static_cast<std::size_t>(choices.cols)}, y, workspace);
+  }
+  require_no_unmerged_dora("infer");
+  inference().infer(x, adapters_.working(), y, workspace);
 }
 
 template <class KindType>
 void LayerCore<KindType>::infer_by_row(const Batch& x, std::span<const Index> choices, const MatrixView<Scalar>& y,
                                        Workspace& workspace) const {
-  const Operation operation = op("infer");
-  require_nothing_merged(operation, "adapters chosen by row");
-  const Index rows = Passes::rows(x);
-  if (static_cast<Index>(choices.size()) != rows) {
-    throw ShapeError(operation.text(), "choices", std::to_string(rows) + " elements, one a row",
-                     std::to_string(choices.size()));
-  }
-  const auto memory = workspace.row<Index>(rows + RowGroups::scratch(rows, adapters_.size()));
-  for (Index i = 0; i < rows; ++i) {
-    const Index choice = choices[static_cast<std::size_t>(i)];
-    if (choice < base_row || choice >= adapters_.size()) {
-      throw ConfigError(operation.text(), "choices", "positions from -1 to " + std::to_string(adapters_.size() - 1),
-                        std::to_string(choice));
-    }
-    memory.data[i] = adapters_.enabled() ? choice : base_row;
-  }
-  const RowGroups groups({memory.data, static_cast<std::size_t>(rows)}, adapters_.size(), memory.data + rows);
-  if (groups.sorted()) return infer_groups(x, groups, y, workspace);
-  const auto sorted_y = workspace.matrix<Scalar>(y.rows, y.cols);
-  const auto sorted = Passes::gather(x, groups, workspace);
-  infer_groups(sorted.batch(), groups, sorted_y, workspace);
-  groups.template scatter<Scalar>(MatrixView<const Scalar>(sorted_y), y);
+  require_nothing_merged(op("infer"), "adapters chosen by row");
+  inference().infer_by_row(op("infer"), x, choices, y, workspace);
 }
 
 template <class KindType>
@@ -825,8 +720,7 @@ void LayerCore<KindType>::forward_batch(const Batch& x, Tape& tape, const Matrix
   const WeightRef<Scalar> weight = weight_ref();
   const Passes passes = kind_.passes(weight);
   const auto bias = workspace.row<Scalar>(out_features());
-  engine(passes, weight, adapters_.working())
-      .forward(x, answer_bias_into(adapters_.working(), bias.data), tape, y, workspace);
+  engine(passes, weight).forward(x, output_bias().sum(adapters_.working(), bias.data), tape, y, workspace);
 }
 
 template <class KindType>
@@ -837,11 +731,11 @@ void LayerCore<KindType>::check_tape(std::string_view call, const Batch& x, cons
   if (tape.rows() < 0) throw StateError(operation.text(), "tape", "one that forward has filled", "a new one");
   const WeightRef<Scalar> weight = weight_ref();
   const Passes passes = kind_.passes(weight);
-  if (!kind_.accepts(tape) || !engine(passes, weight, adapters_.working()).fits(tape)) {
+  if (!kind_.accepts(tape) || !engine(passes, weight).fits(tape)) {
     throw StateError(operation.text(), "tape", "one that this layer's forward has filled with the adapters of now",
                      "one of another layer or of other adapters");
   }
-  const auto shape = passes.answer_shape(tape);
+  const MatrixShape shape = passes.answer_shape(tape.batch());
   require_shape(operation, "dy", shape.rows, shape.cols, dy.rows, dy.cols);
   kind_.require_batch(operation, x, tape);
 }
@@ -852,7 +746,7 @@ void LayerCore<KindType>::backward_batch(const Batch& x, const Tape& tape, const
                                          Workspace& workspace) const {
   const WeightRef<Scalar> weight = weight_ref();
   const Passes passes = kind_.passes(weight);
-  engine(passes, weight, adapters_.working()).backward(x, tape, dy, gradients, dx, workspace);
+  engine(passes, weight).backward(x, tape, dy, gradients, dx, workspace);
 }
 
 template <class KindType>
@@ -883,13 +777,13 @@ template <class KindType>
 void LayerCore<KindType>::require_nothing_merged(const Operation& operation, std::string_view argument) const {
   if (stack_.empty()) return;
   throw StateError(operation.text(), argument, "nothing merged (call train() or unmerge() first)",
-                   "adapter " + detail::quoted(adapters_[adapters_.position_of(stack_.key(0))].name()) + " merged");
+                   "adapter " + detail::quoted(merged_adapter(0).name()) + " merged");
 }
 
 template <class KindType>
-void LayerCore<KindType>::require_no_unmerged_dora(std::string_view call, std::span<const Index> working) const {
+void LayerCore<KindType>::require_no_unmerged_dora(std::string_view call) const {
   if (stack_.empty()) return;
-  for (const Index i : working) {
+  for (const Index i : adapters_.working()) {
     if (adapters_[i].uses_dora() && !adapters_[i].merged()) {
       require_nothing_merged(op(call), "active adapter with use_dora");
     }
@@ -919,9 +813,12 @@ void LayerCore<KindType>::require_one_bias(const Operation& operation, const Lor
 
 template <class KindType>
 void LayerCore<KindType>::require_fits(const Operation& operation, const Adapter& adapter) {
+  const auto fits = [&](std::string_view argument, const Matrix<Scalar>& factor, Index rows, Index cols) {
+    require_shape(operation, argument, rows, cols, factor.rows(), factor.cols());
+  };
   const auto shape = kind_.factor_shape(adapter.config().rank);
-  require_shape(operation, "adapter.A", shape.a_rows, shape.a_cols, adapter.A.rows(), adapter.A.cols());
-  require_shape(operation, "adapter.B", shape.b_rows, shape.b_cols, adapter.B.rows(), adapter.B.cols());
+  fits("adapter.A", adapter.A, shape.a_rows, shape.a_cols);
+  fits("adapter.B", adapter.B, shape.b_rows, shape.b_cols);
   const Index adapted = kind_.blocks().adapted();
   const auto optional = [&](std::string_view argument, const RowVector<Scalar>& row, bool wanted, Index size) {
     require_shape(operation, argument, 1, wanted ? size : 0, 1, row.size());
@@ -931,10 +828,8 @@ void LayerCore<KindType>::require_fits(const Operation& operation, const Adapter
   optional("adapter.bias", adapter.bias, adapter.config().trains_bias(), bias_.size());
   if (adapter.merged()) throw StateError(operation.text(), "adapter", "an unmerged one", "a merged one");
   if (adapter.start.A.size() > 0) {
-    require_shape(operation, "adapter.start.A", adapter.A.rows(), adapter.A.cols(), adapter.start.A.rows(),
-                  adapter.start.A.cols());
-    require_shape(operation, "adapter.start.B", adapter.B.rows(), adapter.B.cols(), adapter.start.B.rows(),
-                  adapter.start.B.cols());
+    fits("adapter.start.A", adapter.start.A, shape.a_rows, shape.a_cols);
+    fits("adapter.start.B", adapter.start.B, shape.b_rows, shape.b_cols);
   }
   if (adapter.uses_dora()) prepare_norms();
 }
@@ -1002,152 +897,10 @@ void LayerCore<KindType>::rescale(const Operation& operation, double factor, Res
 }
 
 template <class KindType>
-void LayerCore<KindType>::merge_all(const Operation& operation, const std::vector<Index>& which) {
-  std::vector<Index> order;
-  for (std::size_t m = 0; m < stack_.size(); ++m) order.push_back(adapters_.position_of(stack_.key(m)));
-  const std::size_t before = order.size();
-  for (const Index i : which) {
-    if (std::find(order.begin(), order.end(), i) == order.end()) order.push_back(i);
-  }
-  if (order.size() == before) return;
-  if (!adapters_.enabled()) throw StateError(operation.text(), "layer", "enabled adapters", "disabled ones");
-  require_mergeable(operation);
-  if (dora_count(order) > 1) {
-    throw StateError(operation.text(), "adapters", "at most one with use_dora among those that are merged together",
-                     std::to_string(dora_count(order)));
-  }
-  const std::vector<Index> former(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(before));
-  std::stable_partition(order.begin(), order.end(), [&](Index i) { return adapters_[i].uses_dora(); });
-  const bool on_top = std::equal(former.begin(), former.end(), order.begin());
-  if (!on_top) stack_.truncate(weight_ref(), 0);
-  try {
-    for (std::size_t m = on_top ? before : 0; m < order.size(); ++m) push(operation, order[m]);
-  } catch (...) {
-    stack_.truncate(weight_ref(), on_top ? before : 0);
-    restore_stack(operation, former);
-    throw;
-  }
-  mark_merged();
-}
-
-template <class KindType>
-void LayerCore<KindType>::restore_stack(const Operation& operation, const std::vector<Index>& former) noexcept {
-  try {
-    for (std::size_t m = stack_.size(); m < former.size(); ++m) push(operation, former[m]);
-  } catch (...) {
-    // Without memory for its record an adapter stays unmerged. It is active or not as before, and the weight stays
-    // exact.
-  }
-  mark_merged();
-}
-
-template <class KindType>
-void LayerCore<KindType>::push(const Operation& operation, Index i) {
-  const Adapter& adapter = adapters_[i];
-  Workspace workspace;
-  const auto whole = kind_.whole_update(adapter, workspace);
-  const std::string naming = operation.text() + " of " + detail::quoted(adapter.name());
-  if (!adapter.uses_dora()) {
-    stack_.push(naming, weight_ref(), adapter.id(), whole.update);
-    return;
-  }
-  const auto norms = workspace.row<double>(out_features());
-  const auto factors = workspace.row<Scalar>(out_features());
-  row_norms(weight_ref(), whole.update, squared_norms_, norms.data, workspace);
-  magnitude_factors(kind_.blocks(), adapter.magnitude, norms.data, factors.data);
-  stack_.push(naming, weight_ref(), adapter.id(), whole.update,
-              std::span<const Scalar>(factors.data, static_cast<std::size_t>(out_features())));
-}
-
-template <class KindType>
-void LayerCore<KindType>::require_mergeable(const Operation& operation) {
-  if (weight_ref().mergeable()) return;
-  throw StateError(operation.text(), "weight",
-                   "one that can be merged into (answer unmerged, or make the layer over a PackedWeight copy)",
-                   "a read-only weight, or one of a kind that cannot be merged into");
-}
-
-template <class KindType>
-auto LayerCore<KindType>::answer_bias_into(std::span<const Index> working, Scalar* memory) const -> const Scalar* {
-  const RowVector<Scalar>& own = bias_of(working);
-  if (!adds_bias(working)) return own.size() > 0 ? own.data() : nullptr;
-  for (Index j = 0; j < out_features(); ++j) memory[j] = own.size() > 0 ? own[j] : Scalar(0);
-  for (Index i = 0; i < adapters_.size(); ++i) {
-    const Adapter& adapter = adapters_[i];
-    if (adapter.lora_bias.size() == 0 || !part_of(working, i)) continue;
-    kind_.blocks().for_each(
-        [&](Index adapted, Index output) { memory[output] += adapter.scaling() * adapter.lora_bias[adapted]; });
-  }
-  return memory;
-}
-
-template <class KindType>
-auto LayerCore<KindType>::answer_bias() const -> RowVector<Scalar> {
-  const auto working = adapters_.working();
-  if (bias_of(working).size() == 0 && !adds_bias(working)) return {};
-  RowVector<Scalar> sum(out_features());
-  const Scalar* const values = answer_bias_into(working, sum.data());
-  if (values != sum.data()) std::copy_n(values, sum.size(), sum.data());
-  return sum;
-}
-
-template <class KindType>
-void LayerCore<KindType>::infer_with(const Batch& x, std::span<const Index> working, const MatrixView<Scalar>& y,
-                                     Workspace& workspace) const {
-  const WeightRef<Scalar> weight = weight_ref();
-  const Passes passes = kind_.passes(weight);
-  require_no_unmerged_dora("infer", working);
-  const auto bias = workspace.row<Scalar>(out_features());
-  engine(passes, weight, working).infer(x, answer_bias_into(working, bias.data), y, workspace);
-}
-
-template <class KindType>
-void LayerCore<KindType>::infer_repeated(const Batch& x, const MatrixView<Scalar>& y, Workspace& workspace) const {
-  const auto samples = static_cast<Index>(row_choices_.size());
-  const Index rows = Passes::rows(x);
-  if (rows % samples != 0) {
-    throw ShapeError(op("infer").text(), "x", "a multiple of " + std::to_string(samples) + " rows, one for each name",
-                     std::to_string(rows));
-  }
-  const auto choices = workspace.row<Index>(rows);
-  for (Index i = 0; i < rows; ++i) {
-    choices.data[i] = row_choices_[static_cast<std::size_t>(i / (rows / samples))];
-  }
-  infer_by_row(x, {choices.data, static_cast<std::size_t>(rows)}, y, workspace);
-}
-
-template <class KindType>
-void LayerCore<KindType>::infer_groups(const Batch& x, const RowGroups& groups, const MatrixView<Scalar>& y,
-                                       Workspace& workspace) const {
-  bool shared = Passes::terms_are_cheap;
-  for (Index g = 0; g < groups.groups(); ++g) {
-    if (groups.choice(g) == base_row) continue;
-    const Adapter& adapter = adapters_[groups.choice(g)];
-    shared = shared && !adapter.uses_dora() && adapter.lora_bias.size() == 0 && adapter.bias.size() == 0;
-  }
-  if (shared) infer_with(x, {}, y, workspace);
-  for (Index g = 0; g < groups.groups(); ++g) {
-    const Index choice = groups.choice(g);
-    if (shared && choice == base_row) continue;
-    const Index rows = groups.end(g) - groups.begin(g);
-    const Batch part = Passes::middle_rows(x, groups.begin(g), rows);
-    const MatrixView<Scalar> out = y.middle_rows(groups.begin(g), rows);
-    const std::span<const Index> alone = choice == base_row ? std::span<const Index>() : std::span(&choice, 1);
-    if (!shared) {
-      infer_with(part, alone, out, workspace);
-      continue;
-    }
-    const WeightRef<Scalar> weight = weight_ref();
-    const Passes passes = kind_.passes(weight);
-    engine(passes, weight, alone).add_terms(part, out, workspace);
-  }
-}
-
-template <class KindType>
-auto LayerCore<KindType>::row_choice(std::string_view name, bool unknown_is_base) const -> Index {
+auto LayerCore<KindType>::row_choice(std::string_view call, std::string_view name, bool unknown_is_base) const
+    -> Index {
   if (name == base_adapter_name) return base_row;
-  const Index found = adapters_.find(name);
-  if (found < 0 && !unknown_is_base) static_cast<void>(adapters_.index_of(op("set_row_adapters").text(), name));
+  const Index found = unknown_is_base ? adapters_.find(name) : adapters_.index_of(op(call), name);
   return found < 0 ? base_row : found;
 }
 

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -12,7 +11,6 @@
 
 #include "lora/adapter/adapter.hpp"
 #include "lora/adapter/starts.hpp"
-#include "lora/core/random.hpp"
 #include "lora/layers/adapter_passes.hpp"
 #include "lora/layers/linear_passes.hpp"
 #include "lora/layers/operation.hpp"
@@ -26,7 +24,29 @@ struct FactorShape {
   Index a_cols = 0;
   Index b_rows = 0;
   Index b_cols = 0;
+
+  /// Factors of this shape; their elements are not set. @throws std::bad_alloc
+  template <class Scalar>
+  [[nodiscard]] LoraFactors<Scalar> make() const {
+    return {Matrix<Scalar>(a_rows, a_cols), Matrix<Scalar>(b_rows, b_cols)};
+  }
 };
+
+/// PEFT's name of a parameter in a linear layer or a convolution.
+[[nodiscard]] constexpr std::string_view parameter_name(ParameterRole role) noexcept {
+  switch (role) {
+    case ParameterRole::lora_A:
+      return "lora_A.weight";
+    case ParameterRole::lora_B:
+      return "lora_B.weight";
+    case ParameterRole::magnitude:
+      return "lora_magnitude_vector.weight";
+    case ParameterRole::lora_bias:
+      return "lora_B.bias";
+    default:
+      return "bias";
+  }
+}
 
 /// A linear layer whose adapters adapt all outputs, or E blocks of m outputs: A is (r E) x in_features, B is (m E) x r,
 /// and block e gains s B_e A_e x. A value; const functions are reentrant.
@@ -52,7 +72,6 @@ class LinearKind {
   [[nodiscard]] FactorShape factor_shape(Index rank) const noexcept {
     return {rank * blocks_.count(), in_features_, blocks_.adapted(), rank};
   }
-  [[nodiscard]] static Index down_rows(const Adapter& adapter) noexcept { return adapter.total_rank(); }
 
   /// @throws ConfigError for options that this layer does not support.
   void check(std::string_view operation, const LoraConfig& config) const {
@@ -78,10 +97,12 @@ class LinearKind {
       adapter.start = std::move(start);
       return adapter;
     }
-    const FactorShape shape = factor_shape(config.rank);
-    LoraFactors<Scalar> factors{Matrix<Scalar>(shape.a_rows, shape.a_cols), Matrix<Scalar>(shape.b_rows, shape.b_cols)};
-    if (config.rank > 0) {
-      start_factors(config.init_lora_weights, config.rank, seed, view_of(factors.A), view_of(factors.B));
+    auto factors = factor_shape(config.rank).template make<Scalar>();
+    const InitLoraWeights init = config.init_lora_weights;
+    if (config.rank > 0 && blocks_.whole() && init == InitLoraWeights::orthogonal) {
+      initialize_orthogonal(seed, view_of(factors.A), view_of(factors.B));
+    } else if (config.rank > 0) {
+      initialize_factors(init, seed, view_of(factors.A), view_of(factors.B), config.rank);
     }
     return Adapter(operation, name, config, seed, std::move(factors));
   }
@@ -115,22 +136,13 @@ class LinearKind {
   }
 
   [[nodiscard]] std::string_view parameter_name(ParameterRole role) const noexcept {
-    switch (role) {
-      case ParameterRole::lora_A:
-        return blocks_.whole() ? "lora_A.weight" : "lora_A";  // loralib's name for loralib's layer
-      case ParameterRole::lora_B:
-        return blocks_.whole() ? "lora_B.weight" : "lora_B";
-      case ParameterRole::magnitude:
-        return "lora_magnitude_vector.weight";
-      case ParameterRole::lora_bias:
-        return "lora_B.bias";
-      default:
-        return "bias";
-    }
+    const bool is_factor = role == ParameterRole::lora_A || role == ParameterRole::lora_B;
+    if (blocks_.whole() || !is_factor) return lora::parameter_name(role);
+    return role == ParameterRole::lora_A ? "lora_A" : "lora_B";  // loralib's names for loralib's layer
   }
 
   [[nodiscard]] bool accepts(const LoraTape<Scalar>& tape) const noexcept {
-    return tape.inputs() == in_features_ && tape.extents() == std::array<Index, 3>{};
+    return tape.inputs() == in_features_ && tape.batch().extents == std::array<Index, 3>{};
   }
   void require_batch(const Operation& operation, const Batch& x, const LoraTape<Scalar>& tape) const {
     require_shape(operation, "x", tape.rows(), in_features_, x.rows, x.cols);
@@ -189,11 +201,7 @@ class LinearKind {
       const auto wanted = static_cast<std::size_t>(x.rows * x.cols);
       if (values_.size() < wanted) values_.resize(wanted);
     }
-    void assign(const Batch& x) noexcept {
-      Scalar* to = values_.data();
-      for (Index i = 0; i < x.rows; ++i)
-        for (Index j = 0; j < x.cols; ++j) *to++ = x(i, j);
-    }
+    void assign(const Batch& x) noexcept { copy_elements(x, MatrixView<Scalar>{values_.data(), x.rows, x.cols}); }
     [[nodiscard]] Batch batch(const LoraTape<Scalar>& tape) const noexcept {
       return {values_.data(), tape.rows(), tape.inputs(), tape.inputs(), 1};
     }
@@ -222,22 +230,6 @@ class LinearKind {
     for (Index i = 0; i < found.A.size(); ++i) factors.A.data()[i] = static_cast<Scalar>(found.A.data()[i]);
     for (Index i = 0; i < found.B.size(); ++i) factors.B.data()[i] = static_cast<Scalar>(found.B.data()[i]);
     return factors;
-  }
-
-  void start_factors(InitLoraWeights init, Index rank, std::uint64_t seed, const MatrixView<Scalar>& a,
-                     const MatrixView<Scalar>& b) const {
-    if (blocks_.whole() && init == InitLoraWeights::orthogonal) return initialize_orthogonal(seed, a, b);
-    if (blocks_.whole()) return initialize_factors(init, seed, a, b);
-    const RandomStream stream_a(seed, detail::stream_of_A);
-    if (init == InitLoraWeights::gaussian) {
-      fill_normal(a, 1.0 / static_cast<double>(rank), stream_a);
-    } else {
-      fill_uniform(a, 1.0 / std::sqrt(static_cast<double>(a.cols)), stream_a);
-    }
-    std::fill_n(b.data, b.rows * b.cols, Scalar(0));
-    if (init == InitLoraWeights::random) {
-      fill_uniform(b, 1.0 / std::sqrt(static_cast<double>(rank)), RandomStream(seed, detail::stream_of_B));
-    }
   }
 
   std::string_view name_;

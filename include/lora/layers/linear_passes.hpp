@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 
 #include "lora/adapter/tape.hpp"
 #include "lora/core/view.hpp"
@@ -25,52 +24,30 @@ namespace lora {
 /// A view of a layer's parts; const functions are reentrant and allocate only to grow the workspace. Pre: arguments
 /// have been checked.
 template <RealScalar ScalarType>
-class LinearPasses {
+class LinearPasses : public RowPasses<ScalarType> {
  public:
   using Scalar = ScalarType;
   using Batch = MatrixView<const Scalar>;
   static constexpr bool takes_dropout = true;
-  static constexpr bool one_mask_per_product = false;
-  static constexpr bool terms_are_cheap = true;
 
   LinearPasses(const WeightRef<Scalar>& weight, const OutputBlocks& blocks) noexcept
       : weight_(weight), blocks_(blocks) {}
 
-  [[nodiscard]] static Index rows(const Batch& x) noexcept { return x.rows; }
-  [[nodiscard]] static Index inputs(const Batch& x) noexcept { return x.cols; }
-  [[nodiscard]] static std::array<Index, 3> extents(const Batch& /*x*/) noexcept { return {}; }
+  [[nodiscard]] static BatchShape shape(const Batch& x) noexcept { return {x.rows, x.cols}; }
   [[nodiscard]] static Batch middle_rows(const Batch& x, Index first, Index count) noexcept {
     return x.middle_rows(first, count);
   }
-  struct Shape {
-    Index rows;
-    Index cols;
-  };
-  [[nodiscard]] Shape down_shape(const Batch& x, Index rank) const noexcept { return {x.rows, rank}; }
-  [[nodiscard]] Shape unscaled_shape(const Batch& x) const noexcept { return {x.rows, blocks_.outputs}; }
-  /// The same for the pass that filled a tape.
-  [[nodiscard]] Shape kept_shape(const LoraTape<Scalar>& tape, Index rank) const noexcept {
-    return {tape.rows(), rank};
+  [[nodiscard]] MatrixShape unscaled_shape(const BatchShape& batch) const noexcept {
+    return {batch.rows, blocks_.outputs};
   }
-  [[nodiscard]] Shape kept_unscaled_shape(const LoraTape<Scalar>& tape) const noexcept {
-    return {tape.rows(), blocks_.outputs};
-  }
-  [[nodiscard]] Shape answer_shape(const LoraTape<Scalar>& tape) const noexcept { return kept_unscaled_shape(tape); }
+  [[nodiscard]] MatrixShape answer_shape(const BatchShape& batch) const noexcept { return unscaled_shape(batch); }
 
-  /// The rows of a batch in the order of their groups.
-  class Gathered {
-   public:
-    Gathered(const Batch& x, const RowGroups& groups, Workspace& workspace)
-        : memory_(workspace.matrix<Scalar>(x.rows, x.cols)) {
-      groups.gather<Scalar>(x, memory_);
-    }
-    [[nodiscard]] Batch batch() const noexcept { return memory_; }
-
-   private:
-    ScratchMatrix<Scalar> memory_;
-  };
-  [[nodiscard]] static Gathered gather(const Batch& x, const RowGroups& groups, Workspace& workspace) {
-    return Gathered(x, groups, workspace);
+  /// Calls body with the rows of a batch in the order of their groups.
+  template <class Body>
+  static void with_gathered(const Batch& x, const RowGroups& groups, Workspace& workspace, const Body& body) {
+    const auto rows = workspace.matrix<Scalar>(x.rows, x.cols);
+    groups.gather<Scalar>(x, rows);
+    body(Batch(rows));
   }
 
   void forward(const Batch& x, const FactorPass<Scalar>& pass, const MatrixView<Scalar>& y, BaseProduct base,
@@ -82,7 +59,7 @@ class LinearPasses {
     if (base == BaseProduct::keep) return up.add_to(y);
     if (pass.factors == nullptr) return multiply(x, pass, pass.bias, up, y, workspace);
     const MatrixView<Scalar> z = pass.z.data != nullptr ? pass.z : y;
-    if (!pass.masked()) {
+    if (!pass.any_mask()) {
       multiply(x, pass, nullptr, up, z, workspace);
       kernels::scale_columns(MatrixView<const Scalar>(z), pass.factors, pass.bias, y, workspace);
       return;
@@ -105,11 +82,6 @@ class LinearPasses {
     kernels::scale_columns(dy, pass.factors, static_cast<const Scalar*>(nullptr),
                            static_cast<const MatrixView<Scalar>&>(dz), workspace);
     differentiate(x, pass, dy, dz, dx, base, workspace);
-  }
-
-  /// target[j] += scale * the sum of column j of dY.
-  static void add_output_sums(const MatrixView<const Scalar>& dy, Scalar scale, Scalar* target, Workspace& workspace) {
-    kernels::add_column_sums(dy, scale, target, workspace);
   }
 
  private:

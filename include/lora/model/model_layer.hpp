@@ -95,8 +95,8 @@ class ModelLayer {
   [[nodiscard]] virtual bool merged() const noexcept = 0;
   /// A copy. @throws std::bad_alloc
   [[nodiscard]] virtual LayerMode mode() const = 0;
-  /// Returns to an earlier mode; adapters and factors must be as they were then. Allocates only if an adapter was
-  /// unmerged since; without memory that one stays unmerged.
+  /// Returns to an earlier mode; adapters and factors must be as they were then. Allocates only if adapters were
+  /// unmerged since; without memory those stay unmerged.
   virtual void restore(const LayerMode& former) noexcept = 0;
   virtual void train() = 0;
   virtual void eval() = 0;
@@ -216,7 +216,9 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
   }
   [[nodiscard]] std::vector<Index> row_choices(std::span<const std::string> names) const override {
     std::vector<Index> choices;
-    for (const std::string& name : names) choices.push_back(layer_.row_choice(name, /*unknown_is_base=*/true));
+    for (const std::string& name : names) {
+      choices.push_back(layer_.row_choice("set_row_adapters", name, /*unknown_is_base=*/true));
+    }
     return choices;
   }
   void set_row_choices(std::vector<Index>& choices) noexcept override { layer_.row_choices_.swap(choices); }
@@ -268,8 +270,7 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
            layer_.stack_.key(common) == former.merged[common]) {
       ++common;
     }
-    layer_.stack_.truncate(layer_.weight_ref(), common);
-    layer_.mark_merged();
+    layer_.merging().truncate(common);
     if (common == former.merged.size()) return;
     try {
       std::vector<Index> positions;

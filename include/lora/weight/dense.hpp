@@ -74,12 +74,32 @@ inline void check_dense(const void* data, Index rows, Index cols, Index row_stri
 
 }  // namespace detail
 
+/// The products of a weight in plain memory, in either orientation; `Weight` derives from this and has a view() of W.
+template <class Weight, RealScalar Scalar>
+class DenseProducts {
+ public:
+  /// Y = X W^T + bias + U F; see FrozenWeight. Packs W panel by panel into the workspace.
+  void product(const MatrixView<const Scalar>& x, const Scalar* bias, const LowRankTerm<Scalar>& term,
+               const MatrixView<Scalar>& y, Workspace& workspace) const {
+    kernels::dense_product(w(), x, bias, term.down, term.up, y, workspace);
+  }
+  /// dX = dY W + V F; see FrozenWeight.
+  void product_transposed(const MatrixView<const Scalar>& dy, const LowRankTerm<Scalar>& term,
+                          const MatrixView<Scalar>& dx, Workspace& workspace) const {
+    kernels::dense_product_transposed(w(), dy, term.down, term.up, dx, workspace);
+  }
+  [[nodiscard]] Index tile_count() const noexcept { return detail::DenseTiling<const Scalar>{w()}.count(); }
+
+ private:
+  [[nodiscard]] MatrixView<const Scalar> w() const noexcept { return static_cast<const Weight&>(*this).view(); }
+};
+
 /// A view of a weight in memory that the caller owns and keeps alive: an Eigen matrix, map or block, a raw buffer, a
 /// mapped file. Nothing is copied; merging writes into that memory; if it is const, merging is refused. A weight that
 /// is still merged when this object is destroyed stays merged. Movable but not copyable, since two layers must not
 /// merge into the same memory.
 template <RealScalar ScalarType>
-class DenseWeight {
+class DenseWeight : public DenseProducts<DenseWeight<ScalarType>, ScalarType> {
  public:
   using Scalar = ScalarType;
 
@@ -105,24 +125,10 @@ class DenseWeight {
   /// The viewed memory, out_features x in_features.
   [[nodiscard]] MatrixView<const Scalar> view() const noexcept { return w_; }
 
-  /// Y = X W^T + bias + U F; see FrozenWeight. Packs W panel by panel into the workspace.
-  void product(const MatrixView<const Scalar>& x, const Scalar* bias, const LowRankTerm<Scalar>& term,
-               const MatrixView<Scalar>& y, Workspace& workspace) const {
-    kernels::dense_product(view(), x, bias, term.down, term.up, y, workspace);
-  }
-
-  /// dX = dY W + V F; see FrozenWeight.
-  void product_transposed(const MatrixView<const Scalar>& dy, const LowRankTerm<Scalar>& term,
-                          const MatrixView<Scalar>& dx, Workspace& workspace) const {
-    kernels::dense_product_transposed(view(), dy, term.down, term.up, dx, workspace);
-  }
-
   /// See ReadableWeight. @throws ShapeError
   void read(Index first_output, Index first_input, const MatrixView<Scalar>& out) const {
     detail::read_dense("DenseWeight::read", view(), first_output, first_input, out);
   }
-
-  [[nodiscard]] Index tile_count() const noexcept { return detail::DenseTiling<Scalar>{w_}.count(); }
 
   /// @throws StateError when the memory is const.
   [[nodiscard]] WeightTile<Scalar> tile(Index t) {

@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <utility>
 
-#include "lora/kernels/dense_product.hpp"
 #include "lora/weight/dense.hpp"
 #include "lora/weight/frozen_weight.hpp"
 
@@ -17,7 +16,7 @@ namespace lora {
 /// Copying copies the matrix; a moved-from object must not be used. The const functions are safe to call from many
 /// threads at once, each with its own workspace.
 template <RealScalar Scalar_>
-class MatrixWeight {
+class MatrixWeight : public DenseProducts<MatrixWeight<Scalar_>, Scalar_> {
  public:
   using Scalar = Scalar_;
 
@@ -46,18 +45,6 @@ class MatrixWeight {
   /// W, out_features x in_features.
   [[nodiscard]] MatrixView<const Scalar> view() const noexcept { return view_of_w(matrix_.data()); }
 
-  /// Y = X W^T + bias + U F; see FrozenWeight.
-  void product(const MatrixView<const Scalar>& x, const Scalar* bias, const LowRankTerm<Scalar>& term,
-               const MatrixView<Scalar>& y, Workspace& workspace) const {
-    kernels::dense_product(view(), x, bias, term.down, term.up, y, workspace);
-  }
-
-  /// dX = dY W + V F; see FrozenWeight.
-  void product_transposed(const MatrixView<const Scalar>& dy, const LowRankTerm<Scalar>& term,
-                          const MatrixView<Scalar>& dx, Workspace& workspace) const {
-    kernels::dense_product_transposed(view(), dy, term.down, term.up, dx, workspace);
-  }
-
   /// See ReadableWeight. @throws ShapeError
   void read(Index first_output, Index first_input, const MatrixView<Scalar>& out) const {
     detail::read_dense("MatrixWeight::read", view(), first_output, first_input, out);
@@ -66,7 +53,6 @@ class MatrixWeight {
   /// Always true: the matrix is this object's own.
   [[nodiscard]] bool writable() const noexcept { return true; }
 
-  [[nodiscard]] Index tile_count() const noexcept { return detail::DenseTiling<const Scalar>{view()}.count(); }
   [[nodiscard]] WeightTile<Scalar> tile(Index t) noexcept {
     return detail::DenseTiling<Scalar>{view_of_w(matrix_.data())}.tile(t);
   }

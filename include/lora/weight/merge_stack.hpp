@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "lora/core/executor.hpp"
@@ -17,7 +18,7 @@ namespace lora {
 
 /// What is kept while updates are merged into a weight: one MergeUndo each, in the order of merging. Number i holds the
 /// difference between W_i and W_(i-1), where W_i = round(W_(i-1) + delta_i), so only the last one can be undone
-/// directly; removing an inner one undoes those above it and merges them again.
+/// directly; removing an inner one undoes those above it and merges them again (replace()).
 ///
 /// Keys are the caller's names for the updates. Pass every function the weight that the stack belongs to.
 template <RealScalar Scalar>
@@ -52,22 +53,28 @@ class MergeStack {
     }
   }
 
-  /// Takes out the updates for which `leaves(key)` is true: the weight is then, bit for bit, as if only the others had
-  /// been merged, in their order. `update_of(key)` returns the update that was pushed under a key, without output
-  /// factors: an update that has output factors can stay only if it is below all that leave. Does not throw if all that
-  /// leave are above all that stay. @throws std::bad_alloc, or StateError when a sum without the removed updates is not
-  /// finite. In both cases the updates to remove are out; of the updates that were above the lowest of them, the first
-  /// few may be merged again and the rest are out.
-  void remove(std::string_view operation, WeightRef<Scalar> weight, FunctionRef<bool(Key)> leaves,
-              FunctionRef<LowRankUpdate<Scalar>(Key)> update_of) {
-    std::size_t first = 0;
-    while (first < size() && !leaves(key(first))) ++first;
-    std::vector<Key> stay;
-    for (std::size_t i = first; i < size(); ++i) {
-      if (!leaves(key(i))) stay.push_back(key(i));
+  /// Takes out the updates merged after the first `size`, and lets `push_others` push others in their place. If that
+  /// throws, all is as before, bit for bit: the undos of the former updates are kept until then. @throws
+  /// std::bad_alloc, and what push_others throws
+  void replace(WeightRef<Scalar> weight, std::size_t size, FunctionRef<void()> push_others) {
+    const auto tail = static_cast<std::ptrdiff_t>(size);
+    const std::vector<Key> keys(keys_.begin() + tail, keys_.end());
+    std::vector<MergeUndo<Scalar>> undos(keys.size());
+    for (std::size_t i = keys.size(); i-- > 0;) undos_[size + i].unmerge(weight);
+    std::move(undos_.begin() + tail, undos_.end(), undos.begin());
+    undos_.erase(undos_.begin() + tail, undos_.end());
+    keys_.erase(keys_.begin() + tail, keys_.end());
+    try {
+      push_others();
+    } catch (...) {
+      truncate(weight, size);
+      for (std::size_t i = 0; i < keys.size(); ++i) {  // into memory that these vectors have kept
+        undos[i].merge_again(weight);
+        undos_.push_back(std::move(undos[i]));
+        keys_.push_back(keys[i]);
+      }
+      throw;
     }
-    truncate(weight, first);
-    for (const Key k : stay) push(operation, weight, k, update_of(k));
   }
 
   /// Writes W0 to `out` (out_features x in_features, any strides), bit for bit, while `weight` stays merged. Holds no

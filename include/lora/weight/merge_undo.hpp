@@ -32,21 +32,6 @@ namespace lora {
 template <RealScalar Scalar>
 class MergeUndo {
  public:
-  MergeUndo() = default;
-  MergeUndo(const MergeUndo& other)
-      : delta_(other.delta_),
-        factors_(other.factors_),
-        reciprocals_(other.reciprocals_),
-        codes_(other.codes_.size()),
-        exceptions_(other.exceptions_),
-        copy_(other.copy_) {
-    std::copy(other.codes_.data(), other.codes_.data() + codes_.size(), codes_.data());
-  }
-  MergeUndo(MergeUndo&&) noexcept = default;
-  MergeUndo& operator=(const MergeUndo& other) { return *this = MergeUndo(other); }
-  MergeUndo& operator=(MergeUndo&&) noexcept = default;
-  ~MergeUndo() = default;
-
   /// W <- f (.) (W + s*B*A): row j is multiplied by output_factors[j], if there are any.
   ///   merged(j, i) = round(round(W(j, i) + delta(j, i)) * f_j)
   /// `output_factors`: out_features scalars or none. @throws ShapeError when their number is neither 0 nor
@@ -90,6 +75,23 @@ class MergeUndo {
     if (empty()) return;
     const DefaultFloatingPoint environment;
     restore(weight, weight.out_features() * weight.in_features());
+  }
+
+  /// Merges the same update again, after unmerge(): the weight gets the bits that merge() gave it. No allocation.
+  void merge_again(WeightRef<Scalar> weight) noexcept {
+    if (empty()) return;
+    const DefaultFloatingPoint environment;
+    std::array<Scalar, piece_size> scratch;
+    std::int8_t* codes = codes_.data();
+    for (TilePieces<Scalar> pieces(weight); pieces.next();) {
+      const WeightTile<Scalar>& piece = pieces.piece();
+      if (copy_.empty()) {
+        apply_piece(piece, codes, scratch.data());
+        codes += piece.lines * piece.length;
+      } else {
+        add_piece(piece, scratch.data());
+      }
+    }
   }
 
   /// Writes W as it was before merge() to `out` (out_features x in_features, any strides), while `weight` stays merged.
@@ -174,9 +176,7 @@ class MergeUndo {
     while (pieces.next()) {
       const WeightTile<Scalar>& piece = pieces.piece();
       reserve_exceptions(static_cast<std::size_t>(piece.lines * piece.length));
-      std::int8_t* const codes = codes_.data() + done;
-      const auto update = factors_.empty() ? delta_.update(kernels::UpdateStep::apply, piece, codes, originals.data())
-                                           : apply_scaled(piece, codes, originals.data());
+      const kernels::ExactUpdate update = apply_piece(piece, codes_.data() + done, originals.data());
       exceptions_.insert(exceptions_.end(), originals.data(), originals.data() + update.exceptions);
       done += piece.lines * piece.length;
       if (!update.applied) return Outcome::not_finite;
@@ -185,9 +185,10 @@ class MergeUndo {
     return Outcome::complete;
   }
 
-  // Applies the update to all of a piece, finite or not, as the fused kernel does.
-  kernels::ExactUpdate apply_scaled(const WeightTile<Scalar>& piece, std::int8_t* codes,
-                                    Scalar* originals) const noexcept {
+  // Applies the update to all of a piece, finite or not.
+  kernels::ExactUpdate apply_piece(const WeightTile<Scalar>& piece, std::int8_t* codes,
+                                   Scalar* originals) const noexcept {
+    if (factors_.empty()) return delta_.update(kernels::UpdateStep::apply, piece, codes, originals);
     kernels::ExactUpdate total{.applied = true};
     std::array<Scalar, piece_size> delta;
     evaluate(piece, delta.data());
@@ -272,23 +273,29 @@ class MergeUndo {
     std::array<Scalar, piece_size> delta;
     TilePieces<Scalar> pieces(weight);
     while (finite && pieces.next()) {
-      const WeightTile<Scalar>& piece = pieces.piece();
-      evaluate(piece, delta.data());
-      done += piece.lines * piece.length;
-      for (Index l = 0; l < piece.lines; ++l) {
-        Scalar* const weights = piece.data + l * piece.line_stride;
-        const Scalar* const deltas = delta.data() + l * piece.length;
-        for (Index p = 0; p < piece.length; ++p) {
-          const Scalar value = merged_value(piece, l, p, weights[p], deltas[p]);
-          finite = finite && kernels::detail::finite(deltas[p]) &&
-                   (kernels::detail::finite(value) || !kernels::detail::finite(weights[p]));
-          weights[p] = value;
-        }
-      }
+      finite = add_piece(pieces.piece(), delta.data());
+      done += pieces.piece().lines * pieces.piece().length;
     }
     if (finite) return;
     restore(weight, done);
     refuse(operation);
+  }
+
+  // Applies the update to all of a piece without codes, and returns whether all stayed finite. `delta` is scratch.
+  bool add_piece(const WeightTile<Scalar>& piece, Scalar* delta) const noexcept {
+    evaluate(piece, delta);
+    bool finite = true;
+    for (Index l = 0; l < piece.lines; ++l) {
+      Scalar* const weights = piece.data + l * piece.line_stride;
+      const Scalar* const deltas = delta + l * piece.length;
+      for (Index p = 0; p < piece.length; ++p) {
+        const Scalar value = merged_value(piece, l, p, weights[p], deltas[p]);
+        finite = finite && kernels::detail::finite(deltas[p]) &&
+                 (kernels::detail::finite(value) || !kernels::detail::finite(weights[p]));
+        weights[p] = value;
+      }
+    }
+    return finite;
   }
 
   [[nodiscard]] Scalar merged_value(const WeightTile<Scalar>& piece, Index line, Index position, Scalar weight,
