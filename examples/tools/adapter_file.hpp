@@ -225,6 +225,14 @@ inline void require_no_start(const AdapterFile& adapter, std::string_view operat
                                      : "one with init_lora_weights olora, whose start is a part of the base weight");
 }
 
+/// For an adapter of llama.cpp, which ignores whole tensors in it: leaves them out, each with a warning.
+inline void leave_out_norms(AdapterFile& adapter) {
+  for (const auto& [name, tensor] : adapter.weights.saved) {
+    adapter.warnings.push_back("tensor " + in_quotes(name) + ", which llama.cpp does not apply, is left out");
+  }
+  adapter.weights.saved.clear();
+}
+
 /// `config` for `weights` that were computed here: targets, ranks, alphas, biases and modules to save are those of
 /// `weights`, and the start is the plain one.
 [[nodiscard]] inline LoraModelConfig config_of(LoraModelConfig config, const AdapterWeights<float>& weights) {

@@ -66,14 +66,6 @@ namespace detail {
   return GgufHeads{heads, heads_kv > 0 ? heads_kv : heads};
 }
 
-// What llama.cpp ignores in an adapter is not merged either.
-inline void leave_out_norms(AdapterFile& adapter) {
-  for (const auto& [name, tensor] : adapter.weights.saved) {
-    adapter.warnings.push_back("tensor " + in_quotes(name) + ", which llama.cpp does not apply, is left out");
-  }
-  adapter.weights.saved.clear();
-}
-
 [[nodiscard]] inline AdapterFile with_names_of(const GgufFile& model, AdapterFile adapter) {
   GgufOptions options;
   options.rename = llama_cpp_name;
@@ -112,7 +104,7 @@ inline void leave_out_norms(AdapterFile& adapter) {
     }
     adapter = read_adapter(path, name, options);
   }
-  detail::leave_out_norms(adapter);
+  leave_out_norms(adapter);
   return adapter;
 }
 

@@ -42,7 +42,9 @@ class CheckpointWriter {
   CheckpointWriter(const Checkpoint& source, const Changes& changes, const std::string& doing)
       : source_(source), changes_(changes), progress_(doing, source.bytes()) {
     for (const auto& [name, tensor] : changes.tensors) {
-      if (!source.find(name)) added_.push_back(name);
+      const auto there = source.find(name);
+      if (!there) added_.push_back(name);
+      keeps_index_ = keeps_index_ && there && there->shape == tensor.shape;
     }
   }
 
@@ -52,7 +54,7 @@ class CheckpointWriter {
       const auto file = folder ? path / shard.name() : path;
       shard.gguf() != nullptr ? write_gguf(shard, file) : write_safetensors(shard, file);
     }
-    if (!source_.index().empty()) write_text(path / source_.index_name(), added_.empty() ? source_.index() : index());
+    if (!source_.index().empty()) write_text(path / source_.index_name(), keeps_index_ ? source_.index() : index());
     if (!folder) return;
     if (!changes_.config.empty()) write_text(path / "config.json", changes_.config);
     std::error_code ignored;
@@ -181,6 +183,7 @@ class CheckpointWriter {
   const Changes& changes_;
   Progress progress_;
   std::vector<std::string> added_;
+  bool keeps_index_ = true;
 };
 
 }  // namespace detail

@@ -45,6 +45,7 @@ GgufOptions gguf_options(const Arguments& arguments, bool writing) {
 
 AdapterFile read_input(const Arguments& arguments, const GgufOptions& options) {
   AdapterFile read = read_adapter(arguments.input, arguments.adapter_name, options);
+  if (is_gguf(arguments.input) && !is_gguf(arguments.output)) leave_out_norms(read);
   for (const auto& warning : read.warnings) warn(warning);
   require_finite(read.weights);
   return read;

@@ -29,10 +29,13 @@ std::string names_of_commands(const CLI::App& app) {
 }
 
 int run(CLI::App& app, int argc, char** argv) {
-  if (argc < 2) return report(wrong_usage, "expected a command: " + names_of_commands(app) + " (see lora --help)");
-  const std::string first = argv[1];
+  const std::string first = argc < 2 ? "" : argv[1];
+  const bool asks_for_help = first == "--help" || first == "-h";
+  if (first.empty() || (first.starts_with('-') && !asks_for_help)) {
+    return report(wrong_usage, "expected a command: " + names_of_commands(app) + " (see lora --help)");
+  }
   const auto has_name = [&](const CLI::App* command) { return command->get_name() == first; };
-  if (!first.starts_with('-') && app.get_subcommands(has_name).empty()) {
+  if (!asks_for_help && app.get_subcommands(has_name).empty()) {
     return report(wrong_usage, "there is no command \"" + first + "\"; the commands are " + names_of_commands(app));
   }
   try {

@@ -312,7 +312,8 @@ class MergePlan {
   void set_values(const std::string& name, const TensorView& from, Change change) {
     const Dtype stored = dtype_of_result(name);
     changes_.tensors[name] = {stored, from.shape, [name, stored, from, change](const SafetensorsWriter::Sink& sink) {
-                                Matrix<double> values(1, from.size());
+                                const Index rows = from.shape.size() < 2 ? 1 : from.shape.front();
+                                Matrix<double> values(rows, rows == 0 ? 0 : from.size() / rows);
                                 from.copy_to(std::span<double>(values.data(), static_cast<std::size_t>(values.size())));
                                 change(values);
                                 std::vector<std::byte> bytes;

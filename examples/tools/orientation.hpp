@@ -34,7 +34,7 @@ struct StoredAs {
 class Orientation {
  public:
   Orientation(const Checkpoint& base, const AdapterFile& adapter, const std::string& prefix, const StoredAs& named)
-      : named_(named), fan_in_fan_out_(adapter.config.lora.fan_in_fan_out) {
+      : named_(named), fan_in_fan_out_(adapter.config.lora.fan_in_fan_out && base.gguf() == nullptr) {
     for (const auto& [name, module] : adapter.weights.modules) {
       const auto tensor = base.find(prefix + name + ".weight");
       if (tensor && module.kind == ModuleKind::linear && has_conv1d_name(name)) learn(by_shape(module, *tensor));

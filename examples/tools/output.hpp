@@ -89,13 +89,15 @@ class Staging {
       ::rmdir(folder_.c_str());
       throw_io_error("output", folder_, "to create a file in it", error_number);
     }
-    // Another run may have taken the folder for a leftover before it was locked.
-    if (lock.open() && holds(lock)) lock_ = std::move(lock);
+    // Another run may have taken the folder for a leftover before it was locked. Where nothing can be locked, no run
+    // takes a folder for one.
+    const bool taken = lock.open() && ::flock(lock.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    if (lock.open() && !taken && is_linked(lock)) lock_ = std::move(lock);
   }
 
-  [[nodiscard]] static bool holds(const FileDescriptor& lock) {
+  [[nodiscard]] static bool is_linked(const FileDescriptor& file) {
     struct stat status {};
-    return ::flock(lock.get(), LOCK_EX | LOCK_NB) == 0 && ::fstat(lock.get(), &status) == 0 && status.st_nlink > 0;
+    return ::fstat(file.get(), &status) == 0 && status.st_nlink > 0;
   }
 
   /// Owns a leftover, or nothing if its run lives.
@@ -103,7 +105,7 @@ class Staging {
     Staging left;
     FileDescriptor lock(::open((folder / "lock").c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
     if (!lock.open() && errno == ENOENT) ::rmdir(folder.c_str());
-    if (lock.open() && holds(lock)) {
+    if (lock.open() && ::flock(lock.get(), LOCK_EX | LOCK_NB) == 0 && is_linked(lock)) {
       left.folder_ = folder;
       left.lock_ = std::move(lock);
     }
@@ -144,14 +146,23 @@ inline void sync_folder(const std::filesystem::path& folder) {
   if (directory.open()) static_cast<void>(::fsync(directory.get()));
 }
 
-/// Whether the error says that the system cannot do what a flag of renameat2 asks for.
-[[nodiscard]] inline bool lacks_flag(int error_number) {
+/// Whether the error says that the system cannot rename in this way.
+[[nodiscard]] inline bool cannot_rename_so(int error_number) {
   return error_number == EINVAL || error_number == ENOSYS || error_number == EOPNOTSUPP || error_number == EPERM;
 }
 
-[[nodiscard]] inline bool rename_with(const std::filesystem::path& from, const std::filesystem::path& to,
-                                      unsigned flags) {
+enum class Renaming { into_free_place, exchange };
+
+/// False with errno ENOSYS where the system has no such call.
+[[nodiscard]] inline bool rename_as(Renaming how, const std::filesystem::path& from, const std::filesystem::path& to) {
+#if defined(RENAME_EXCHANGE) && defined(RENAME_NOREPLACE)
+  const unsigned flags = how == Renaming::exchange ? RENAME_EXCHANGE : RENAME_NOREPLACE;
   return ::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), flags) == 0;
+#else
+  static_cast<void>(how), static_cast<void>(from), static_cast<void>(to);
+  errno = ENOSYS;
+  return false;
+#endif
 }
 
 /// Gives `to` the entry `from`: files share their data, links are made anew, folders are walked.
@@ -224,8 +235,8 @@ class Output {
       put_in_free_place(from);
     } else if (!is_folder(path_)) {
       if (std::rename(from.c_str(), target_.c_str()) != 0) fail();
-    } else if (!detail::rename_with(from, target_, RENAME_EXCHANGE)) {
-      if (!detail::lacks_flag(errno)) fail();
+    } else if (!detail::rename_as(detail::Renaming::exchange, from, target_)) {
+      if (!detail::cannot_rename_so(errno)) fail();
       exchange_by_steps(from);
     }
     detail::sync_folder(unit().parent_path());
@@ -307,8 +318,8 @@ class Output {
 
   void put_in_free_place(const std::filesystem::path& from) const {
     const auto to = unit();
-    if (detail::rename_with(from, to, RENAME_NOREPLACE)) return;
-    if (!detail::lacks_flag(errno) && errno != EEXIST) fail();
+    if (detail::rename_as(detail::Renaming::into_free_place, from, to)) return;
+    if (!detail::cannot_rename_so(errno) && errno != EEXIST) fail();
     std::error_code ignored;
     if (std::filesystem::exists(std::filesystem::symlink_status(to, ignored))) {
       refuse("a path where nothing is (--force overwrites)", "what another program has written meanwhile");
