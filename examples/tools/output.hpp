@@ -129,7 +129,8 @@ class Staging {
       if (!settled()) return;
       std::filesystem::remove_all(fresh(), ignored);
       std::filesystem::remove_all(old(), ignored);
-      // Last, because without it the rest would no longer be known as a leftover.
+      // The lock goes last: without it the rest would no longer be known as a leftover.
+      if (std::filesystem::exists(fresh(), ignored) || std::filesystem::exists(old(), ignored)) return;
       std::filesystem::remove(folder_ / "lock", ignored);
       std::filesystem::remove(folder_, ignored);
     } catch (const std::exception&) {

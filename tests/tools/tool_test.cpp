@@ -244,29 +244,35 @@ TEST_F(Tool, MemoryDoesNotGrowWithTheCheckpoint) {
   EXPECT_LT(run.max_resident_kib, checkpoint_kib / 2);
 }
 
-// A base for an adapter, by its listing; its values are one random block after another.
+// A base for an adapter, by its listing; its values are one random block after another, in two bytes each.
 class BaseFor {
  public:
-  explicit BaseFor(const nlohmann::json& listing) {
+  explicit BaseFor(const nlohmann::json& listing) : block_(bits_of(dtype) / 8 * 256 * 256) {
+    const Matrix<float> values = random_matrix<float>(256, 256, 1);
+    encode(dtype, std::span<const float>(values.data(), 256 * 256), block_.data());
     for (const auto& module : listing.at("modules")) {
       add(module.at("name").get<std::string>() + ".weight",
           {module.at("out").get<Index>(), module.at("in").get<Index>()});
     }
     for (const auto& [tensor, shape] : listing.at("saved").items()) add(tensor, shape.get<std::vector<Index>>());
   }
+  BaseFor(const BaseFor&) = delete;
+  BaseFor& operator=(const BaseFor&) = delete;
   void write(const std::string& path) const { writer_.write(path); }
 
  private:
+  static constexpr Dtype dtype = Dtype::BF16;
+
   void add(const std::string& name, const std::vector<Index>& shape) {
-    std::size_t bytes = sizeof(float);
+    std::size_t bytes = bits_of(dtype) / 8;
     for (const Index extent : shape) bytes *= static_cast<std::size_t>(extent);
-    writer_.add_stream(name, Dtype::F32, shape, [this, bytes](const SafetensorsWriter::Sink& sink) {
-      const auto block = std::as_bytes(std::span(block_.data(), static_cast<std::size_t>(block_.size())));
+    writer_.add_stream(name, dtype, shape, [this, bytes](const SafetensorsWriter::Sink& sink) {
+      const std::span<const std::byte> block(block_);
       for (std::size_t i = 0; i < bytes; i += block.size()) sink(block.first(std::min(block.size(), bytes - i)));
     });
   }
 
-  Matrix<float> block_ = random_matrix<float>(256, 256, 1);
+  std::vector<std::byte> block_;
   SafetensorsWriter writer_;
 };
 
