@@ -8,4 +8,6 @@ function(lora_add_tool)
   file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/examples/tools/*.cpp)
   lora_add_program(lora_tool lora bin ${sources})
   target_link_libraries(lora_tool PRIVATE lora::io lora::compiled CLI11::CLI11)
+  # Parsed once for all commands.
+  target_precompile_headers(lora_tool PRIVATE <CLI/CLI.hpp> <Eigen/Core> <nlohmann/json.hpp>)
 endfunction()

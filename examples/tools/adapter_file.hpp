@@ -1,20 +1,26 @@
 // Reads an adapter from a PEFT directory, a GGUF file, or a safetensors file with pairs of factors.
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <cmath>
+#include <cstdint>
 #include <filesystem>
-#include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "checkpoint.hpp"
 #include "lora/core/error.hpp"
+#include "lora/core/number_text.hpp"
 #include "lora/io/gguf.hpp"
 #include "lora/io/peft_directory.hpp"
 #include "lora/io/safetensors.hpp"
 #include "lora/model/adapter_weights.hpp"
+#include "lora/model/described_config.hpp"
 #include "lora/model/model_config.hpp"
 
 namespace lora::tools {
@@ -54,6 +60,37 @@ inline constexpr std::array<std::pair<std::string_view, std::string_view>, 4> pa
   return std::nullopt;
 }
 
+[[nodiscard]] inline double scaling_from_alpha(const SafetensorsFile& file, const std::string& alpha, Index rank) {
+  const TensorView tensor = file.tensor(alpha);
+  if (tensor.size() != 1) {
+    throw FormatError("read adapter", file.label() + ", " + in_quotes(alpha), "one number", shape_text(tensor.shape));
+  }
+  double value = 0;
+  tensor.copy_to(std::span<double>(&value, 1));
+  return value / static_cast<double>(rank);
+}
+
+[[nodiscard]] inline ModuleWeights<float> read_pair(const SafetensorsFile& file, const TensorView& down,
+                                                    const TensorView& up) {
+  ModuleWeights<float> module;
+  module.A = rows_of(down);
+  module.B = rows_of(up);
+  const std::string argument = file.label() + ", " + in_quotes(down.name);
+  if (module.A.size() == 0 || module.B.size() == 0 || module.A.rows() != module.B.cols()) {
+    throw FormatError("read adapter", argument, std::to_string(module.B.cols()) + " rows, as the other factor",
+                      std::to_string(module.A.rows()));
+  }
+  const auto dimensions = static_cast<int>(down.shape.size()) - 2;
+  if (dimensions > 3) {
+    throw FormatError("read adapter", argument, "a factor of at most 5 dimensions", shape_text(down.shape));
+  }
+  if (dimensions > 0) {
+    module.kernel_size.assign(down.shape.begin() + 2, down.shape.end());
+    module.kind = static_cast<ModuleKind>(static_cast<int>(ModuleKind::conv1d) + dimensions - 1);
+  }
+  return module;
+}
+
 }  // namespace detail
 
 /// Whether a safetensors file holds pairs of low-rank factors.
@@ -65,59 +102,168 @@ inline constexpr std::array<std::pair<std::string_view, std::string_view>, 4> pa
   return false;
 }
 
-/// Reads pairs of factors. A tensor "<module>.alpha" gives a module's alpha; without it the scaling is 1.
-/// @throws FormatError for a pair whose shapes do not match, or if there is no pair
+/// Reads pairs of factors. A tensor "<module>.alpha" gives a module's alpha; without it the scaling is 1. Every other
+/// tensor is left out with a warning.
+/// @throws FormatError for a pair whose shapes do not match, an alpha that is not one number, or if there is no pair
 [[nodiscard]] inline AdapterFile read_pairs(const SafetensorsFile& file) {
   AdapterFile adapter;
   adapter.format = "pairs";
+  std::set<std::string, std::less<>> used;
   for (const auto name : file.names()) {
     const auto pair = detail::module_and_partner(name);
     if (!pair || !file.contains(pair->second)) continue;
-    const auto down = file.tensor(name);
-    ModuleWeights<float> module;
-    module.A = detail::rows_of(down);
-    module.B = detail::rows_of(file.tensor(pair->second));
-    if (module.A.rows() != module.B.cols()) {
-      throw FormatError("read adapter", std::string(name),
-                        std::to_string(module.B.cols()) + " rows, as the other factor",
-                        std::to_string(module.A.rows()));
-    }
-    if (down.shape.size() > 2) {
-      module.kernel_size.assign(down.shape.begin() + 2, down.shape.end());
-      module.kind =
-          static_cast<ModuleKind>(static_cast<int>(ModuleKind::conv1d) + static_cast<int>(down.shape.size()) - 3);
-    }
+    ModuleWeights<float> module = detail::read_pair(file, file.tensor(name), file.tensor(pair->second));
     const std::string alpha = pair->first + ".alpha";
-    if (file.contains(alpha)) {
-      module.scaling = file.matrix<double>(alpha)(0, 0) / static_cast<double>(module.rank());
-    }
+    if (file.contains(alpha)) module.scaling = detail::scaling_from_alpha(file, alpha, module.rank());
     adapter.config.lora.rank = module.rank();
     adapter.config.lora.alpha = module.scaling * static_cast<double>(module.rank());
-    adapter.weights.modules.emplace(pair->first, std::move(module));
+    if (!adapter.weights.modules.emplace(pair->first, std::move(module)).second) {
+      throw FormatError("read adapter", file.label(), "one pair of factors for a module",
+                        in_quotes(pair->first) + " twice");
+    }
+    used.insert({std::string(name), pair->second, alpha});
   }
   if (adapter.weights.modules.empty())
     throw FormatError("read adapter", file.label(), "pairs of low-rank factors", "none");
+  for (const auto name : file.names()) {
+    if (!used.contains(name))
+      adapter.warnings.push_back("tensor " + in_quotes(name) + " is no part of a pair: left out");
+  }
   return adapter;
 }
 
+/// Whether `path` is read as an adapter rather than a checkpoint. @throws IoError, FormatError
+[[nodiscard]] inline bool is_adapter(const std::filesystem::path& path) {
+  std::error_code ignored;
+  if (std::filesystem::is_directory(path, ignored)) {
+    const auto is_there = [&](std::string_view name) {
+      return std::filesystem::exists(std::filesystem::symlink_status(path / name, ignored));
+    };
+    if (is_there(peft_config_file)) return true;
+    return !is_there("model.safetensors") && !is_there("model.safetensors.index.json") &&
+           !list_peft_adapters(path).empty();
+  }
+  if (is_gguf(path)) return GgufFile(path).is_adapter();
+  return path.extension() != ".json" && holds_pairs(SafetensorsFile::open(path));
+}
+
+/// `gguf` says how to rename and reorder the modules of a GGUF file.
 /// @throws IoError, FormatError, ConfigError
-[[nodiscard]] inline AdapterFile read_adapter(const std::filesystem::path& path, const std::string& name = "default") {
+[[nodiscard]] inline AdapterFile read_adapter(const std::filesystem::path& path, const std::string& name = "default",
+                                              const GgufOptions& gguf = {}) {
   AdapterFile adapter;
-  if (std::filesystem::is_directory(path)) {
+  std::error_code ignored;
+  if (std::filesystem::is_directory(path, ignored)) {
+    const auto folder = peft_adapter_path(path, name);
+    if (!std::filesystem::exists(std::filesystem::symlink_status(folder / peft_config_file, ignored))) {
+      std::string there;
+      for (const auto& other : list_peft_adapters(path))
+        there.append(there.empty() ? "" : ", ").append(in_quotes(other));
+      throw ConfigError("read adapter", in_quotes(path.native(), path.native().size()),
+                        "an adapter called " + in_quotes(name), there.empty() ? "no adapter" : "only " + there);
+    }
     auto read = read_peft_directory<float>(path, {.strict = true, .adapter = name});
     adapter = {"PEFT", std::move(read.config), std::move(read.weights), std::move(read.warnings), 0};
-    adapter.bytes = std::filesystem::file_size(peft_adapter_path(path, name) / peft_tensors_file);
+    adapter.bytes = std::filesystem::file_size(folder / peft_tensors_file, ignored);
     return adapter;
   }
-  if (path.extension() == ".gguf") {
-    auto read = read_gguf_adapter(path);
+  if (name != "default") {
+    throw ConfigError("read adapter", "--adapter", "a directory of PEFT with several adapters", "a file");
+  }
+  if (is_gguf(path)) {
+    auto read = read_gguf_adapter(path, gguf);
     adapter.format = "GGUF";
     adapter.weights = std::move(read.weights);
   } else {
     adapter = read_pairs(SafetensorsFile::open(path));
   }
-  adapter.bytes = std::filesystem::file_size(path);
+  adapter.bytes = std::filesystem::file_size(path, ignored);
   return adapter;
+}
+
+namespace detail {
+
+template <class Values>
+void require_finite_rows(const std::string& what, const Values& values) {
+  for (Index row = 0; row < values.rows(); ++row) {
+    if (values.row(row).allFinite()) continue;
+    throw StateError("check adapter", what + ", row " + std::to_string(row), "finite numbers", "an infinity or NaN");
+  }
+}
+
+}  // namespace detail
+
+/// @throws StateError naming the first tensor and row with an infinity or NaN
+inline void require_finite(const AdapterWeights<float>& weights) {
+  for (const auto& [name, module] : weights.modules) {
+    const std::string what = "module " + in_quotes(name) + ", ";
+    detail::require_finite_rows(what + "A", module.A);
+    detail::require_finite_rows(what + "B", module.B);
+    detail::require_finite_rows(what + "lora_bias", module.lora_bias);
+    detail::require_finite_rows(what + "magnitude", module.magnitude);
+    if (!std::isfinite(module.scaling)) {
+      throw StateError("check adapter", what + "scaling", "a finite number", lora::detail::number_text(module.scaling));
+    }
+  }
+  for (const auto& [name, saved] : weights.saved) {
+    const Index rows = saved.shape.empty() ? 1 : saved.shape.front();
+    const Index cols = rows == 0 ? 0 : static_cast<Index>(saved.values.size()) / rows;
+    detail::require_finite_rows("tensor " + in_quotes(name),
+                                Eigen::Map<const Matrix<float>>(saved.values.data(), rows, cols));
+  }
+}
+
+/// For commands that see no base weight: PiSSA and OLoRA compute their start from it, and it must be taken out again.
+/// @throws ConfigError
+inline void require_no_start(const AdapterFile& adapter, std::string_view operation, const std::string& path) {
+  const InitLoraWeights init = adapter.config.lora.init_lora_weights;
+  if (!takes_from_weight(init)) return;
+  throw ConfigError(
+      operation, in_quotes(path, path.size()),
+      "an adapter whose delta is s B A (PEFT: save_pretrained with path_initial_model_for_weight_conversion)",
+      init == InitLoraWeights::pissa ? "one with init_lora_weights pissa, whose start is a part of the base weight"
+                                     : "one with init_lora_weights olora, whose start is a part of the base weight");
+}
+
+/// For an adapter of llama.cpp, which ignores whole tensors in it: leaves them out, each with a warning.
+inline void leave_out_norms(AdapterFile& adapter) {
+  for (const auto& [name, tensor] : adapter.weights.saved) {
+    adapter.warnings.push_back("tensor " + in_quotes(name) + ", which llama.cpp does not apply, is left out");
+  }
+  adapter.weights.saved.clear();
+}
+
+/// `config` for `weights` that were computed here: targets, ranks, alphas, biases and modules to save are those of
+/// `weights`, and the start is the plain one.
+[[nodiscard]] inline LoraModelConfig config_of(LoraModelConfig config, const AdapterWeights<float>& weights) {
+  config = described_config(std::move(config), weights);
+  config.lora.init_lora_weights = InitLoraWeights::kaiming_uniform;
+  config.lora.pissa_niter = 0;
+  config.lora.bias = BiasMode::none;
+  config.modules_to_save.clear();
+  std::set<std::string> whole;
+  std::set<std::string> biased;
+  for (const auto& [name, saved] : weights.saved) {
+    const auto dot = name.rfind('.');
+    const std::string module = dot == std::string::npos ? std::string() : name.substr(0, dot);
+    const bool is_bias = name.substr(dot == std::string::npos ? 0 : dot + 1) == "bias";
+    const bool adapted = weights.modules.contains(module);
+    if (is_bias) biased.insert(module);
+    if (!is_bias && !adapted) whole.insert(module);
+  }
+  for (const auto& module : biased) {
+    if (whole.contains(module)) continue;
+    const bool adapted = weights.modules.contains(module);
+    if (adapted && config.lora.bias == BiasMode::none) config.lora.bias = BiasMode::lora_only;
+    if (!adapted) config.lora.bias = BiasMode::all;
+  }
+  config.modules_to_save.assign(whole.begin(), whole.end());
+  return config;
+}
+
+/// Whether an entry of a folder is part of an adapter in it.
+[[nodiscard]] inline bool belongs_to_adapter(std::string_view name) {
+  return name == peft_config_file || name == peft_tensors_file || name == "adapter_model.bin";
 }
 
 }  // namespace lora::tools

@@ -1,71 +1,202 @@
-// A checkpoint: one safetensors file, or the shards that an index file names.
+// A checkpoint: one safetensors or GGUF file, or the shards that an index file names.
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <filesystem>
-#include <fstream>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "lora/core/error.hpp"
+#include "lora/io/gguf_parser.hpp"
+#include "lora/io/mapped_file.hpp"
 #include "lora/io/safetensors.hpp"
+#include "output.hpp"
 
 namespace lora::tools {
 
-/// One file of a checkpoint.
-struct Shard {
-  std::string name;  ///< of the file
-  SafetensorsFile file;
+/// The text of a small file. @throws IoError for what is no regular file, FormatError for one of more than 256 MiB
+[[nodiscard]] inline std::string read_text(const std::filesystem::path& path) {
+  const MappedFile file(path);
+  constexpr std::size_t limit = std::size_t{1} << 28;
+  if (file.bytes().size() > limit) {
+    throw FormatError("read", in_quotes(path.native()), "a text of at most " + std::to_string(limit) + " bytes",
+                      std::to_string(file.bytes().size()) + " bytes");
+  }
+  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
+}
+
+/// An object in JSON; a discarded value for text that is not one, and for text nested more than 64 deep, whose
+/// recursive use could overflow the stack.
+[[nodiscard]] inline nlohmann::ordered_json parse_object(std::string_view text) {
+  using Json = nlohmann::ordered_json;
+  bool too_deep = false;
+  const auto shallow = [&](int depth, Json::parse_event_t, Json&) {
+    too_deep = too_deep || depth > 64;
+    return !too_deep;
+  };
+  auto json = Json::parse(text.begin(), text.end(), shallow, false);
+  return too_deep || !json.is_object() ? Json(Json::value_t::discarded) : json;
+}
+
+[[nodiscard]] inline bool is_gguf(const std::filesystem::path& path) { return path.extension() == ".gguf"; }
+
+/// A GGUF file, mapped. Its tensors have their shapes in the order of safetensors: rows first.
+struct GgufFile {
+  explicit GgufFile(const std::filesystem::path& path)
+      : label(in_quotes(path.native(), path.native().size())),
+        mapping(path),
+        contents(parse_gguf(mapping.bytes(), label)) {}
+
+  /// A string in the metadata; empty if there is none.
+  [[nodiscard]] std::string text(std::string_view key) const {
+    const auto found = contents.metadata.find(key);
+    const auto* value = found == contents.metadata.end() ? nullptr : std::get_if<std::string>(&found->second);
+    return value == nullptr ? std::string() : *value;
+  }
+  /// A number in the metadata; 0 if there is none.
+  [[nodiscard]] Index number(std::string_view key) const {
+    const auto found = contents.metadata.find(key);
+    if (found == contents.metadata.end()) return 0;
+    if (const auto* value = std::get_if<std::uint32_t>(&found->second)) return static_cast<Index>(*value);
+    const auto* value = std::get_if<std::uint16_t>(&found->second);
+    return value == nullptr ? 0 : static_cast<Index>(*value);
+  }
+  [[nodiscard]] bool is_adapter() const { return text("general.type") == "adapter"; }
+
+  std::string label;
+  MappedFile mapping;
+  GgufContents contents;
 };
 
-/// Opens `path`: a safetensors file, an index (*.safetensors.index.json), or a folder that holds either under the names
-/// of PEFT and transformers. Tensor data is read only when it is used.
+/// One file of a checkpoint.
+class Shard {
+ public:
+  /// @throws IoError, FormatError
+  explicit Shard(const std::filesystem::path& path) : name_(path.filename().string()) {
+    if (is_gguf(path)) {
+      gguf_ = std::make_shared<const GgufFile>(path);
+      require_one_model();
+      for (const GgufTensor& tensor : gguf_->contents.tensors) tensors_.push_back(view_of(tensor));
+    } else {
+      safetensors_ = SafetensorsFile::open(path);
+      for (const auto name : safetensors_->names()) tensors_.push_back(safetensors_->tensor(name));
+    }
+    std::sort(tensors_.begin(), tensors_.end(), by_name);
+  }
+
+  [[nodiscard]] const std::string& name() const noexcept { return name_; }
+  [[nodiscard]] const std::vector<TensorView>& tensors() const noexcept { return tensors_; }
+  [[nodiscard]] const TensorView* find(std::string_view name) const {
+    const TensorView wanted{{}, name, {}, {}, {}};
+    const auto found = std::lower_bound(tensors_.begin(), tensors_.end(), wanted, by_name);
+    return found != tensors_.end() && found->name == name ? &*found : nullptr;
+  }
+  void release(std::span<const std::byte> part) const noexcept {
+    gguf_ ? gguf_->mapping.release(part) : safetensors_->release(part);
+  }
+  /// Of a safetensors file; otherwise null.
+  [[nodiscard]] const SafetensorsFile* safetensors() const noexcept { return safetensors_ ? &*safetensors_ : nullptr; }
+  /// Of a GGUF file; otherwise null.
+  [[nodiscard]] const GgufFile* gguf() const noexcept { return gguf_.get(); }
+
+ private:
+  static bool by_name(const TensorView& a, const TensorView& b) { return a.name < b.name; }
+
+  void require_one_model() const {
+    if (gguf_->is_adapter()) throw FormatError("open checkpoint", gguf_->label, "a model", "an adapter");
+    if (gguf_->number("split.count") > 1) {
+      throw FormatError("open checkpoint", gguf_->label, "a whole model", "one of several files (split.count)");
+    }
+  }
+
+  [[nodiscard]] TensorView view_of(const GgufTensor& tensor) const {
+    std::size_t dimensions = tensor.extents.size();
+    while (dimensions > 1 && tensor.extents[dimensions - 1] == 1) --dimensions;
+    TensorView view{gguf_->label, tensor.name, tensor.dtype, {}, tensor.bytes};
+    for (std::size_t i = dimensions; i > 0; --i) view.shape.push_back(static_cast<Index>(tensor.extents[i - 1]));
+    return view;
+  }
+
+  std::string name_;
+  std::optional<SafetensorsFile> safetensors_;
+  std::shared_ptr<const GgufFile> gguf_;
+  std::vector<TensorView> tensors_;  // by ascending name
+};
+
+/// Whether a file in a folder is part of a checkpoint in it.
+[[nodiscard]] inline bool belongs_to_checkpoint(std::string_view name) {
+  return name == "model.safetensors" || name == "model.safetensors.index.json" ||
+         (name.starts_with("model-") && name.ends_with(".safetensors"));
+}
+
+/// Opens `path`: a safetensors or GGUF file, an index (*.safetensors.index.json), or a folder that holds either under
+/// the names of PEFT and transformers. Tensor data is read only when it is used.
 class Checkpoint {
  public:
   /// @throws IoError, FormatError
   [[nodiscard]] static Checkpoint open(const std::filesystem::path& path) {
-    if (!std::filesystem::is_directory(path)) return of_file(path);
+    std::error_code ignored;
+    if (!std::filesystem::is_directory(path, ignored)) return of_file(path);
     const std::vector<std::filesystem::path> candidates = {
         path / "model.safetensors.index.json", path / "model.safetensors", path / "adapter_model.safetensors"};
     for (const auto& candidate : candidates) {
-      if (std::filesystem::exists(candidate)) return of_file(candidate);
+      if (!std::filesystem::exists(candidate, ignored)) continue;
+      Checkpoint checkpoint = of_file(candidate);
+      checkpoint.folder_ = path;
+      return checkpoint;
     }
-    throw IoError("open checkpoint", path.native(), "model.safetensors or its index in the folder", "neither");
+    throw IoError("open checkpoint", in_quotes(path.native(), path.native().size()),
+                  "model.safetensors or its index in the folder", "neither");
   }
 
   [[nodiscard]] const std::vector<Shard>& shards() const noexcept { return shards_; }
+  /// The folder it fills; empty for one file that was named itself.
+  [[nodiscard]] const std::filesystem::path& folder() const noexcept { return folder_; }
   /// The index file's text; empty for one file.
   [[nodiscard]] const std::string& index() const noexcept { return index_; }
   [[nodiscard]] const std::string& index_name() const noexcept { return index_name_; }
+  /// The GGUF file it is; null for safetensors.
+  [[nodiscard]] const GgufFile* gguf() const noexcept { return shards_.front().gguf(); }
+  /// config.json beside the tensors; a discarded value if there is none.
+  [[nodiscard]] nlohmann::ordered_json config() const {
+    std::error_code ignored;
+    const auto path = folder_ / "config.json";
+    const bool there = !folder_.empty() && std::filesystem::exists(path, ignored);
+    return there ? parse_object(read_text(path)) : nlohmann::ordered_json(nlohmann::ordered_json::value_t::discarded);
+  }
 
   [[nodiscard]] std::vector<std::string> names() const {
     std::vector<std::string> names;
     for (const Shard& shard : shards_) {
-      for (const auto name : shard.file.names()) names.emplace_back(name);
+      for (const TensorView& tensor : shard.tensors()) names.emplace_back(tensor.name);
     }
     std::sort(names.begin(), names.end());
     return names;
   }
   [[nodiscard]] std::optional<TensorView> find(std::string_view name) const {
     for (const Shard& shard : shards_) {
-      if (shard.file.contains(name)) return shard.file.tensor(name);
+      if (const TensorView* tensor = shard.find(name)) return *tensor;
     }
     return std::nullopt;
   }
   /// Returns the memory of tensor data that has been read to the system.
   void release(const TensorView& tensor) const noexcept {
     for (const Shard& shard : shards_) {
-      if (shard.file.label() == tensor.file) shard.file.release(tensor.bytes);
+      const TensorView* own = shard.find(tensor.name);
+      if (own != nullptr && own->bytes.data() == tensor.bytes.data()) shard.release(tensor.bytes);
     }
   }
   [[nodiscard]] std::uintmax_t bytes() const {
     std::uintmax_t total = 0;
     for (const Shard& shard : shards_) {
-      for (const auto name : shard.file.names()) total += shard.file.tensor(name).bytes.size();
+      for (const TensorView& tensor : shard.tensors()) total += tensor.bytes.size();
     }
     return total;
   }
@@ -74,37 +205,46 @@ class Checkpoint {
   static Checkpoint of_file(const std::filesystem::path& path) {
     Checkpoint checkpoint;
     if (path.extension() != ".json") {
-      checkpoint.shards_.push_back({path.filename().string(), SafetensorsFile::open(path)});
+      checkpoint.shards_.emplace_back(path);
       return checkpoint;
     }
-    std::ifstream stream(path, std::ios::binary);
-    checkpoint.index_.assign(std::istreambuf_iterator<char>(stream), {});
+    checkpoint.index_ = read_text(path);
     checkpoint.index_name_ = path.filename().string();
+    checkpoint.folder_ = path.has_parent_path() ? path.parent_path() : ".";
     for (const std::string& name : shard_names(path, checkpoint.index_)) {
-      checkpoint.shards_.push_back({name, SafetensorsFile::open(path.parent_path() / name)});
+      checkpoint.shards_.emplace_back(checkpoint.folder_ / name);
+    }
+    const auto all = checkpoint.names();
+    const auto twin = std::adjacent_find(all.begin(), all.end());
+    if (twin != all.end()) {
+      throw FormatError("open checkpoint", in_quotes(path.native(), path.native().size()), "every tensor in one shard",
+                        in_quotes(*twin) + " in two");
     }
     return checkpoint;
   }
 
   static std::set<std::string> shard_names(const std::filesystem::path& path, const std::string& text) {
-    const auto json = nlohmann::json::parse(text, nullptr, false);
-    const auto map = json.is_object() ? json.find("weight_map") : json.end();
-    if (!json.is_object() || map == json.end() || !map->is_object()) {
-      throw FormatError("open checkpoint", path.native(), "an object with weight_map", "something else");
+    const std::string label = in_quotes(path.native(), path.native().size());
+    const auto json = parse_object(text);
+    if (!json.is_object() || !json.contains("weight_map") || !json["weight_map"].is_object()) {
+      throw FormatError("open checkpoint", label, "an object with weight_map", "something else");
     }
     std::set<std::string> names;
-    for (const auto& [tensor, shard] : map->items()) {
+    for (const auto& [tensor, shard] : json["weight_map"].items()) {
       const std::string name = shard.is_string() ? shard.get<std::string>() : std::string();
-      if (name.empty() || name.find('/') != std::string::npos || name == "..") {
-        throw FormatError("open checkpoint", path.native(), "the name of a file beside the index", shard.dump());
+      if (name.empty() || name.find('/') != std::string::npos || name.find('\0') != std::string::npos || name == ".." ||
+          !name.ends_with(".safetensors")) {
+        throw FormatError("open checkpoint", label, "the name of a safetensors file beside the index",
+                          shard.is_string() ? in_quotes(name) : shard.type_name());
       }
       names.insert(name);
     }
-    if (names.empty()) throw FormatError("open checkpoint", path.native(), "at least one shard", "none");
+    if (names.empty()) throw FormatError("open checkpoint", label, "at least one shard", "none");
     return names;
   }
 
   std::vector<Shard> shards_;
+  std::filesystem::path folder_;
   std::string index_;
   std::string index_name_;
 };

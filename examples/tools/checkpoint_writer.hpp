@@ -1,11 +1,14 @@
 // Writes a checkpoint that differs from another in some tensors, in bounded memory.
 #pragma once
 
+#include <algorithm>
 #include <filesystem>
 #include <functional>
 #include <map>
 #include <span>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "checkpoint.hpp"
 #include "lora/io/atomic_file.hpp"
@@ -18,42 +21,187 @@ namespace lora::tools {
 /// Passes the bytes of a tensor to the sink.
 using Producer = std::function<void(const SafetensorsWriter::Sink&)>;
 
-/// Writes `source` to `target` with the same files, names, dtypes, shapes and metadata; tensors named in `changed` get
-/// their bytes from there, all others are copied. Data is read and written in pieces, and its pages are released. A
-/// checkpoint with an index is written to a folder, a single file to a file.
-/// @throws ConfigError for an existing target without `force`; IoError, FormatError
-inline void write_checkpoint(const Checkpoint& source, const std::filesystem::path& target, bool force,
-                             const std::map<std::string, Producer>& changed, const std::string& doing) {
-  require_free(target, force);
-  Progress progress(doing, source.bytes());
-  const bool sharded = !source.index().empty();
-  if (sharded) std::filesystem::create_directories(target);
-  for (const Shard& shard : source.shards()) {
-    SafetensorsWriter writer;
-    for (const auto& [key, value] : shard.file.metadata()) writer.add_metadata(key, value);
-    for (const auto name : shard.file.names()) {
-      const TensorView tensor = shard.file.tensor(name);
-      const auto found = changed.find(std::string(name));
-      writer.add_stream(std::string(name), tensor.dtype, tensor.shape,
-                        [&, tensor, producer = found == changed.end() ? nullptr : &found->second](
-                            const SafetensorsWriter::Sink& sink) {
-                          constexpr std::size_t piece = std::size_t{4} << 20;
-                          if (producer != nullptr) (*producer)(sink);
-                          for (std::size_t i = 0; producer == nullptr && i < tensor.bytes.size(); i += piece) {
-                            const auto part = tensor.bytes.subspan(i, std::min(piece, tensor.bytes.size() - i));
-                            sink(part);
-                            shard.file.release(part);
-                          }
-                          shard.file.release(tensor.bytes);
-                          progress.advance(tensor.bytes.size());
-                        });
+/// A tensor as it is to be written.
+struct NewTensor {
+  Dtype dtype = Dtype::F32;
+  std::vector<Index> shape;
+  Producer produce;
+};
+
+/// What differs from the checkpoint read. Tensors that it does not have are added to it.
+struct Changes {
+  std::map<std::string, NewTensor, std::less<>> tensors;
+  std::string config;  ///< the new config.json; empty if it stays
+};
+
+namespace detail {
+
+/// Writes one checkpoint. All of it goes to the output's folder or file; the caller commits.
+class CheckpointWriter {
+ public:
+  CheckpointWriter(const Checkpoint& source, const Changes& changes, const std::string& doing)
+      : source_(source), changes_(changes), progress_(doing, source.bytes()) {
+    for (const auto& [name, tensor] : changes.tensors) {
+      const auto there = source.find(name);
+      if (!there) added_.push_back(name);
+      keeps_index_ = keeps_index_ && there && there->shape == tensor.shape;
     }
-    writer.write(sharded ? target / shard.name : target);
   }
-  if (!sharded) return;
-  AtomicFile index(target / source.index_name());
-  index.write(std::as_bytes(std::span(source.index())));
-  index.commit();
+
+  void write(const std::filesystem::path& path, const std::filesystem::path& target) {
+    const bool folder = !source_.folder().empty();
+    for (const Shard& shard : source_.shards()) {
+      const auto file = folder ? path / shard.name() : path;
+      shard.gguf() != nullptr ? write_gguf(shard, file) : write_safetensors(shard, file);
+    }
+    if (!source_.index().empty()) write_text(path / source_.index_name(), keeps_index_ ? source_.index() : index());
+    if (!folder) return;
+    if (!changes_.config.empty()) write_text(path / "config.json", changes_.config);
+    std::error_code ignored;
+    // Of a folder that is replaced, they stay.
+    if (!std::filesystem::equivalent(source_.folder(), target, ignored)) copy_companions(path);
+  }
+
+ private:
+  static constexpr std::size_t piece = std::size_t{4} << 20;
+
+  static void write_text(const std::filesystem::path& path, const std::string& text) {
+    AtomicFile file(path);
+    file.write(std::as_bytes(std::span(text)));
+    file.commit();
+  }
+
+  void copy_bytes(const Shard& shard, std::span<const std::byte> bytes, const SafetensorsWriter::Sink& sink) {
+    for (std::size_t i = 0; i < bytes.size(); i += piece) {
+      const auto part = bytes.subspan(i, std::min(piece, bytes.size() - i));
+      sink(part);
+      shard.release(part);
+      progress_.advance(part.size());
+    }
+  }
+
+  void write_safetensors(const Shard& shard, const std::filesystem::path& path) {
+    SafetensorsWriter writer;
+    for (const auto& [key, value] : shard.safetensors()->metadata()) writer.add_metadata(key, value);
+    for (const TensorView& tensor : shard.tensors()) {
+      const auto found = changes_.tensors.find(tensor.name);
+      if (found != changes_.tensors.end()) {
+        add(writer, found->first, found->second, [this, &shard, &tensor] {
+          shard.release(tensor.bytes);
+          progress_.advance(tensor.bytes.size());
+        });
+      } else {
+        writer.add_stream(
+            std::string(tensor.name), tensor.dtype, tensor.shape,
+            [this, &shard, &tensor](const SafetensorsWriter::Sink& sink) { copy_bytes(shard, tensor.bytes, sink); });
+      }
+    }
+    if (&shard == &source_.shards().back()) {
+      for (const auto& name : added_) add(writer, name, changes_.tensors.find(name)->second, [] {});
+    }
+    writer.write(path);
+  }
+
+  template <class Done>
+  static void add(SafetensorsWriter& writer, const std::string& name, const NewTensor& tensor, Done done) {
+    writer.add_stream(name, tensor.dtype, tensor.shape, [&tensor, done](const SafetensorsWriter::Sink& sink) {
+      tensor.produce(sink);
+      done();
+    });
+  }
+
+  // Changed tensors have the size of those they replace, so everything else stays where it is.
+  void write_gguf(const Shard& shard, const std::filesystem::path& path) {
+    AtomicFile file(path);
+    const SafetensorsWriter::Sink sink = [&](std::span<const std::byte> bytes) { file.write(bytes); };
+    const auto all = shard.gguf()->mapping.bytes();
+    auto order = shard.tensors();
+    std::sort(order.begin(), order.end(),
+              [](const TensorView& a, const TensorView& b) { return a.bytes.data() < b.bytes.data(); });
+    std::size_t done = 0;
+    for (const TensorView& tensor : order) {
+      const auto found = changes_.tensors.find(tensor.name);
+      if (found == changes_.tensors.end()) continue;
+      const auto begin = static_cast<std::size_t>(tensor.bytes.data() - all.data());
+      copy_bytes(shard, all.subspan(done, begin - done), sink);
+      found->second.produce(sink);
+      shard.release(tensor.bytes);
+      progress_.advance(tensor.bytes.size());
+      done = begin + tensor.bytes.size();
+    }
+    copy_bytes(shard, all.subspan(done), sink);
+    file.commit();
+  }
+
+  [[nodiscard]] std::string index() const {
+    auto json = parse_object(source_.index());
+    for (const auto& name : added_) json["weight_map"][name] = source_.shards().back().name();
+    std::uintmax_t total = 0;
+    for (const auto& [name, tensor] : changes_.tensors) {
+      std::uintmax_t size = bits_of(tensor.dtype) / 8;
+      for (const Index extent : tensor.shape) size *= static_cast<std::uintmax_t>(extent);
+      total += size;
+    }
+    for (const Shard& shard : source_.shards()) {
+      for (const TensorView& tensor : shard.tensors()) {
+        if (!changes_.tensors.contains(tensor.name)) total += tensor.bytes.size();
+      }
+    }
+    if (json.contains("metadata") && json["metadata"].is_object()) json["metadata"]["total_size"] = total;
+    return json.dump(2) + "\n";
+  }
+
+  // The files that go with a model: its configuration, the tokenizer's files, the licence. Weights in other formats
+  // would not match, and an adapter beside the model would be added to it again.
+  [[nodiscard]] static bool is_companion(std::string_view name) {
+    for (const std::string_view weights : {".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt",
+                                           ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx"}) {
+      if (name.ends_with(weights)) return false;
+    }
+    return !name.starts_with('.') && name != "adapter_config.json";
+  }
+
+  void copy_companions(const std::filesystem::path& path) const {
+    std::error_code error;
+    std::vector<std::filesystem::path> found;
+    std::filesystem::directory_iterator entry(source_.folder(), error);
+    for (const std::filesystem::directory_iterator end; !error && entry != end; entry.increment(error)) {
+      std::error_code ignored;
+      if (is_companion(entry->path().filename().native()) && entry->is_regular_file(ignored)) {
+        found.push_back(entry->path());
+      }
+    }
+    if (error) throw_io_error("write checkpoint", source_.folder(), "a readable folder", error.value());
+    for (const auto& from : found) {
+      const auto to = path / from.filename();
+      std::error_code ignored;
+      if (!std::filesystem::exists(to, ignored)) write_copy(from, to);
+    }
+  }
+
+  const Checkpoint& source_;
+  const Changes& changes_;
+  Progress progress_;
+  std::vector<std::string> added_;
+  bool keeps_index_ = true;
+};
+
+}  // namespace detail
+
+/// Writes `source` to `target` with the same files, names and metadata; tensors in `changes` are written from there,
+/// all others are copied. Data is read and written in pieces, and its pages are released. A folder is written as a
+/// folder, with the configuration, the tokenizer's files and the like beside the tensors; a file as a file. The target
+/// appears, or changes, as a whole or not at all.
+/// @throws ConfigError for an existing target without `force`; IoError, FormatError, what the producers throw
+inline void write_checkpoint(const Checkpoint& source, Output& output, const Changes& changes,
+                             const std::string& doing) {
+  detail::CheckpointWriter(source, changes, doing).write(output.path(), output.target());
+  output.commit();
+}
+
+/// The place for a checkpoint like `source`. @throws like Output
+[[nodiscard]] inline Output place_for(const Checkpoint& source, const std::filesystem::path& target, bool force) {
+  return {target, source.folder().empty() ? Output::Kind::file : Output::Kind::folder, force, belongs_to_checkpoint};
 }
 
 }  // namespace lora::tools

@@ -1,16 +1,17 @@
 // lora combine: makes one adapter out of several.
 #include "lora/model/combine.hpp"
 
-#include <cstdio>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "adapter_file.hpp"
 #include "commands.hpp"
 #include "lora/io/peft_directory_writer.hpp"
-#include "lora/model/described_config.hpp"
+#include "options.hpp"
 #include "output.hpp"
+#include "print.hpp"
 
 namespace lora::tools {
 namespace {
@@ -28,7 +29,7 @@ struct Arguments {
 };
 
 void run(const Arguments& arguments) {
-  require_free(arguments.output, arguments.force);
+  Output output(arguments.output, Output::Kind::folder, arguments.force, belongs_to_adapter);
   CombineOptions options;
   const auto type = parse_combination_type(arguments.type);
   if (!type) throw ConfigError("combine", "--type", "a combination that PEFT names", arguments.type);
@@ -42,7 +43,12 @@ void run(const Arguments& arguments) {
                       std::to_string(arguments.weights.size()));
   }
   std::vector<AdapterFile> files;
-  for (const auto& path : arguments.adapters) files.push_back(read_adapter(path));
+  for (const auto& path : arguments.adapters) {
+    files.push_back(read_adapter(path));
+    for (const auto& warning : files.back().warnings) warn(path + ": " + warning);
+    require_no_start(files.back(), "combine", path);
+    require_finite(files.back().weights);
+  }
   std::vector<WeightedAdapter<float>> weighted;
   for (std::size_t i = 0; i < files.size(); ++i) {
     weighted.push_back({&files[i].weights, arguments.weights.empty() ? 1.0 : arguments.weights[i]});
@@ -50,10 +56,11 @@ void run(const Arguments& arguments) {
   const auto state = combine_adapters<float>(weighted, options);
   LoraModelConfig start = files.front().config;
   start.lora.use_rslora = false;
-  const LoraModelConfig config = described_config(start, state);
-  write_peft_directory(arguments.output, config, state, {.overwrite = arguments.force});
-  std::printf("combined %zu adapters (%s) into %s: %zu modules\n", files.size(), arguments.type.c_str(),
-              arguments.output.c_str(), state.modules.size());
+  require_finite(state);
+  write_peft_directory(output.path(), config_of(start, state), state);
+  output.commit();
+  say("combined " + std::to_string(files.size()) + " adapters (" + arguments.type + ") into " + arguments.output +
+      ": " + std::to_string(state.modules.size()) + " modules");
 }
 
 }  // namespace
@@ -63,16 +70,16 @@ void add_combine(CLI::App& app) {
   const auto arguments = std::make_shared<Arguments>();
   command->add_option("adapters", arguments->adapters, "PEFT directories, GGUF or safetensors files")
       ->required()
-      ->check(CLI::ExistingPath);
+      ->check(existing_path());
   command->add_option("--output,-o", arguments->output, "New PEFT directory")->required();
-  command->add_option("--weights,-w", arguments->weights, "One per adapter; 1 each by default");
+  command->add_option("--weights,-w", arguments->weights, "One per adapter; 1 each by default")->check(finite_number());
   command
       ->add_option("--type,-t", arguments->type,
                    "linear, cat, svd, ties, ties_svd, dare_linear, dare_ties, dare_linear_svd, dare_ties_svd, "
                    "magnitude_prune, magnitude_prune_svd")
       ->capture_default_str();
-  command->add_option("--density", arguments->density, "Fraction that pruning keeps")->check(CLI::Range(0.0, 1.0));
-  command->add_option("--svd-rank", arguments->svd_rank, "Rank, for types that end in svd")->check(CLI::PositiveNumber);
+  command->add_option("--density", arguments->density, "Fraction that pruning keeps")->check(fraction());
+  command->add_option("--svd-rank", arguments->svd_rank, "Rank, for types that end in svd")->check(at_least(1));
   command->add_option("--seed", arguments->seed, "Seed of the random pruning of dare_*");
   command->add_flag("--peft", arguments->peft, "Compute as PEFT does where that differs from the exact sum");
   command->add_flag("--force", arguments->force, "Overwrite an existing output");

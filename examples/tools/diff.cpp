@@ -1,12 +1,14 @@
 // lora diff: how two checkpoints differ, tensor by tensor.
 #include <cmath>
-#include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <string>
 
 #include "checkpoint.hpp"
 #include "commands.hpp"
+#include "options.hpp"
+#include "print.hpp"
 #include "progress.hpp"
 #include "table.hpp"
 
@@ -86,11 +88,11 @@ void print(const std::vector<Difference>& differences, const Arguments& argument
   if (arguments.json) {
     const nlohmann::ordered_json report = {
         {"equal", equal}, {"different", differences.size() - equal}, {"tensors", tensors}};
-    std::printf("%s\n", report.dump(2).c_str());
+    say_json(report);
     return;
   }
   if (!tensors.empty()) table.print();
-  std::printf("%zu tensors equal, %zu different\n", equal, differences.size() - equal);
+  say(std::to_string(equal) + " tensors equal, " + std::to_string(differences.size() - equal) + " different");
 }
 
 void run(const Arguments& arguments) {
@@ -117,10 +119,10 @@ void run(const Arguments& arguments) {
 void add_diff(CLI::App& app) {
   auto* command = app.add_subcommand("diff", "Show how two checkpoints differ");
   const auto arguments = std::make_shared<Arguments>();
-  command->add_option("first", arguments->first, "Safetensors file, index, or folder")
+  command->add_option("first", arguments->first, "Safetensors or GGUF file, index, or folder")
       ->required()
-      ->check(CLI::ExistingPath);
-  command->add_option("second", arguments->second, "The same, to compare with")->required()->check(CLI::ExistingPath);
+      ->check(existing_path());
+  command->add_option("second", arguments->second, "The same, to compare with")->required()->check(existing_path());
   command->add_flag("--all", arguments->all, "List equal tensors too");
   command->add_flag("--json", arguments->json, "Print JSON");
   command->footer("Example: lora diff base.safetensors merged.safetensors");

@@ -1,13 +1,15 @@
 // lora inspect: what an adapter or checkpoint holds.
 #include <cmath>
-#include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "adapter_file.hpp"
 #include "checkpoint.hpp"
 #include "commands.hpp"
+#include "options.hpp"
+#include "print.hpp"
 #include "table.hpp"
 
 namespace lora::tools {
@@ -78,18 +80,20 @@ void show_adapter(const AdapterFile& adapter, bool json) {
                                         {"modules", modules},
                                         {"saved", saved},
                                         {"warnings", adapter.warnings}};
-    std::printf("%s\n", all.dump(2).c_str());
+    say_json(all);
     return;
   }
   table.print();
-  for (const auto& [name, tensor] : saved.items())
-    std::printf("saved whole: %s %s\n", name.c_str(), tensor.dump().c_str());
-  for (const auto& warning : adapter.warnings) std::fprintf(stderr, "warning: %s\n", warning.c_str());
-  std::printf("%s adapter: %zu modules, %s parameters, %s\n", adapter.format.c_str(), adapter.weights.modules.size(),
-              std::to_string(parameters).c_str(), size_text(adapter.bytes).c_str());
+  for (const auto& [name, tensor] : saved.items()) say("saved whole: " + name + " " + tensor.dump());
+  for (const auto& warning : adapter.warnings) warn(warning);
+  const InitLoraWeights init = adapter.config.lora.init_lora_weights;
+  if (takes_from_weight(init)) {
+    say(std::string("starts as ") + (init == InitLoraWeights::pissa ? "pissa" : "olora") +
+        ": the delta is that of A and B less that of their start, which is a part of the base weight");
+  }
+  say(adapter.format + " adapter: " + std::to_string(adapter.weights.modules.size()) + " modules, " +
+      std::to_string(parameters) + " parameters, " + size_text(adapter.bytes));
 }
-
-std::string shape_text(const std::vector<Index>& shape) { return nlohmann::json(shape).dump(); }
 
 void show_checkpoint(const Checkpoint& checkpoint, bool json) {
   Table table({"tensor", "dtype", "shape", "bytes"});
@@ -105,21 +109,16 @@ void show_checkpoint(const Checkpoint& checkpoint, bool json) {
                                         {"shards", checkpoint.shards().size()},
                                         {"bytes", checkpoint.bytes()},
                                         {"tensors", tensors}};
-    std::printf("%s\n", all.dump(2).c_str());
+    say_json(all);
     return;
   }
   table.print();
-  std::printf("checkpoint: %zu tensors in %zu file(s), %s\n", tensors.size(), checkpoint.shards().size(),
-              size_text(checkpoint.bytes()).c_str());
-}
-
-bool is_adapter(const std::filesystem::path& path, const std::string& name) {
-  if (std::filesystem::is_directory(path)) return exists(peft_adapter_path(path, name) / peft_config_file);
-  return path.extension() == ".gguf" || (path.extension() != ".json" && holds_pairs(SafetensorsFile::open(path)));
+  say("checkpoint: " + std::to_string(tensors.size()) + " tensors in " + std::to_string(checkpoint.shards().size()) +
+      " file(s), " + size_text(checkpoint.bytes()));
 }
 
 void run(const Arguments& arguments) {
-  if (is_adapter(arguments.path, arguments.adapter)) {
+  if (arguments.adapter != "default" || is_adapter(arguments.path)) {
     show_adapter(read_adapter(arguments.path, arguments.adapter), arguments.json);
   } else {
     show_checkpoint(Checkpoint::open(arguments.path), arguments.json);
@@ -133,7 +132,7 @@ void add_inspect(CLI::App& app) {
   const auto arguments = std::make_shared<Arguments>();
   command->add_option("path", arguments->path, "PEFT directory, GGUF or safetensors file, or checkpoint")
       ->required()
-      ->check(CLI::ExistingPath);
+      ->check(existing_path());
   command->add_option("--adapter", arguments->adapter, "Adapter to read from a directory with several")
       ->capture_default_str();
   command->add_flag("--json", arguments->json, "Print JSON");

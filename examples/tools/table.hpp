@@ -2,9 +2,14 @@
 #pragma once
 
 #include <algorithm>
+#include <cctype>
+#include <cstdint>
 #include <cstdio>
 #include <string>
+#include <utility>
 #include <vector>
+
+#include "print.hpp"
 
 namespace lora::tools {
 
@@ -14,7 +19,10 @@ class Table {
  public:
   explicit Table(std::vector<std::string> header) : rows_{std::move(header)} {}
 
-  void add(std::vector<std::string> row) { rows_.push_back(std::move(row)); }
+  void add(std::vector<std::string> row) {
+    for (auto& cell : row) cell = printable(cell);
+    rows_.push_back(std::move(row));
+  }
 
   void print() const {
     std::vector<std::size_t> widths(rows_.front().size());
@@ -29,7 +37,7 @@ class Table {
         line += "  ";
       }
       line.erase(line.find_last_not_of(' ') + 1);
-      std::printf("%s\n", line.c_str());
+      say(line);
     }
   }
 

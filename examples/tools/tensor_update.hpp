@@ -3,14 +3,15 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "lora/core/error.hpp"
 #include "lora/io/dtype_conversion.hpp"
 #include "lora/io/safetensors.hpp"
+#include "lora/io/text.hpp"
 #include "lora/model/adapter_weights.hpp"
 
 namespace lora::tools {
@@ -31,16 +32,37 @@ struct RoundingError {
   [[nodiscard]] double relative() const { return delta_squares > 0 ? std::sqrt(squares / delta_squares) : 0.0; }
 };
 
+/// Encodes values whose first row is row `first` of the tensor `name`, and returns them as they are stored.
+/// @throws StateError naming the tensor and the row when one is not finite in `dtype`
+template <RealScalar Scalar>
+Matrix<Scalar> encode_finite(const std::string& name, Dtype dtype, const Matrix<Scalar>& values,
+                             std::vector<std::byte>& bytes, Index first = 0) {
+  const auto count = static_cast<std::size_t>(values.size());
+  bytes.resize(count * bits_of(dtype) / 8);
+  encode(dtype, std::span<const Scalar>(values.data(), count), bytes.data());
+  Matrix<Scalar> back(values.rows(), values.cols());
+  decode(dtype, bytes.data(), std::span<Scalar>(back.data(), count));
+  for (Index row = 0; row < back.rows(); ++row) {
+    if (back.row(row).allFinite()) continue;
+    throw StateError("write tensor", in_quotes(name) + ", row " + std::to_string(first + row),
+                     "values that are finite in " + std::string(name_of(dtype)),
+                     values.row(row).allFinite() ? "one beyond its range" : "an infinity or NaN");
+  }
+  return back;
+}
+
 /// W <- W + sign * s * B * A over the rows of a stored tensor, and with DoRA W <- (m / |W + s B A|) (W + s B A), where
 /// each output is a row of the tensor, or a column if the tensor is stored transposed (fan_in_fan_out, embeddings).
 /// Computes in Scalar.
 template <RealScalar Scalar>
 class TensorUpdate {
  public:
-  /// @throws ShapeError when the module's factors do not fit the tensor
-  TensorUpdate(const std::string& name, const TensorView& tensor, const ModuleWeights<float>& module, bool transposed,
-               double sign)
-      : tensor_(tensor),
+  /// `stored` is the dtype of the result. @throws ShapeError when the module's factors do not fit the tensor
+  TensorUpdate(std::string name, const TensorView& tensor, Dtype stored, const ModuleWeights<float>& module,
+               bool transposed, double sign)
+      : name_(std::move(name)),
+        tensor_(tensor),
+        stored_(stored),
         a_(module.A.cast<Scalar>()),
         b_(module.B.cast<Scalar>()),
         magnitude_(module.magnitude.cast<Scalar>()),
@@ -51,12 +73,13 @@ class TensorUpdate {
     const Index outputs = transposed ? cols_ : rows_;
     const Index inputs = transposed ? rows_ : cols_;
     if (module.B.rows() != outputs || module.A.cols() != inputs) {
-      throw ShapeError("merge", name, "a weight for B " + shape(module.B) + " and A " + shape(module.A),
+      throw ShapeError("merge", in_quotes(name_), "a weight for B " + shape(module.B) + " and A " + shape(module.A),
                        std::to_string(rows_) + " x " + std::to_string(cols_));
     }
   }
 
   /// Passes the bytes of the new tensor to `sink`, and adds the rounding errors of storing to `error`.
+  /// @throws StateError for a sum that is not finite as it would be stored, with its row
   void produce(const SafetensorsWriter::Sink& sink, RoundingError& error) const {
     const RowVector<Scalar> column_factors =
         magnitude_.size() > 0 && transposed_ ? dora_columns() : RowVector<Scalar>();
@@ -70,7 +93,7 @@ class TensorUpdate {
         scale_rows(first, block);
       }
       error.delta_squares += (block - before).template cast<double>().squaredNorm();
-      store(block, stored, error);
+      store(first, block, stored, error);
       sink(stored);
     });
   }
@@ -126,22 +149,16 @@ class TensorUpdate {
     return factors;
   }
 
-  void store(const Matrix<Scalar>& block, std::vector<std::byte>& stored, RoundingError& error) const {
-    const auto count = static_cast<std::size_t>(block.size());
-    stored.resize(count * bits_of(tensor_.dtype) / 8);
-    encode(tensor_.dtype, std::span<const Scalar>(block.data(), count), stored.data());
-    if (tensor_.dtype == Dtype::F32 || tensor_.dtype == Dtype::F64) return;
-    Matrix<Scalar> back(block.rows(), block.cols());
-    TensorView view = tensor_;
-    view.shape = {block.rows(), block.cols()};
-    view.bytes = stored;
-    view.copy_to(std::span<Scalar>(back.data(), count));
-    const Matrix<Scalar> difference = back - block;
+  void store(Index first, const Matrix<Scalar>& block, std::vector<std::byte>& bytes, RoundingError& error) const {
+    const Matrix<Scalar> difference = encode_finite(name_, stored_, block, bytes, first) - block;
+    if (difference.size() == 0) return;
     error.largest = std::max(error.largest, static_cast<double>(difference.cwiseAbs().maxCoeff()));
     error.squares += difference.template cast<double>().squaredNorm();
   }
 
+  std::string name_;
   TensorView tensor_;
+  Dtype stored_;
   Matrix<Scalar> a_;
   Matrix<Scalar> b_;
   RowVector<Scalar> magnitude_;

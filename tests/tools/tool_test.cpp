@@ -1,46 +1,27 @@
 // build/bin/lora as a person uses it: commands, files, exit codes.
+#include "tools/tool.hpp"
+
+#include <algorithm>
 #include <cstddef>
 #include <filesystem>
 #include <fstream>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <string>
 #include <vector>
 
-#include "io/files.hpp"
-#include "lora/io.hpp"
-#include "support/program.hpp"
-#include "support/random_matrix.hpp"
-
-namespace lora {
+namespace lora::tool_test {
 namespace {
 
+using testing::expect_close;
+using testing::golden;
 using testing::random_matrix;
 using testing::read_file;
-using testing::TemporaryFolder;
+using testing::tool;
 
-testing::ProgramRun tool(const std::vector<std::string>& arguments) {
-  return testing::run_program(LORA_TOOL_PROGRAM, arguments);
-}
-
-std::string golden(const std::string& name) { return std::string(LORA_GOLDEN_DIR) + "/" + name; }
-
-void expect_close(const SafetensorsFile& ours, const SafetensorsFile& theirs, const std::string& prefix, double bound) {
-  for (const auto name : ours.names()) {
-    const auto a = ours.tensor(name);
-    const auto b = theirs.tensor(prefix + std::string(name));
-    std::vector<double> x(static_cast<std::size_t>(a.size()));
-    std::vector<double> y(x.size());
-    a.copy_to(std::span<double>(x));
-    b.copy_to(std::span<double>(y));
-    for (std::size_t i = 0; i < x.size(); ++i) ASSERT_NEAR(x[i], y[i], bound) << name << " " << i;
-  }
-}
-
-class Tool : public ::testing::Test {
+class Tool : public testing::ToolTest {
  protected:
-  [[nodiscard]] std::string path(const std::string& name) const { return (folder.path() / name).string(); }
-
   // A checkpoint of one weight and one more tensor.
   void write_base(const std::string& name, Dtype dtype = Dtype::F32) const {
     SafetensorsWriter writer;
@@ -52,18 +33,11 @@ class Tool : public ::testing::Test {
   // An adapter of that weight.
   void write_adapter(const std::string& name, std::uint64_t seed = 5) const {
     AdapterWeights<float> weights;
-    ModuleWeights<float> module;
-    module.A = random_matrix<float>(2, 30, seed);
-    module.B = random_matrix<float>(20, 2, seed + 1);
-    module.scaling = 2;
-    weights.modules.emplace("layer", module);
-    write_peft_directory(path(name), {.lora = {.rank = 2, .alpha = 4}, .target_modules = {"layer"}}, weights);
+    weights.modules.emplace("layer", module(20, 30, seed));
+    ToolTest::write_adapter(name, {.lora = {.rank = 2, .alpha = 4}, .target_modules = {"layer"}}, weights);
   }
-  [[nodiscard]] Matrix<float> weight_of(const std::string& name) const {
-    return SafetensorsFile::open(path(name)).matrix<float>("layer.weight");
-  }
+  [[nodiscard]] Matrix<float> weight_of(const std::string& name) const { return tensor(name, "layer.weight"); }
 
-  TemporaryFolder folder;
   const Matrix<float> weight = random_matrix<float>(20, 30, 1);
 };
 
@@ -215,29 +189,25 @@ TEST_F(Tool, CombineAddsAdapters) {
   const auto run =
       tool({"combine", path("a"), path("b"), "--weights", "0.5", "-1", "--type", "cat", "-o", path("sum")});
   ASSERT_EQ(run.exit_code, 0) << run.output;
-  const auto delta = [&](const std::string& name) -> Matrix<float> {
-    const auto module = read_peft_directory<float>(path(name)).weights.modules.at("layer");
-    return static_cast<float>(module.scaling) * (module.B * module.A);
+  const auto delta_of = [&](const std::string& name) {
+    return delta(read_peft_directory<float>(path(name)).weights.modules.at("layer"));
   };
-  EXPECT_LE((delta("sum") - (0.5F * delta("a") - delta("b"))).cwiseAbs().maxCoeff(), 1e-5);
+  expect_near(delta_of("sum"), 0.5F * delta_of("a") - delta_of("b"));
   EXPECT_EQ(tool({"combine", path("a"), "--type", "average", "-o", path("x")}).exit_code, 1);
   EXPECT_EQ(tool({"combine", path("a"), path("b"), "--weights", "1", "-o", path("x")}).exit_code, 1);
 }
 
 TEST_F(Tool, ConvertsToGgufAndBack) {
   AdapterWeights<float> weights;
-  ModuleWeights<float> module;
-  module.A = random_matrix<float>(2, 8, 1);
-  module.B = random_matrix<float>(8, 2, 2);
-  module.scaling = 2;
-  weights.modules.emplace("model.layers.0.self_attn.q_proj", module);
+  const auto query = module(8, 8, 1);
+  weights.modules.emplace("model.layers.0.self_attn.q_proj", query);
   write_peft_directory(path("adapter"), {.lora = {.rank = 2, .alpha = 4}, .target_modules = {"q_proj"}}, weights);
   const auto run = tool({"convert", path("adapter"), path("adapter.gguf"), "--architecture", "llama", "--heads", "2"});
   ASSERT_EQ(run.exit_code, 0) << run.output;
   ASSERT_EQ(tool({"convert", path("adapter.gguf"), path("back"), "--heads", "2"}).exit_code, 0);
   const auto back = read_peft_directory<float>(path("back")).weights.modules.at("model.layers.0.self_attn.q_proj");
   const Matrix<float> ours = static_cast<float>(back.scaling) * (back.B * back.A);
-  EXPECT_LE((ours - 2 * (module.B * module.A)).cwiseAbs().maxCoeff(), 1e-5);
+  EXPECT_LE((ours - delta(query)).cwiseAbs().maxCoeff(), 1e-5);
   EXPECT_EQ(tool({"convert", path("adapter"), path("other.gguf")}).exit_code, 1);
   const auto listing = tool({"inspect", path("adapter.gguf")});
   EXPECT_NE(listing.output.find("GGUF adapter: 1 modules"), std::string::npos) << listing.output;
@@ -274,6 +244,38 @@ TEST_F(Tool, MemoryDoesNotGrowWithTheCheckpoint) {
   EXPECT_LT(run.max_resident_kib, checkpoint_kib / 2);
 }
 
+// A base for an adapter, by its listing; its values are one random block after another, in two bytes each.
+class BaseFor {
+ public:
+  explicit BaseFor(const nlohmann::json& listing) : block_(bits_of(dtype) / 8 * 256 * 256) {
+    const Matrix<float> values = random_matrix<float>(256, 256, 1);
+    encode(dtype, std::span<const float>(values.data(), 256 * 256), block_.data());
+    for (const auto& module : listing.at("modules")) {
+      add(module.at("name").get<std::string>() + ".weight",
+          {module.at("out").get<Index>(), module.at("in").get<Index>()});
+    }
+    for (const auto& [tensor, shape] : listing.at("saved").items()) add(tensor, shape.get<std::vector<Index>>());
+  }
+  BaseFor(const BaseFor&) = delete;
+  BaseFor& operator=(const BaseFor&) = delete;
+  void write(const std::string& path) const { writer_.write(path); }
+
+ private:
+  static constexpr Dtype dtype = Dtype::BF16;
+
+  void add(const std::string& name, const std::vector<Index>& shape) {
+    std::size_t bytes = bits_of(dtype) / 8;
+    for (const Index extent : shape) bytes *= static_cast<std::size_t>(extent);
+    writer_.add_stream(name, dtype, shape, [this, bytes](const SafetensorsWriter::Sink& sink) {
+      const std::span<const std::byte> block(block_);
+      for (std::size_t i = 0; i < bytes; i += block.size()) sink(block.first(std::min(block.size(), bytes - i)));
+    });
+  }
+
+  std::vector<std::byte> block_;
+  SafetensorsWriter writer_;
+};
+
 TEST_F(Tool, ServesPublishedAdapters) {
   const std::filesystem::path real(LORA_REAL_DIR);
   if (!exists(real)) GTEST_SKIP() << "no folder " << real;
@@ -281,21 +283,12 @@ TEST_F(Tool, ServesPublishedAdapters) {
     const auto listing = tool({"inspect", (real / name).string(), "--json"});
     ASSERT_EQ(listing.exit_code, 0) << listing.output;
     const auto report = nlohmann::json::parse(listing.output);
-    SafetensorsWriter writer;
-    std::uint64_t seed = 0;
     std::size_t changed = report.at("saved").size();
     for (const auto& module : report.at("modules")) {
       if (module.at("norm_delta").get<double>() > 0) ++changed;  // some of the published modules were never trained
-      writer.add(module.at("name").get<std::string>() + ".weight",
-                 random_matrix<float>(module.at("out"), module.at("in"), ++seed));
-    }
-    for (const auto& [tensor, shape] : report.at("saved").items()) {
-      Index size = 1;
-      for (const auto& extent : shape) size *= extent.get<Index>();
-      writer.add(tensor, random_matrix<float>(1, size, ++seed), shape.get<std::vector<Index>>());
     }
     const std::string base = path(name + ".base.safetensors");
-    writer.write(base);
+    BaseFor(report).write(base);
     const auto run = tool({"merge", base, (real / name).string(), path(name + ".merged.safetensors")});
     ASSERT_EQ(run.exit_code, 0) << run.output;
     const auto changes = tool({"diff", base, path(name + ".merged.safetensors"), "--json"});
@@ -304,4 +297,4 @@ TEST_F(Tool, ServesPublishedAdapters) {
 }
 
 }  // namespace
-}  // namespace lora
+}  // namespace lora::tool_test

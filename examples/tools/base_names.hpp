@@ -1,0 +1,111 @@
+// Reads an adapter for a checkpoint of another format: its modules get the checkpoint's names and order of rows.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "adapter_file.hpp"
+#include "checkpoint.hpp"
+#include "lora/core/error.hpp"
+#include "lora/io/gguf.hpp"
+
+namespace lora::tools {
+
+namespace detail {
+
+/// Whether llama.cpp stores the query and key of this architecture with their rows permuted.
+/// @throws ConfigError for an architecture of which that is not known
+[[nodiscard]] inline bool permutes_rows(const std::string& architecture, std::string_view operation) {
+  constexpr std::array<std::string_view, 10> plain{"qwen2",  "qwen2moe", "qwen3", "qwen3moe",   "gemma",
+                                                   "gemma2", "gemma3",   "phi3",  "starcoder2", "stablelm"};
+  if (architecture == "llama") return true;
+  if (std::find(plain.begin(), plain.end(), architecture) != plain.end()) return false;
+  std::string known = "llama";
+  for (const auto name : plain) known.append(", ").append(name);
+  throw ConfigError(operation, "general.architecture", "one whose order of rows is known: " + known,
+                    in_quotes(architecture));
+}
+
+[[nodiscard]] inline bool has_rotary_rows(const AdapterWeights<float>& weights) {
+  return std::any_of(weights.modules.begin(), weights.modules.end(), [](const auto& entry) {
+    const std::string_view name = entry.first;
+    return name.ends_with(".attn_q") || name.ends_with(".attn_k") || name.ends_with(".q_proj") ||
+           name.ends_with(".k_proj");
+  });
+}
+
+/// Names that are llama.cpp's become transformers', others stay.
+[[nodiscard]] inline std::string transformers_name_if_any(std::string_view name) {
+  const bool llama_cpp = name.starts_with("blk.") || name == "token_embd" || name == "output";
+  return llama_cpp ? transformers_name(name) : std::string(name);
+}
+
+[[nodiscard]] inline GgufHeads heads_of_model(const GgufFile& model) {
+  const std::string architecture = model.text("general.architecture");
+  const Index heads = model.number(architecture + ".attention.head_count");
+  const Index heads_kv = model.number(architecture + ".attention.head_count_kv");
+  if (heads < 1) throw FormatError("merge", model.label, architecture + ".attention.head_count", "none");
+  return {heads, heads_kv > 0 ? heads_kv : heads};
+}
+
+[[nodiscard]] inline std::optional<GgufHeads> heads_of_config(const nlohmann::ordered_json& config) {
+  const auto number = [&](const char* key) {
+    const auto found = config.is_object() ? config.find(key) : config.end();
+    const bool there = config.is_object() && found != config.end() && found->is_number_unsigned();
+    return there ? static_cast<Index>(std::min(found->template get<std::uint64_t>(), std::uint64_t{1} << 32)) : 0;
+  };
+  const Index heads = number("num_attention_heads");
+  if (heads < 1) return std::nullopt;
+  const Index heads_kv = number("num_key_value_heads");
+  return GgufHeads{heads, heads_kv > 0 ? heads_kv : heads};
+}
+
+[[nodiscard]] inline AdapterFile with_names_of(const GgufFile& model, AdapterFile adapter) {
+  GgufOptions options;
+  options.rename = llama_cpp_name;
+  const std::string architecture = model.text("general.architecture");
+  const bool permuted = has_rotary_rows(adapter.weights) && permutes_rows(architecture, "merge");
+  if (permuted) options.rope_heads = heads_of_model(model);
+  const auto bytes = gguf_adapter_bytes({std::move(adapter.weights), {}, architecture}, options);
+  adapter.weights = parse_gguf_adapter(bytes).weights;
+  return adapter;
+}
+
+}  // namespace detail
+
+/// Reads an adapter so that its modules have the names of `base`. `heads`, where given, is taken in place of what
+/// config.json says. Adapters and checkpoints in GGUF and in Hugging Face's formats go together by the names of
+/// Llama-like models; between GGUF and GGUF, or outside GGUF, names stay.
+/// @throws IoError, FormatError; ConfigError for names, architectures and options that have no counterpart
+[[nodiscard]] inline AdapterFile read_adapter_for(const Checkpoint& base, const std::filesystem::path& path,
+                                                  const std::string& name, const std::optional<GgufHeads>& heads) {
+  if (!is_gguf(path)) {
+    AdapterFile adapter = read_adapter(path, name);
+    return base.gguf() == nullptr ? adapter : detail::with_names_of(*base.gguf(), std::move(adapter));
+  }
+  AdapterFile adapter = read_adapter(path, name);
+  if (base.gguf() == nullptr) {
+    GgufOptions options;
+    options.rename = detail::transformers_name_if_any;
+    const GgufFile file(path);
+    const std::string architecture = file.text("general.architecture");
+    if (detail::has_rotary_rows(adapter.weights) && detail::permutes_rows(architecture, "merge")) {
+      options.rope_heads = heads ? heads : detail::heads_of_config(base.config());
+      if (!options.rope_heads) {
+        throw ConfigError("merge", "--heads", "the number of attention heads, to order the rows of query and key",
+                          "none, and no config.json beside the checkpoint that tells");
+      }
+    }
+    adapter = read_adapter(path, name, options);
+  }
+  leave_out_norms(adapter);
+  return adapter;
+}
+
+}  // namespace lora::tools
