@@ -159,6 +159,21 @@ TEST(PeftDirectory, ConvolutionsAreMatricesWithAKernel) {
   EXPECT_EQ(module.B.cols(), 2);
 }
 
+TEST(PeftDirectory, AnAdapterOfVeloraOrEvaIsOneOfLora) {
+  for (const nlohmann::json& config : {nlohmann::json{{"velora_config", {{"num_groups", 2}}}},
+                                       nlohmann::json{{"init_lora_weights", "eva"}, {"eva_config", {{"rho", 2}}}}}) {
+    const TemporaryFolder folder;
+    HandmadeAdapter adapter(config);
+    adapter.add("base_model.model.q.lora_A.weight", {2, 4}).add("base_model.model.q.lora_B.weight", {3, 2});
+    if (config.contains("velora_config")) adapter.add("base_model.model.q.lora_velora_embed", {2});
+    adapter.write(folder.path());
+    const auto read = read_peft_directory<float>(folder.path());
+    EXPECT_EQ(read.weights.modules.size(), 1U);
+    EXPECT_TRUE(read.weights.saved.empty());
+    EXPECT_EQ(read.warnings.size(), 1U);
+  }
+}
+
 TEST(PeftDirectory, PublishedAdaptersAreRead) {
   const fs::path folder = LORA_REAL_DIR;
   if (!fs::exists(folder)) GTEST_SKIP() << folder << " is not here";

@@ -40,6 +40,7 @@ class GgufAdapterDecoder {
     require_text("adapter.type", "lora");
     adapter.architecture = text("general.architecture");
     if (adapter.architecture.empty()) refuse("general.architecture", "a name", "an empty one");
+    refuse_activated_lora(operation, label_, contents_.metadata);
     const double alpha = read_alpha();
     pair_factors(adapter.weights);
     for (const auto& [stem, pair] : pairs_) add_module(stem, pair, alpha, adapter.weights);

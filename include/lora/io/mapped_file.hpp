@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <limits>
 #include <span>
+#include <string_view>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <utility>
@@ -60,6 +61,10 @@ class MappedFile {
 
   /// Valid while this object, or one it is moved to, lives.
   [[nodiscard]] std::span<const std::byte> bytes() const noexcept { return bytes_; }
+  /// The same bytes as text.
+  [[nodiscard]] std::string_view text() const noexcept {
+    return {reinterpret_cast<const char*>(bytes_.data()), bytes_.size()};
+  }
 
   /// Returns the memory of the pages wholly within `part` of bytes() to the system. They stay readable, and are read
   /// from the file again when touched. For a single pass over a file larger than memory.

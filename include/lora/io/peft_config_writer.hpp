@@ -135,13 +135,19 @@ template <class Value, class ToJson>
 /// The text of an adapter_config.json: keys ascending, two spaces of indentation. Options newer than PEFT 0.5
 /// (exclude_modules, lora_bias, use_dora, use_rslora) are written only when active, because a PEFT that does not know a
 /// key refuses it, while one that knows it fills in what is missing. merge_weights has no key in the file.
-/// @throws ConfigError for what PEFT would refuse: options out of range, rank 0, text that is not UTF-8
+/// @throws ConfigError for what PEFT would refuse: options out of range, rank 0, lora_bias with another start than
+/// kaiming_uniform and random, text that is not UTF-8
 [[nodiscard]] inline std::string peft_config_text(const LoraModelConfig& config) {
   constexpr std::string_view operation = "write adapter_config.json";
   check_config(operation, config);
   if (config.lora.rank < 1) throw ConfigError(operation, "rank", "1 or more", std::to_string(config.lora.rank));
   try {
-    return detail::peft_config_json(config).dump(2, ' ', true);
+    const detail::PeftOutputJson json = detail::peft_config_json(config);
+    if (config.lora.lora_bias && !json.at("init_lora_weights").is_boolean()) {
+      throw ConfigError(operation, "init_lora_weights", "true or false with lora_bias, as in PEFT",
+                        json.at("init_lora_weights").dump());
+    }
+    return json.dump(2, ' ', true);
   } catch (const nlohmann::json::exception& error) {
     throw ConfigError(operation, "a name or pattern", "UTF-8", in_quotes(error.what()));
   }

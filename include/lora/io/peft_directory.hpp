@@ -62,12 +62,8 @@ inline constexpr std::string_view read_peft = "read_peft_directory";
     throw IoError(read_peft, in_quotes(folder.native(), folder.native().size()), "adapter_model.safetensors",
                   "adapter_model.bin alone, a pickle, which is not read");
   }
-  {
-    const MappedFile file(path);
-    const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
-    if (is_git_lfs_pointer(text)) {
-      throw_git_lfs_pointer(read_peft, in_quotes(path.native(), path.native().size()), "safetensors");
-    }
+  if (is_git_lfs_pointer(MappedFile(path).text())) {
+    throw_git_lfs_pointer(read_peft, in_quotes(path.native(), path.native().size()), "safetensors");
   }
   return SafetensorsFile::open(path);
 }
@@ -113,6 +109,7 @@ template <RealScalar Scalar>
   return values;
 }
 
+/// @throws FormatError for a convolution with groups whose A sees the channels of other groups
 template <RealScalar Scalar>
 [[nodiscard]] ModuleWeights<Scalar> peft_module_weights(const PeftModule& module,
                                                         const std::vector<TensorView>& tensors) {
@@ -125,6 +122,13 @@ template <RealScalar Scalar>
   if (module.lora_bias) weights.lora_bias = peft_row<Scalar>(tensors[*module.lora_bias]);
   if (module.magnitude) weights.magnitude = peft_row<Scalar>(tensors[*module.magnitude]);
   if (A.shape.size() > 2) weights.kernel_size.assign(A.shape.begin() + 2, A.shape.end());
+  if (const Index groups = peft_groups(weights); groups > 1) {
+    weights.A = narrow_groups(weights.A, groups);
+    if (weights.A.size() == 0) {
+      throw FormatError(read_peft, tensor_argument(A.file, A.name),
+                        "zeros for the channels of other groups, as in this library's convolutions", "other values");
+    }
+  }
   return weights;
 }
 
@@ -193,7 +197,9 @@ void warn_of_targets(PeftAdapter<Scalar>& adapter) {
 
 /// Reads one adapter: checks names, shapes and ranks against the configuration, then converts all values to Scalar.
 /// Widening is exact; F64 to float rounds. Each module's scaling follows from the configuration and its patterns.
-/// Modules that target_modules does not name are kept, with a warning; unknown keys give a warning too.
+/// Modules that target_modules does not name are kept, with a warning; unknown keys give a warning too. In PEFT the A
+/// of a convolution with groups sees all channels; one that uses other channels than its group's, as training in PEFT
+/// gives, is refused.
 /// @throws IoError, SafetensorsError and FormatError for files that are missing, damaged or Git LFS pointers, and, when
 /// strict, for tensors that are missing, extra or misshapen, listing all of them; ConfigError like parse_peft_config
 /// and for patterns that are not regular expressions; std::bad_alloc. Never allocates more than the file's bytes

@@ -45,6 +45,7 @@ template <RealScalar Scalar>
 struct PeftOutput {
   PeftTensor tensor;
   std::span<const Scalar> values;
+  Matrix<Scalar> made = {};  ///< owns the values if the adapter does not hold them as PEFT does
 };
 
 template <RealScalar Scalar>
@@ -81,6 +82,11 @@ template <RealScalar Scalar>
     const bool embedding = module.kind == ModuleKind::embedding;
     PeftShapes shapes = peft_shapes(module);
     put(peft_name(embedding ? PeftPart::embedding_A : PeftPart::lora_A, name), std::move(shapes.A), module.A);
+    if (const Index groups = peft_groups(module); groups > 1) {
+      PeftOutput<Scalar>& A = outputs.back();
+      A.made = widen_groups(module.A, groups);
+      A.values = {A.made.data(), static_cast<std::size_t>(A.made.size())};
+    }
     put(peft_name(embedding ? PeftPart::embedding_B : PeftPart::lora_B, name), std::move(shapes.B), module.B);
     if (module.lora_bias.size() > 0) {
       put(peft_name(PeftPart::lora_bias, name), std::move(shapes.lora_bias), module.lora_bias);
@@ -188,7 +194,7 @@ void write_peft_directory(const std::filesystem::path& directory, const LoraMode
   detail::check_representable(outputs, dtype);
   SafetensorsWriter writer;
   writer.add_metadata("format", "pt");
-  for (const auto& [tensor, values] : outputs) {
+  for (const auto& [tensor, values, made] : outputs) {
     const Eigen::Map<const RowVector<Scalar>> row(values.data(), static_cast<Index>(values.size()));
     writer.add(tensor.name, row, tensor.shape, dtype);
   }

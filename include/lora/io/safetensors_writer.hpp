@@ -194,7 +194,7 @@ class SafetensorsWriter {
 
   void insert(std::string name, Tensor&& tensor) {
     check_utf8(name);
-    if (name == detail::metadata_key) {
+    if (name == "__metadata__") {
       throw SafetensorsError(SafetensorsErrorKind::reserved_name, argument(name), "another name",
                              "the one the format keeps for its metadata");
     }
