@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -129,8 +130,11 @@ bool contradicts_itself(const json& config) {
   const json start = config.value("init_lora_weights", json());
   const json target = config.value("target_modules", json());
   const bool layers = !is_empty(config, "layers_to_transform");
-  return (set("lora_bias") && set("use_dora")) || (set("lora_bias") && start.is_string()) ||
-         (target.is_string() && layers) || (!is_empty(config, "layers_pattern") && !layers);
+  const json rank = config.value("r", json(8));
+  const bool odd = rank.is_number_integer() && rank.get<std::int64_t>() % 2 != 0;
+  return (start == "orthogonal" && odd) || (set("lora_bias") && set("use_dora")) ||
+         (set("lora_bias") && start.is_string()) || (target.is_string() && layers) ||
+         (!is_empty(config, "layers_pattern") && !layers);
 }
 
 json with_default(const json& config, const char* key, const json& otherwise) {
@@ -165,7 +169,7 @@ std::size_t expected_warnings(const json& config) {
 TEST(PeftConfigProperty, WhatIsReadIsWrittenAndReadAgainAndNothingElseIsRead) {
   std::mt19937 random(1);
   std::size_t taken = 0;
-  for (int i = 0; i < 20000; ++i) {
+  for (int i = 0; i < 4000; ++i) {
     const Generated made = generate(random);
     const bool refused = made.bad || contradicts_itself(made.config);
     PeftConfig read;
@@ -185,7 +189,7 @@ TEST(PeftConfigProperty, WhatIsReadIsWrittenAndReadAgainAndNothingElseIsRead) {
     ASSERT_EQ(peft_config_text(again.config), text) << made.config.dump(2);
     if (::testing::Test::HasFailure()) FAIL() << made.config.dump(2);
   }
-  EXPECT_GT(taken, 3000U);
+  EXPECT_GT(taken, 500U);
 }
 
 TEST(PeftConfigProperty, EveryValueThatNobodyMayAcceptIsRefusedAlone) {
@@ -203,7 +207,7 @@ TEST(PeftConfigProperty, MutatedTextsEndInAConfigurationOrAnError) {
     return std::uniform_int_distribution<std::size_t>(0, count - 1)(random);
   };
   constexpr std::string_view bytes = "{}[]\",:0123456789.-+eEtfn\\ \0\x80\xC3";
-  for (int i = 0; i < 20000; ++i) {
+  for (int i = 0; i < 4000; ++i) {
     std::string text = generate(random).config.dump();
     for (std::size_t edits = 1 + below(3); edits-- > 0 && !text.empty();) {
       const std::size_t place = below(text.size());

@@ -219,10 +219,10 @@ TEST(PeftConfigError, AllUnsupportedOptionsAreToldAtOnce) {
   json config = base();
   config["use_qalora"] = true;
   config["bias"] = "some";
-  config["init_lora_weights"] = "eva";
+  config["init_lora_weights"] = "corda";
   EXPECT_EQ(error_of<ConfigError>(config.dump()),
             "read adapter_config.json: adapter_config.json: expected no option that this library does not implement, "
-            "got bias = \"some\", init_lora_weights = \"eva\", use_qalora = true");
+            "got bias = \"some\", init_lora_weights = \"corda\", use_qalora = true");
 }
 
 TEST(PeftConfigError, AnotherMethodIsRefusedByName) {

@@ -169,7 +169,7 @@ class GgufAdapterDecoder {
 /// std::bad_alloc. Source: ggml-org/llama.cpp, src/llama-adapter.cpp and convert_lora_to_gguf.py.
 [[nodiscard]] inline GgufAdapter read_gguf_adapter(const std::filesystem::path& path, const GgufOptions& options = {}) {
   const MappedFile file(path);
-  return parse_gguf_adapter(file.bytes(), options, in_quotes(path.native(), path.native().size()));
+  return parse_gguf_adapter(file.bytes(), options, path_text(path));
 }
 
 }  // namespace lora

@@ -36,7 +36,7 @@ class MappedFile {
     struct stat status {};
     if (::fstat(file.get(), &status) != 0) throw_io_error(operation, path, "a readable file", errno);
     if (!S_ISREG(status.st_mode)) {
-      throw IoError(operation, in_quotes(path.native()), "a regular file", "a folder, device, socket or pipe");
+      throw IoError(operation, path_text(path), "a regular file", "a folder, device, socket or pipe");
     }
     if (static_cast<std::uintmax_t>(status.st_size) > std::numeric_limits<std::size_t>::max()) {
       throw_io_error(operation, path, "a file that fits the address space", EFBIG);

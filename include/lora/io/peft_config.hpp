@@ -79,6 +79,21 @@ inline constexpr std::array<std::string_view, 10> ignored_peft_keys{
     "corda_config",  "eva_config",    "inference_mode", "loftq_config",      "lora_ga_config",
     "megatron_core", "merge_weights", "peft_version",   "qalora_group_size", "runtime_config"};
 
+/// What the file calls modes of biases, and starts that are texts; "pissa" may be followed by "_niter_" and a number.
+inline constexpr std::array<std::pair<std::string_view, BiasMode>, 3> peft_bias_modes{
+    {{"none", BiasMode::none}, {"all", BiasMode::all}, {"lora_only", BiasMode::lora_only}}};
+inline constexpr std::array<std::pair<std::string_view, InitLoraWeights>, 4> peft_starts{
+    {{"gaussian", InitLoraWeights::gaussian},
+     {"orthogonal", InitLoraWeights::orthogonal},
+     {"olora", InitLoraWeights::olora},
+     {"pissa", InitLoraWeights::pissa}}};
+
+template <class Value, std::size_t Count>
+[[nodiscard]] std::string_view peft_name_of(const std::array<std::pair<std::string_view, Value>, Count>& names,
+                                            Value value) noexcept {
+  return std::find_if(names.begin(), names.end(), [&](const auto& one) { return one.second == value; })->first;
+}
+
 [[nodiscard]] inline bool is_peft_key(std::string_view key) noexcept {
   const auto among = [&](const auto& keys) { return std::find(keys.begin(), keys.end(), key) != keys.end(); };
   return among(read_peft_keys) || among(unsupported_peft_keys) || among(unsupported_peft_objects) ||
@@ -152,15 +167,16 @@ class PeftConfigReader {
 
   void read_bias(BiasMode& bias) {
     const std::string name = text("bias", "none");
-    if (name == "none") {
-      bias = BiasMode::none;
-    } else if (name == "all") {
-      bias = BiasMode::all;
-    } else if (name == "lora_only") {
-      bias = BiasMode::lora_only;
-    } else {
-      unsupported_.push_back("bias = " + in_quotes(name));
-    }
+    if (!assign(peft_bias_modes, name, bias)) unsupported_.push_back("bias = " + in_quotes(name));
+  }
+
+  /// Whether a table knows the name; `value` is what it stands for then.
+  template <class Names, class Value>
+  [[nodiscard]] static bool assign(const Names& names, std::string_view name, Value& value) noexcept {
+    const auto found = std::find_if(names.begin(), names.end(), [&](const auto& one) { return one.first == name; });
+    if (found == names.end()) return false;
+    value = found->second;
+    return true;
   }
 
   void read_initialization(LoraConfig& lora) {
@@ -173,20 +189,14 @@ class PeftConfigReader {
     if (!field->value.is_string()) refuse_value("init_lora_weights", "a boolean or a string", field->value);
     const std::string name = to_lower(field->value.get<std::string>());
     constexpr std::string_view iterations = "pissa_niter_";
+    if (assign(peft_starts, name, lora.init_lora_weights)) return;
     if (name == "true") {
       lora.init_lora_weights = InitLoraWeights::kaiming_uniform;
-    } else if (name == "gaussian") {
-      lora.init_lora_weights = InitLoraWeights::gaussian;
-    } else if (name == "orthogonal") {
-      lora.init_lora_weights = InitLoraWeights::orthogonal;
-    } else if (name == "olora") {
-      lora.init_lora_weights = InitLoraWeights::olora;
-    } else if (name == "pissa" || name.starts_with(iterations)) {
+    } else if (name.starts_with(iterations)) {
       lora.init_lora_weights = InitLoraWeights::pissa;
-      if (name != "pissa")
-        lora.pissa_niter = read_count(std::string_view(name).substr(iterations.size()), field->value);
+      lora.pissa_niter = read_count(std::string_view(name).substr(iterations.size()), field->value);
     } else if (name == "eva" || name == "mica") {
-      // These start A and B alone. Every other start also changes the base weight, which a file does not hold.
+      // These start A and B alone. corda, loftq and lora_ga also change the base weight, which a file does not hold.
       lora.init_lora_weights = InitLoraWeights::kaiming_uniform;
       warn_of_training("init_lora_weights", *field);
     } else {
@@ -395,7 +405,7 @@ class PeftConfigReader {
 /// Reads an adapter_config.json. @throws IoError; otherwise like parse_peft_config
 [[nodiscard]] inline PeftConfig read_peft_config(const std::filesystem::path& path) {
   const MappedFile file(path);
-  return parse_peft_config(file.text(), in_quotes(path.native(), path.native().size()));
+  return parse_peft_config(file.text(), path_text(path));
 }
 
 }  // namespace lora

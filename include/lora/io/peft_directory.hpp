@@ -16,7 +16,6 @@
 #include "lora/core/types.hpp"
 #include "lora/io/dtype.hpp"
 #include "lora/io/file_descriptor.hpp"
-#include "lora/io/mapped_file.hpp"
 #include "lora/io/peft_config.hpp"
 #include "lora/io/peft_tensors.hpp"
 #include "lora/io/safetensors_reader.hpp"
@@ -59,11 +58,8 @@ inline constexpr std::string_view read_peft = "read_peft_directory";
   const std::filesystem::path path = folder / peft_tensors_file;
   std::error_code ignored;
   if (!std::filesystem::exists(path, ignored) && std::filesystem::exists(folder / "adapter_model.bin", ignored)) {
-    throw IoError(read_peft, in_quotes(folder.native(), folder.native().size()), "adapter_model.safetensors",
+    throw IoError(read_peft, path_text(folder), "adapter_model.safetensors",
                   "adapter_model.bin alone, a pickle, which is not read");
-  }
-  if (is_git_lfs_pointer(MappedFile(path).text())) {
-    throw_git_lfs_pointer(read_peft, in_quotes(path.native(), path.native().size()), "safetensors");
   }
   return SafetensorsFile::open(path);
 }
@@ -94,21 +90,6 @@ template <RealScalar Scalar>
   return untargeted;
 }
 
-/// Every value is overwritten; the tensor's values are read as (rows, cols), whatever its shape.
-template <RealScalar Scalar>
-[[nodiscard]] Matrix<Scalar> peft_matrix(const TensorView& tensor, Index rows) {
-  Matrix<Scalar> values(rows, rows == 0 ? 0 : tensor.size() / rows);
-  tensor.copy_to(std::span<Scalar>(values.data(), static_cast<std::size_t>(values.size())));
-  return values;
-}
-
-template <RealScalar Scalar>
-[[nodiscard]] RowVector<Scalar> peft_row(const TensorView& tensor) {
-  RowVector<Scalar> values(tensor.size());
-  tensor.copy_to(std::span<Scalar>(values.data(), static_cast<std::size_t>(values.size())));
-  return values;
-}
-
 /// @throws FormatError for a convolution with groups whose A sees the channels of other groups
 template <RealScalar Scalar>
 [[nodiscard]] ModuleWeights<Scalar> peft_module_weights(const PeftModule& module,
@@ -117,10 +98,10 @@ template <RealScalar Scalar>
   const TensorView& B = tensors[module.B];
   ModuleWeights<Scalar> weights;
   weights.kind = module.kind;
-  weights.A = peft_matrix<Scalar>(A, A.shape[0]);
-  weights.B = peft_matrix<Scalar>(B, B.shape[0]);
-  if (module.lora_bias) weights.lora_bias = peft_row<Scalar>(tensors[*module.lora_bias]);
-  if (module.magnitude) weights.magnitude = peft_row<Scalar>(tensors[*module.magnitude]);
+  weights.A = A.matrix<Scalar>(A.shape[0]);
+  weights.B = B.matrix<Scalar>(B.shape[0]);
+  if (module.lora_bias) weights.lora_bias = tensors[*module.lora_bias].matrix<Scalar>(1);
+  if (module.magnitude) weights.magnitude = tensors[*module.magnitude].matrix<Scalar>(1);
   if (A.shape.size() > 2) weights.kernel_size.assign(A.shape.begin() + 2, A.shape.end());
   if (const Index groups = peft_groups(weights); groups > 1) {
     weights.A = narrow_groups(weights.A, groups);

@@ -168,8 +168,7 @@ void check_representable(const std::vector<PeftOutput<Scalar>>& outputs, Dtype d
 inline void refuse_existing(const std::filesystem::path& path) {
   std::error_code ignored;
   if (std::filesystem::exists(std::filesystem::symlink_status(path, ignored))) {
-    throw IoError(write_peft, in_quotes(path.native(), path.native().size()), "no such file, or overwrite = true",
-                  "a file that exists");
+    throw IoError(write_peft, path_text(path), "no such file, or overwrite = true", "a file that exists");
   }
 }
 

@@ -16,16 +16,6 @@ namespace lora::detail {
 
 inline constexpr std::string_view peft_config_operation = "read adapter_config.json";
 
-/// Whether the bytes are a Git LFS pointer, left in place of a file that was not fetched.
-[[nodiscard]] inline bool is_git_lfs_pointer(std::string_view bytes) noexcept {
-  return bytes.starts_with("version https://git-lfs.");
-}
-
-[[noreturn]] inline void throw_git_lfs_pointer(std::string_view operation, std::string_view label,
-                                               std::string_view expected) {
-  throw FormatError(operation, label, expected, "a Git LFS pointer; the file itself was not fetched (git lfs pull)");
-}
-
 /// The value of one key. That of a list or object is empty, and `items` are the values directly in it, in the order of
 /// the text; those that are lists or objects themselves are empty as well.
 struct PeftJsonField {
@@ -108,7 +98,10 @@ class PeftJsonHandler final : public JsonHandler {
 [[nodiscard]] inline PeftJson parse_peft_json(std::string_view text, std::string_view label,
                                               PeftJsonHandler::IsKnown is_known) {
   constexpr std::size_t largest = std::size_t{1} << 24;
-  if (is_git_lfs_pointer(text)) throw_git_lfs_pointer(peft_config_operation, label, "JSON");
+  if (text.starts_with("version https://git-lfs.")) {
+    throw FormatError(peft_config_operation, label, "JSON",
+                      "a Git LFS pointer; the file itself was not fetched (git lfs pull)");
+  }
   if (text.size() > largest) {
     throw FormatError(peft_config_operation, label, "at most " + std::to_string(largest) + " bytes",
                       std::to_string(text.size()));

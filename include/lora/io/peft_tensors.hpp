@@ -16,6 +16,7 @@
 
 #include "lora/core/types.hpp"
 #include "lora/io/dtype.hpp"
+#include "lora/io/peft_config.hpp"
 #include "lora/io/text.hpp"
 #include "lora/model/adapter_weights.hpp"
 #include "lora/model/model_config.hpp"
@@ -276,9 +277,7 @@ class PeftInventoryMaker {
     const bool embedding = last == "embed_tokens" || last == "lm_head";
     if (!trained_bias && !embedding && !matcher_.saves(module)) {
       report(i, "belongs to no module to save and is no bias that trains with bias = " +
-                    std::string(config_.lora.bias == BiasMode::none  ? "none"
-                                : config_.lora.bias == BiasMode::all ? "all"
-                                                                     : "lora_only"));
+                    std::string(peft_name_of(peft_bias_modes, config_.lora.bias)));
     }
   }
 

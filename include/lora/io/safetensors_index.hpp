@@ -80,7 +80,7 @@ class SafetensorsIndexHandler final : public JsonHandler {
 /// Likewise of a file. @throws IoError also for what is not a regular file
 [[nodiscard]] inline std::vector<std::string> read_safetensors_index(const std::filesystem::path& path) {
   const MappedFile file(path);
-  return parse_safetensors_index(file.text(), in_quotes(path.native(), path.native().size()));
+  return parse_safetensors_index(file.text(), path_text(path));
 }
 
 }  // namespace lora
