@@ -25,11 +25,11 @@ class MatchBudget {
   void spend(std::uint64_t steps) const {
     if (add(static_cast<std::int64_t>(steps)) <= most_steps) return;
     throw ConfigError("match module names", "the patterns of a configuration",
-                      "at most 2^28 steps, and 64 for each byte of the names", "more");
+                      "at most 2^27 steps, and 64 for each byte of the names", "more");
   }
 
  private:
-  static constexpr std::int64_t most_steps = std::int64_t{1} << 28;  // less than a second
+  static constexpr std::int64_t most_steps = std::int64_t{1} << 27;  // less than half a second
   static constexpr std::int64_t steps_of_a_byte = 64;
 
   std::int64_t add(std::int64_t steps) const noexcept { return __atomic_add_fetch(&spent_, steps, __ATOMIC_RELAXED); }
