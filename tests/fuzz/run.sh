@@ -19,7 +19,8 @@ cmake --build "$root/build/fuzz" --parallel "$(jobs)" --target lora_fuzzers >&2
 
 # What each reader starts from: files of its kind among the test data.
 golden=$root/tests/golden
-declare -A seeds=([safetensors]="$golden/malformed/*.safetensors" [peft_config]="$golden/*/adapter_config.json" [gguf]="")
+declare -A seeds=([safetensors]="$golden/malformed/*.safetensors" [peft_config]="$golden/*/adapter_config.json"
+  [gguf]="" [safetensors_index]="")
 findings=$root/build/fuzz/findings
 mkdir -p "$findings"
 for reader in "${!seeds[@]}"; do

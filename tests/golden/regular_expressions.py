@@ -3,11 +3,16 @@
   matches   pattern -> one character a text, 1 where re.fullmatch matches
   errors    patterns that are no regular expressions to Python
   refused   patterns that are, which lora refuses by design
+
+Some patterns are written by hand, some random and well-formed, and some random sequences of what other engines read
+otherwise, which Python may accept or not.
 """
 import json
 import pathlib
 import random
 import re
+import re._constants as codes
+import re._parser as parser
 import signal
 import warnings
 
@@ -67,7 +72,7 @@ TEXTS = [
     "a\n", "\n", "a\n\n", "ab\n", ".", "a.b", "a.bc", "a b", "-", "a-", "]", "^", "\\", "[", "{", "}", "a{", "a{}", "a{1", "a{1,",
     "a{1,2", "a{x}", "a{,}", "{a}", "{}", "0", "1", "12", "a1", "_", " ", "\t", "\x1c", "\0", "\b", "A", "B", "Z", "ac", "bc",
     "abbc", "ababc", "a]", "*", "(", "|", "$", "$a", "~", "layers.0.q", "layers.1.q", "layers.12.v", "h.3.attn", "lm_head",
-    "model.layers.10.q", "n", "\x07", "8", "\0" "8", "A1", "\x01" "1", "/", "\"",
+    "model.layers.10.q", "\u00e9", "a\u00e9b", "\u6f22.b", "\U0001f600", "n", "\x07", "8", "\0" "8", "A1", "\x01" "1", "/", "\"",
 ]
 
 
@@ -91,6 +96,40 @@ def random_pattern(rng, depth):
     return "|".join(branches)
 
 
+PIECES = list("ab.^$*+?{}[]|()\\-,12:=!<P#\u00e9\n &~") + [
+    "(?:", "(?=", "(?!", "(?P<x>", "(?#", "(?<", "[^", "[]", "[^]", r"\d", r"\w", r"\s", r"\D", r"\W", r"\S", r"\b", r"\B", r"\A",
+    r"\Z", r"\z", r"\n", r"\x41", r"\x", r"\0", r"\1", r"\12", r"\101", r"\u0041", "[[:alpha:]]", "[:", "a-z", "{1,2}", "{,2}",
+    "{2}", "{1", "{,}", "*?", "??", r"\Q", r"\E", r"\h", r"\R", r"\K", r"\G", r"\p{L}", "&&", "--", "||", "~~", r"\<", r"\>", r"\`",
+    r"\e", r"\cA", r"\8", r"\08", r"\.", r"\-", r"\]", r"\[", r"\^",
+]
+MEMBERS = [
+    "a", "b", "-", "a-c", "]", "[", r"\]", r"\d", r"\w", r"\-", "^", r"\b", r"\n", r"\x61", "0-9", "[:alpha:]", "[:", "&&", "--", ".",
+    r"\.", r"\101", r"\0", r"\W", "|", "~",
+]
+
+
+def random_class(rng):
+    members = [rng.choice(MEMBERS) for _ in range(rng.randint(0, 4))]
+    return "[" + rng.choice(["", "^", "", "]", "^]"]) + "".join(members) + "]"
+
+
+def random_pieces(rng):
+    if rng.random() < 0.5:
+        return "".join(rng.choice(PIECES) for _ in range(rng.randint(1, 9)))
+    return "".join(random_class(rng) if rng.random() < 0.7 else rng.choice(PIECES) for _ in range(rng.randint(1, 4)))
+
+
+def is_refused(parsed):
+    """Whether what Python made of a pattern has a part that lora refuses, besides classes."""
+    if isinstance(parsed, parser.SubPattern):
+        parsed = parsed.data
+    if isinstance(parsed, (list, tuple)):
+        if parsed and parsed[0] in (codes.ASSERT, codes.ASSERT_NOT) and parsed[1][0] < 0:
+            return True
+        return any(is_refused(part) for part in parsed)
+    return parsed in (codes.POSSESSIVE_REPEAT, codes.ATOMIC_GROUP, codes.GROUPREF, codes.GROUPREF_EXISTS)
+
+
 def answers(pattern):
     compiled = re.compile(pattern)
     return "".join("1" if compiled.fullmatch(text) else "0" for text in TEXTS)
@@ -101,20 +140,33 @@ def main():
     patterns = dict.fromkeys(WRITTEN)
     while len(patterns) < 1500:
         patterns.setdefault(random_pattern(rng, 3))
+    errors = dict.fromkeys(NO_EXPRESSIONS)
+    refused = dict.fromkeys(REFUSED)
+    while len(patterns) < 3000:
+        pattern = random_pieces(rng)
+        if "\u00e9" in pattern and "[" in pattern:
+            continue
+        try:
+            parsed = parser.parse(pattern)
+        except re.error:
+            if len(errors) < 600:
+                errors.setdefault(pattern)
+            continue
+        (refused if is_refused(parsed) else patterns).setdefault(pattern)
     matches = {}
     for pattern in patterns:
         signal.alarm(10)
         matches[pattern] = answers(pattern)
     signal.alarm(0)
-    for pattern in NO_EXPRESSIONS:
+    for pattern in errors:
         try:
             re.compile(pattern)
         except re.error:
             continue
         raise SystemExit(f"{pattern!r} is an expression")
-    for pattern in REFUSED:
+    for pattern in refused:
         re.compile(pattern)
-    table = {"texts": TEXTS, "matches": matches, "errors": NO_EXPRESSIONS, "refused": REFUSED}
+    table = {"texts": TEXTS, "matches": matches, "errors": list(errors), "refused": list(refused)}
     path = pathlib.Path(__file__).with_name("regular_expressions.json")
     path.write_text(json.dumps(table, indent=0) + "\n")
 

@@ -139,6 +139,15 @@ std::string refusal(const GgufBytes& file, const GgufOptions& options = {}) {
   }
 }
 
+TEST(ReadGgufAdapterRefuses, AnActivatedLora) {
+  GgufBytes file = adapter_header(0, 8, 1);
+  file.text("adapter.alora.invocation_tokens").u32(9).u32(4).u64(2).u32(1).u32(2);
+  EXPECT_NE(refusal<ConfigError>(file).find("file: expected an adapter that is always active, got one with "
+                                            "adapter.alora.invocation_tokens"),
+            std::string::npos)
+      << refusal<ConfigError>(file);
+}
+
 #define EXPECT_REFUSED(file, words) EXPECT_NE(refusal(file).find(words), std::string::npos) << refusal(file)
 
 TEST(ReadGgufAdapterRefuses, FilesThatAreNoLoraAdapter) {

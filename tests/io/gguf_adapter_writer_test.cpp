@@ -256,6 +256,12 @@ TEST(WriteGgufAdapterRefuses, OptionsOutOfRange) {
   EXPECT_NE(refusal<ConfigError>(adapter).find("architecture"), std::string::npos);
 }
 
+TEST(WriteGgufAdapterRefuses, AnActivatedLora) {
+  GgufAdapter adapter = small();
+  adapter.metadata["adapter.alora.invocation_tokens"] = std::vector<std::uint32_t>{1, 2};
+  EXPECT_NE(refusal<ConfigError>(adapter).find("adapter.alora.invocation_tokens"), std::string::npos);
+}
+
 TEST(WriteGgufAdapterRefuses, MetadataThatDoesNotFit) {
   GgufAdapter adapter = small();
   adapter.metadata["general.alignment"] = std::uint32_t{24};

@@ -56,9 +56,9 @@ class GgufBytes {
   std::vector<std::byte> bytes_;
 };
 
-/// The metadata of an adapter, as llama.cpp's converter orders it.
-[[nodiscard]] inline GgufBytes adapter_header(std::uint64_t tensors, float alpha = 8) {
-  return GgufBytes::header(tensors, 4)
+/// The metadata of an adapter, as llama.cpp's converter orders it; `more_values` are to follow.
+[[nodiscard]] inline GgufBytes adapter_header(std::uint64_t tensors, float alpha = 8, std::uint64_t more_values = 0) {
+  return GgufBytes::header(tensors, 4 + more_values)
       .string_value("general.architecture", "llama")
       .string_value("general.type", "adapter")
       .string_value("adapter.type", "lora")

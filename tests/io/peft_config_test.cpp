@@ -154,6 +154,46 @@ TEST(PeftConfig, UnknownKeysComeBackAsWarnings) {
                    "adapter_config.json: unknown key \"zeta\" = a list is ignored"}));
 }
 
+TEST(PeftConfig, StartsAndOptionsOfTheTrainingAloneAreToldAndNotKept) {
+  const auto reads = [](const json& config, const std::string& what) {
+    const PeftConfig parsed = parse_peft_config(config.dump());
+    EXPECT_EQ(parsed.warnings, Names{"adapter_config.json: " + what + " concerns only the training and is not kept"});
+    EXPECT_EQ(parsed.config.lora.init_lora_weights, InitLoraWeights::kaiming_uniform);
+  };
+  reads(with("init_lora_weights", "eva"), "init_lora_weights = \"eva\"");
+  reads(with("init_lora_weights", "mica"), "init_lora_weights = \"mica\"");
+  reads(with("velora_config", json::object()), "velora_config = an object");
+  reads(with("velora_config", {{"num_groups", 2}}), "velora_config = an object");
+  for (const json& value : {json(true), json("x"), json::array()}) {
+    EXPECT_NE(error_of<FormatError>(with("velora_config", value).dump()).find("velora_config: expected an object"),
+              std::string::npos);
+  }
+}
+
+// PEFT ignores these unless init_lora_weights names them. With "corda", "loftq" and "lora_ga" the base weight is
+// another one, which the adapter does not hold.
+TEST(PeftConfig, ConfigurationsOfStartsMatterOnlyWithTheirStart) {
+  for (const char* start : {"eva", "corda", "loftq", "lora_ga"}) {
+    const std::string key = std::string(start) + "_config";
+    EXPECT_EQ(parse_peft_config(with(key, {{"a", 1}}).dump()).warnings, Names()) << key;
+    json config = with(key, {{"a", 1}});
+    config["init_lora_weights"] = start;
+    if (key == "eva_config") {
+      EXPECT_EQ(parse_peft_config(config.dump()).warnings.size(), 1U);
+    } else {
+      EXPECT_NE(error_of<ConfigError>(config.dump()).find("init_lora_weights = "), std::string::npos) << key;
+    }
+  }
+}
+
+TEST(PeftConfig, AnEmptyObjectIsAConfigurationOfKasaAndMonteclora) {
+  for (const char* key : {"kasa_config", "monteclora_config"}) {
+    EXPECT_NE(error_of<ConfigError>(with(key, json::object()).dump()).find(std::string(key) + " = an object"),
+              std::string::npos);
+    EXPECT_EQ(parse_peft_config(with(key, nullptr).dump()).warnings, Names());
+  }
+}
+
 class UnsupportedPeftKey : public ::testing::TestWithParam<std::pair<const char*, json>> {};
 
 TEST_P(UnsupportedPeftKey, IsRefusedWhenActiveAndTakenOtherwise) {
@@ -169,24 +209,20 @@ const json an_object = {{"a", 1}};
 INSTANTIATE_TEST_SUITE_P(
     All, UnsupportedPeftKey,
     ::testing::Values(std::pair("alora_invocation_tokens", json{1, 2}), std::pair("arrow_config", an_object),
-                      std::pair("corda_config", an_object), std::pair("enable_lora", json{true, false}),
-                      std::pair("ensure_weight_tying", json(true)), std::pair("eva_config", an_object),
-                      std::pair("kasa_config", an_object), std::pair("layer_replication", json{{0, 4}, {2, 5}}),
-                      std::pair("loftq_config", an_object), std::pair("lora_ga_config", an_object),
-                      std::pair("megatron_config", an_object), std::pair("monteclora_config", an_object),
+                      std::pair("enable_lora", json{true, false}), std::pair("ensure_weight_tying", json(true)),
+                      std::pair("layer_replication", json{{0, 4}, {2, 5}}), std::pair("megatron_config", an_object),
                       std::pair("target_parameters", json{"experts.w"}), std::pair("trainable_token_indices", json{1}),
-                      std::pair("use_bdlora", an_object), std::pair("use_qalora", json(true)),
-                      std::pair("velora_config", an_object)),
+                      std::pair("use_bdlora", an_object), std::pair("use_qalora", json(true))),
     [](const auto& test) { return std::string(test.param.first); });
 
 TEST(PeftConfigError, AllUnsupportedOptionsAreToldAtOnce) {
   json config = base();
   config["use_qalora"] = true;
   config["bias"] = "some";
-  config["init_lora_weights"] = "eva";
+  config["init_lora_weights"] = "corda";
   EXPECT_EQ(error_of<ConfigError>(config.dump()),
             "read adapter_config.json: adapter_config.json: expected no option that this library does not implement, "
-            "got bias = \"some\", init_lora_weights = \"eva\", use_qalora = true");
+            "got bias = \"some\", init_lora_weights = \"corda\", use_qalora = true");
 }
 
 TEST(PeftConfigError, AnotherMethodIsRefusedByName) {
@@ -233,6 +269,10 @@ TEST(PeftConfigError, ValuesOutOfRangeAreToldByName) {
   json both = with("lora_bias", true);
   both["use_dora"] = true;
   EXPECT_NE(error_of<ConfigError>(both.dump()).find("lora_bias"), std::string::npos);
+  json start = with("lora_bias", true);
+  start["init_lora_weights"] = "gaussian";
+  EXPECT_NE(error_of<ConfigError>(start.dump()).find("init_lora_weights: expected true or false with lora_bias"),
+            std::string::npos);
   json layers = with("target_modules", ".*q");
   layers["layers_to_transform"] = {1};
   EXPECT_NE(error_of<ConfigError>(layers.dump()).find("layers_to_transform"), std::string::npos);
@@ -247,11 +287,14 @@ TEST(PeftConfigError, WhatIsNoJsonObjectIsRefused) {
   EXPECT_NE(error_of<FormatError>(std::string((1 << 24) + 1, ' ')).find("bytes"), std::string::npos);
 }
 
-TEST(PeftConfigError, DeepNestingIsNoDanger) {
-  const std::size_t depth = 1000000;
-  const std::string nested =
-      R"({"peft_type": "LORA", "zeta": )" + std::string(depth, '[') + std::string(depth, ']') + "}";
-  EXPECT_EQ(parse_peft_config(nested).warnings, Names{"adapter_config.json: unknown key \"zeta\" = a list is ignored"});
+TEST(PeftConfigError, NestingIsBounded) {
+  const auto nested = [](std::size_t depth) {
+    return R"({"peft_type": "LORA", "zeta": )" + std::string(depth, '[') + std::string(depth, ']') + "}";
+  };
+  EXPECT_EQ(parse_peft_config(nested(126)).warnings,
+            Names{"adapter_config.json: unknown key \"zeta\" = a list is ignored"});
+  EXPECT_EQ(error_of<FormatError>(nested(127)),
+            std::string(prefix).substr(0, 45) + ": expected at most 127 levels of nesting, got more");
 }
 
 TEST(PeftConfigError, AGitLfsPointerIsCalledThat) {

@@ -56,6 +56,16 @@ LoraModelConfig everything() {
   return config;
 }
 
+// PEFT's LoraConfig raises for these.
+TEST(PeftConfigWriter, LoraBiasWithAnotherStartThanTrueAndFalseIsRefused) {
+  LoraModelConfig config{.lora = {.rank = 2, .lora_bias = true}};
+  EXPECT_EQ(written(config).at("lora_bias"), true);
+  config.lora.init_lora_weights = InitLoraWeights::random;
+  EXPECT_EQ(written(config).at("init_lora_weights"), false);
+  config.lora.init_lora_weights = InitLoraWeights::gaussian;
+  EXPECT_THROW(static_cast<void>(peft_config_text(config)), ConfigError);
+}
+
 TEST(PeftConfigWriter, WhatIsWrittenIsRead) {
   const std::string text = peft_config_text(everything());
   const PeftConfig read = parse_peft_config(text);

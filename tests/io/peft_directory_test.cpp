@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 #include <gtest/gtest.h>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <string>
@@ -15,6 +16,7 @@
 #include "io/files.hpp"
 #include "io/peft_files.hpp"
 #include "lora/io/peft_config_writer.hpp"
+#include "lora/io/peft_directory_writer.hpp"
 
 namespace lora::peft_directory_test {
 namespace {
@@ -157,6 +159,52 @@ TEST(PeftDirectory, ConvolutionsAreMatricesWithAKernel) {
   EXPECT_EQ(module.kernel_size, (std::vector<Index>{4, 5}));
   EXPECT_EQ(module.A.cols(), 60);
   EXPECT_EQ(module.B.cols(), 2);
+}
+
+TEST(PeftDirectory, AnAdapterOfVeloraOrEvaIsOneOfLora) {
+  for (const nlohmann::json& config : {nlohmann::json{{"velora_config", {{"num_groups", 2}}}},
+                                       nlohmann::json{{"init_lora_weights", "eva"}, {"eva_config", {{"rho", 2}}}}}) {
+    const TemporaryFolder folder;
+    HandmadeAdapter adapter(config);
+    adapter.add("base_model.model.q.lora_A.weight", {2, 4}).add("base_model.model.q.lora_B.weight", {3, 2});
+    if (config.contains("velora_config")) adapter.add("base_model.model.q.lora_velora_embed", {2});
+    adapter.write(folder.path());
+    const auto read = read_peft_directory<float>(folder.path());
+    EXPECT_EQ(read.weights.modules.size(), 1U);
+    EXPECT_TRUE(read.weights.saved.empty());
+    EXPECT_EQ(read.warnings.size(), 1U);
+  }
+}
+
+// The option combinations of PEFT's own tests; golden/peft_options.py says what they are.
+TEST(PeftDirectory, PeftsOwnOptionsAreReadOrRefusedByName) {
+  const auto cases = testing::json_of(fs::path(LORA_GOLDEN_DIR) / "peft_options.json").at("cases");
+  ASSERT_GT(cases.size(), 40U);
+  for (const auto& one : cases) {
+    SCOPED_TRACE(one.dump());
+    const TemporaryFolder folder;
+    nlohmann::json options = {{"r", 8}};
+    options.update(one.at("options"));
+    HandmadeAdapter adapter(options);
+    for (const auto& [name, shape] : one.at("tensors").items()) adapter.add(name, shape.get<std::vector<Index>>());
+    adapter.write(folder.path());
+    if (!one.at("refused").is_null()) {
+      const std::string text = error_of<ConfigError>(folder.path());
+      EXPECT_NE(text.find(one.at("refused").get<std::string>()), std::string::npos) << text;
+      continue;
+    }
+    const auto read = read_peft_directory<float>(folder.path());
+    EXPECT_FALSE(read.weights.modules.empty());
+    const TemporaryFolder again;
+    write_peft_directory(again.path(), read);
+    auto expected = one.at("tensors");
+    for (auto tensor = expected.begin(); tensor != expected.end();) {
+      tensor = tensor.key().ends_with("velora_embed") ? expected.erase(tensor) : std::next(tensor);
+    }
+    const auto header = testing::raw_header(again / "adapter_model.safetensors");
+    EXPECT_EQ(header.size(), expected.size());
+    for (const auto& [name, shape] : expected.items()) EXPECT_EQ(header.at(name).at("shape"), shape) << name;
+  }
 }
 
 TEST(PeftDirectory, PublishedAdaptersAreRead) {

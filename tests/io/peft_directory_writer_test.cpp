@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -147,6 +148,63 @@ TEST(PeftDirectoryWriter, LoraBiasesComeBack) {
   const TemporaryFolder folder;
   write_peft_directory(folder.path(), adapter);
   expect_same(adapter.weights, read_peft_directory<float>(folder.path()).weights);
+}
+
+/// Rank 4 in two groups of 3 input and 2 output channels, with a kernel of 2.
+PeftAdapter<float> grouped() {
+  PeftAdapter<float> adapter;
+  adapter.config.lora = {.rank = 4, .alpha = 4};
+  adapter.config.target_modules = {"c"};
+  ModuleWeights<float>& module = adapter.weights.modules["c"];
+  module.kind = ModuleKind::conv1d;
+  module.kernel_size = {2};
+  module.A = Matrix<float>(4, 6);
+  module.B = Matrix<float>(4, 2);
+  for (Index i = 0; i < 24; ++i) module.A(i / 6, i % 6) = static_cast<float>(i + 1);
+  for (Index i = 0; i < 8; ++i) module.B(i / 2, i % 2) = static_cast<float>(-i - 1);
+  return adapter;
+}
+
+// In PEFT the A of a convolution with groups is a convolution over all channels.
+TEST(PeftDirectoryWriter, AConvolutionWithGroupsIsPeftsWithZerosForOtherGroups) {
+  const TemporaryFolder folder;
+  const auto adapter = grouped();
+  write_peft_directory(folder.path(), adapter);
+  const SafetensorsFile file = SafetensorsFile::open(folder / "adapter_model.safetensors");
+  const TensorView A = file.tensor("base_model.model.c.lora_A.weight");
+  EXPECT_EQ(A.shape, (std::vector<Index>{4, 6, 2}));
+  EXPECT_EQ(file.tensor("base_model.model.c.lora_B.weight").shape, (std::vector<Index>{4, 2, 1}));
+  std::vector<float> values(48);
+  A.copy_to(std::span<float>(values));
+  for (Index row = 0; row < 4; ++row) {
+    for (Index channel = 0; channel < 6; ++channel) {
+      for (Index k = 0; k < 2; ++k) {
+        const bool own = row / 2 == channel / 3;
+        const float expected = own ? adapter.weights.modules.at("c").A(row, channel % 3 * 2 + k) : 0.0F;
+        EXPECT_EQ(values[static_cast<std::size_t>((row * 6 + channel) * 2 + k)], expected);
+      }
+    }
+  }
+  expect_same(adapter.weights, read_peft_directory<float>(folder.path()).weights);
+}
+
+TEST(PeftDirectoryWriter, AConvolutionThatSeesOtherGroupsIsRefused) {
+  const TemporaryFolder folder;
+  write_peft_directory(folder.path(), grouped());
+  std::string bytes = testing::text_of(folder / "adapter_model.safetensors");
+  const std::string number("\0\0\x80\x3F", 4);  // 1, the first value of A; moved to another group's channel
+  const std::size_t first = bytes.find(number);
+  ASSERT_NE(first, std::string::npos);
+  bytes.replace(first + 6 * sizeof(float), sizeof(float), number);
+  testing::write_file(folder / "adapter_model.safetensors", bytes);
+  try {
+    static_cast<void>(read_peft_directory<float>(folder.path()));
+    FAIL();
+  } catch (const FormatError& error) {
+    EXPECT_NE(std::string(error.what()).find("\"base_model.model.c.lora_A.weight\": expected zeros for the channels"),
+              std::string::npos)
+        << error.what();
+  }
 }
 
 TEST(PeftDirectoryWriter, NamedAdaptersGoToTheirFolders) {

@@ -149,7 +149,10 @@ TEST(PeftInventory, ShapesOfEveryPartAreChecked) {
   EXPECT_EQ(shapes({2, 0}, {5, 2}).size(), 1U);
   EXPECT_EQ(shapes({2, 7}, {0, 2}).size(), 1U);
   EXPECT_EQ(shapes({2, 7, 3, 3}, {5, 2, 3, 3}).size(), 1U);
-  EXPECT_EQ(shapes({2, 7, 3, 3}, {4, 1, 1, 1}).size(), 1U) << "B of a grouped convolution";
+  EXPECT_EQ(shapes({2, 8, 3, 3}, {4, 1, 1, 1}), Names()) << "a convolution with two groups";
+  EXPECT_EQ(shapes({2, 7, 3, 3}, {4, 1, 1, 1}).size(), 1U) << "channels that two groups do not divide";
+  EXPECT_EQ(shapes({2, 8, 3, 3}, {5, 1, 1, 1}).size(), 1U) << "likewise";
+  EXPECT_EQ(shapes({2, 8}, {4, 1}).size(), 1U) << "a linear layer has no groups";
   EXPECT_EQ(shapes({4, 7}, {5, 4}).size(), 2U);
   config.lora.lora_bias = true;
   EXPECT_EQ(problems(config, {tensor("q.lora_A.weight", {2, 7}), tensor("q.lora_B.weight", {5, 2}),

@@ -1,7 +1,8 @@
 // Python's own answers are the oracle: golden/regular_expressions.json, which the script beside it writes.
 #include "lora/model/regular_expression.hpp"
 
-#include <chrono>
+#include <algorithm>
+#include <cstdint>
 #include <filesystem>
 #include <fstream>
 #include <gtest/gtest.h>
@@ -22,13 +23,23 @@ const nlohmann::json& table() {
   return parsed;
 }
 
-bool full_match(const Expression& expression, std::string_view text) {
+bool full_match(const Expression& expression, std::string_view text, std::uint64_t& steps) {
   return expression.matches(
-      text, [](std::size_t place) { return place == 0; }, [&](std::size_t place) { return place == text.size(); });
+      text, [](std::size_t place) { return place == 0; }, [&](std::size_t place) { return place == text.size(); },
+      steps);
+}
+
+bool full_match(const Expression& expression, std::string_view text) {
+  std::uint64_t steps = 0;
+  return full_match(expression, text, steps);
 }
 
 bool full_match(std::string_view pattern, std::string_view text) {
   return full_match(Expression("test", "pattern", pattern), text);
+}
+
+bool is_ascii(std::string_view text) {
+  return std::all_of(text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) < 0x80; });
 }
 
 std::string refusal(std::string_view pattern) {
@@ -42,12 +53,16 @@ std::string refusal(std::string_view pattern) {
 
 TEST(RegularExpression, MatchesWhatPythonMatches) {
   const auto texts = table().at("texts").get<std::vector<std::string>>();
-  ASSERT_GT(table().at("matches").size(), 1000U);
+  ASSERT_GT(table().at("matches").size(), 2500U);
   for (const auto& [pattern, answers] : table().at("matches").items()) {
     const Expression expression("test", "pattern", pattern);
+    std::string python = answers.get<std::string>();
     std::string ours;
-    for (const std::string& text : texts) ours.push_back(full_match(expression, text) ? '1' : '0');
-    EXPECT_EQ(ours, answers.get<std::string>()) << pattern;
+    for (std::size_t i = 0; i < texts.size(); ++i) {
+      if (expression.needs_ascii() && !is_ascii(texts[i])) python[i] = '-';
+      ours.push_back(python[i] == '-' ? '-' : full_match(expression, texts[i]) ? '1' : '0');
+    }
+    EXPECT_EQ(ours, python) << pattern;
   }
 }
 
@@ -70,6 +85,16 @@ TEST(RegularExpression, ACharacterBeyondAsciiIsRepeatedWhole) {
   EXPECT_TRUE(full_match("\u00e9{2}", "\u00e9\u00e9"));
   EXPECT_TRUE(full_match("\\\u00e9?a", "\u00e9a"));
   EXPECT_FALSE(full_match("\u00e9*", "\u00e9\xa9"));
+}
+
+TEST(RegularExpression, ADotIsOneCharacterBeyondAsciiToo) {
+  EXPECT_TRUE(full_match(".", "\u00e9"));
+  EXPECT_TRUE(full_match("[^a].", "\U0001f600\u6f22"));
+  EXPECT_FALSE(full_match("..", "\u00e9"));
+  for (const char* pattern : {"\\w", "[\\d]", "\\S", "a\\b", "(?!\\B)a"}) {
+    EXPECT_TRUE(Expression("test", "pattern", pattern).needs_ascii()) << pattern;
+  }
+  EXPECT_FALSE(Expression("test", "pattern", "^[a-z].*$").needs_ascii());
 }
 
 TEST(RegularExpression, SizesAreBounded) {
@@ -99,14 +124,15 @@ TEST(RegularExpression, NestingIsBoundedByTheLengthAlone) {
   EXPECT_TRUE(full_match(nested("(?=", ")") + "a", "a"));
 }
 
-// Each takes some milliseconds; the bound leaves room for sanitizers on a busy machine.
 TEST(RegularExpression, HostilePatternsTakeLinearTime) {
-  const std::string text(1024, 'a');
   for (const char* pattern : {"(a*)*b", "(a|aa)+b", "(a|a)*b", "(.*)*(.*)*(.*)*b", "(a?){500}a{500}b", "(((a*)*)*)*b",
                               "(?:(?=(a*)*b)a|a)*b", "(?!(?!(?!(a*)*b)))(a*)*b", "((a{0,9}){0,9}){0,9}b"}) {
-    const auto start = std::chrono::steady_clock::now();
-    EXPECT_FALSE(full_match(pattern, text)) << pattern;
-    EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(1)) << pattern;
+    const Expression expression("test", "pattern", pattern);
+    for (const std::size_t length : {64U, 1024U}) {
+      std::uint64_t steps = 0;
+      EXPECT_FALSE(full_match(expression, std::string(length, 'a'), steps)) << pattern;
+      EXPECT_LE(steps, (length + 2) * 3 * expression.states()) << pattern;
+    }
   }
 }
 

@@ -30,8 +30,7 @@ class AtomicFile {
     struct stat status {};
     const bool exists = ::stat(path_.c_str(), &status) == 0;
     if (path_.filename().empty() || (exists && !S_ISREG(status.st_mode))) {
-      throw IoError(operation, in_quotes(path_.native()), "the path of a regular file",
-                    "a folder, device, socket or pipe");
+      throw IoError(operation, path_text(path_), "the path of a regular file", "a folder, device, socket or pipe");
     }
     create_temporary();
     // The destructor does not run when this constructor throws.

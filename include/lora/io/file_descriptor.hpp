@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <string>
 #include <string_view>
 #include <system_error>
 #include <utility>
@@ -37,11 +38,15 @@ class FileDescriptor {
   int descriptor_ = -1;
 };
 
+/// A path in messages, at full length.
+[[nodiscard]] inline std::string path_text(const std::filesystem::path& path) {
+  return in_quotes(path.native(), path.native().size());
+}
+
 /// @throws IoError that names the file and gives the system's message for `error_number` (an errno value).
 [[noreturn]] inline void throw_io_error(std::string_view operation, const std::filesystem::path& path,
                                         std::string_view expected, int error_number) {
-  throw IoError(operation, in_quotes(path.native(), path.native().size()), expected,
-                std::generic_category().message(error_number));
+  throw IoError(operation, path_text(path), expected, std::generic_category().message(error_number));
 }
 
 }  // namespace lora

@@ -53,6 +53,13 @@ inline constexpr std::string_view gguf_suffix_a = ".weight.lora_a";
 inline constexpr std::string_view gguf_suffix_b = ".weight.lora_b";
 inline constexpr std::string_view gguf_norm_suffix = "_norm.weight";
 
+/// An activated LoRA (aLoRA), which llama.cpp applies only from these tokens on, must not be taken for a LoRA.
+inline void refuse_activated_lora(std::string_view operation, std::string_view argument, const GgufMetadata& metadata) {
+  constexpr std::string_view key = "adapter.alora.invocation_tokens";
+  if (!metadata.contains(key)) return;
+  throw ConfigError(operation, argument, "an adapter that is always active", "one with " + std::string(key));
+}
+
 /// llama.cpp finds token embeddings by name, and stores their A transposed.
 [[nodiscard]] inline bool is_gguf_embedding(std::string_view stem) noexcept { return stem.ends_with("token_embd"); }
 

@@ -40,6 +40,7 @@ class GgufAdapterDecoder {
     require_text("adapter.type", "lora");
     adapter.architecture = text("general.architecture");
     if (adapter.architecture.empty()) refuse("general.architecture", "a name", "an empty one");
+    refuse_activated_lora(operation, label_, contents_.metadata);
     const double alpha = read_alpha();
     pair_factors(adapter.weights);
     for (const auto& [stem, pair] : pairs_) add_module(stem, pair, alpha, adapter.weights);
@@ -168,7 +169,7 @@ class GgufAdapterDecoder {
 /// std::bad_alloc. Source: ggml-org/llama.cpp, src/llama-adapter.cpp and convert_lora_to_gguf.py.
 [[nodiscard]] inline GgufAdapter read_gguf_adapter(const std::filesystem::path& path, const GgufOptions& options = {}) {
   const MappedFile file(path);
-  return parse_gguf_adapter(file.bytes(), options, in_quotes(path.native(), path.native().size()));
+  return parse_gguf_adapter(file.bytes(), options, path_text(path));
 }
 
 }  // namespace lora

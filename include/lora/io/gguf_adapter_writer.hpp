@@ -44,6 +44,7 @@ class GgufAdapterEncoder {
       throw ConfigError(operation, "dtype", "F32, F16 or BF16", name_of(options.dtype));
     }
     check_gguf_heads(operation, options);
+    refuse_activated_lora(operation, "metadata", adapter.metadata);
     for (const auto& [name, module] : adapter.weights.modules) check_module(name, module);
     alpha_ = file_alpha();
   }

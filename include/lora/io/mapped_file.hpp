@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <limits>
 #include <span>
+#include <string_view>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <utility>
@@ -35,7 +36,7 @@ class MappedFile {
     struct stat status {};
     if (::fstat(file.get(), &status) != 0) throw_io_error(operation, path, "a readable file", errno);
     if (!S_ISREG(status.st_mode)) {
-      throw IoError(operation, in_quotes(path.native()), "a regular file", "a folder, device, socket or pipe");
+      throw IoError(operation, path_text(path), "a regular file", "a folder, device, socket or pipe");
     }
     if (static_cast<std::uintmax_t>(status.st_size) > std::numeric_limits<std::size_t>::max()) {
       throw_io_error(operation, path, "a file that fits the address space", EFBIG);
@@ -60,6 +61,10 @@ class MappedFile {
 
   /// Valid while this object, or one it is moved to, lives.
   [[nodiscard]] std::span<const std::byte> bytes() const noexcept { return bytes_; }
+  /// The same bytes as text.
+  [[nodiscard]] std::string_view text() const noexcept {
+    return {reinterpret_cast<const char*>(bytes_.data()), bytes_.size()};
+  }
 
   /// Returns the memory of the pages wholly within `part` of bytes() to the system. They stay readable, and are read
   /// from the file again when touched. For a single pass over a file larger than memory.

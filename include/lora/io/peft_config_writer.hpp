@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -14,6 +15,7 @@
 #include "lora/adapter/config.hpp"
 #include "lora/core/error.hpp"
 #include "lora/io/atomic_file.hpp"
+#include "lora/io/peft_config.hpp"
 #include "lora/io/text.hpp"
 #include "lora/model/model_config.hpp"
 
@@ -55,34 +57,12 @@ template <class T>
   return nullptr;
 }
 
-[[nodiscard]] inline std::string_view bias_name(BiasMode bias) {
-  switch (bias) {
-    case BiasMode::none:
-      return "none";
-    case BiasMode::all:
-      return "all";
-    case BiasMode::lora_only:
-      return "lora_only";
-  }
-  return "none";
-}
-
 [[nodiscard]] inline PeftOutputJson initialization_json(const LoraConfig& lora) {
-  switch (lora.init_lora_weights) {
-    case InitLoraWeights::kaiming_uniform:
-      return true;
-    case InitLoraWeights::random:
-      return false;
-    case InitLoraWeights::gaussian:
-      return "gaussian";
-    case InitLoraWeights::orthogonal:
-      return "orthogonal";
-    case InitLoraWeights::olora:
-      return "olora";
-    case InitLoraWeights::pissa:
-      return lora.pissa_niter == 0 ? "pissa" : "pissa_niter_" + std::to_string(lora.pissa_niter);
-  }
-  return true;
+  if (lora.init_lora_weights == InitLoraWeights::kaiming_uniform) return true;
+  if (lora.init_lora_weights == InitLoraWeights::random) return false;
+  std::string name(peft_name_of(peft_starts, lora.init_lora_weights));
+  if (lora.pissa_niter != 0 && name == "pissa") name.append("_niter_").append(std::to_string(lora.pissa_niter));
+  return name;
 }
 
 [[nodiscard]] inline PeftOutputJson auto_mapping_json(const LoraModelConfig& config) {
@@ -95,9 +75,11 @@ template <class T>
 
 template <class Value, class ToJson>
 [[nodiscard]] PeftOutputJson pattern_json(const std::vector<std::pair<std::string, Value>>& pattern, ToJson to_json) {
-  PeftOutputJson object = PeftOutputJson::object();
+  // The object's own insertion looks at every key before.
+  PeftOutputJson::object_t object;
+  std::set<std::string_view> written;
   for (const auto& [key, value] : pattern) {
-    if (!object.contains(key)) object[key] = to_json(value);
+    if (written.insert(key).second) object.emplace_back(key, to_json(value));
   }
   return object;
 }
@@ -108,7 +90,7 @@ template <class Value, class ToJson>
   json["alpha_pattern"] = pattern_json(config.alpha_pattern, number_json);
   json["auto_mapping"] = auto_mapping_json(config);
   json["base_model_name_or_path"] = text_or_null(config.base_model_name_or_path);
-  json["bias"] = bias_name(lora.bias);
+  json["bias"] = peft_name_of(peft_bias_modes, lora.bias);
   if (!config.exclude_modules.empty()) json["exclude_modules"] = selector_json(config.exclude_modules);
   json["fan_in_fan_out"] = lora.fan_in_fan_out;
   json["inference_mode"] = true;
@@ -135,13 +117,19 @@ template <class Value, class ToJson>
 /// The text of an adapter_config.json: keys ascending, two spaces of indentation. Options newer than PEFT 0.5
 /// (exclude_modules, lora_bias, use_dora, use_rslora) are written only when active, because a PEFT that does not know a
 /// key refuses it, while one that knows it fills in what is missing. merge_weights has no key in the file.
-/// @throws ConfigError for what PEFT would refuse: options out of range, rank 0, text that is not UTF-8
+/// @throws ConfigError for what PEFT would refuse: options out of range, rank 0, lora_bias with another start than
+/// kaiming_uniform and random, text that is not UTF-8
 [[nodiscard]] inline std::string peft_config_text(const LoraModelConfig& config) {
   constexpr std::string_view operation = "write adapter_config.json";
   check_config(operation, config);
   if (config.lora.rank < 1) throw ConfigError(operation, "rank", "1 or more", std::to_string(config.lora.rank));
   try {
-    return detail::peft_config_json(config).dump(2, ' ', true);
+    const detail::PeftOutputJson json = detail::peft_config_json(config);
+    if (config.lora.lora_bias && !json.at("init_lora_weights").is_boolean()) {
+      throw ConfigError(operation, "init_lora_weights", "true or false with lora_bias, as in PEFT",
+                        json.at("init_lora_weights").dump());
+    }
+    return json.dump(2, ' ', true);
   } catch (const nlohmann::json::exception& error) {
     throw ConfigError(operation, "a name or pattern", "UTF-8", in_quotes(error.what()));
   }

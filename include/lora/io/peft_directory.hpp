@@ -16,7 +16,6 @@
 #include "lora/core/types.hpp"
 #include "lora/io/dtype.hpp"
 #include "lora/io/file_descriptor.hpp"
-#include "lora/io/mapped_file.hpp"
 #include "lora/io/peft_config.hpp"
 #include "lora/io/peft_tensors.hpp"
 #include "lora/io/safetensors_reader.hpp"
@@ -59,15 +58,8 @@ inline constexpr std::string_view read_peft = "read_peft_directory";
   const std::filesystem::path path = folder / peft_tensors_file;
   std::error_code ignored;
   if (!std::filesystem::exists(path, ignored) && std::filesystem::exists(folder / "adapter_model.bin", ignored)) {
-    throw IoError(read_peft, in_quotes(folder.native(), folder.native().size()), "adapter_model.safetensors",
+    throw IoError(read_peft, path_text(folder), "adapter_model.safetensors",
                   "adapter_model.bin alone, a pickle, which is not read");
-  }
-  {
-    const MappedFile file(path);
-    const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
-    if (is_git_lfs_pointer(text)) {
-      throw_git_lfs_pointer(read_peft, in_quotes(path.native(), path.native().size()), "safetensors");
-    }
   }
   return SafetensorsFile::open(path);
 }
@@ -98,21 +90,7 @@ template <RealScalar Scalar>
   return untargeted;
 }
 
-/// Every value is overwritten; the tensor's values are read as (rows, cols), whatever its shape.
-template <RealScalar Scalar>
-[[nodiscard]] Matrix<Scalar> peft_matrix(const TensorView& tensor, Index rows) {
-  Matrix<Scalar> values(rows, rows == 0 ? 0 : tensor.size() / rows);
-  tensor.copy_to(std::span<Scalar>(values.data(), static_cast<std::size_t>(values.size())));
-  return values;
-}
-
-template <RealScalar Scalar>
-[[nodiscard]] RowVector<Scalar> peft_row(const TensorView& tensor) {
-  RowVector<Scalar> values(tensor.size());
-  tensor.copy_to(std::span<Scalar>(values.data(), static_cast<std::size_t>(values.size())));
-  return values;
-}
-
+/// @throws FormatError for a convolution with groups whose A sees the channels of other groups
 template <RealScalar Scalar>
 [[nodiscard]] ModuleWeights<Scalar> peft_module_weights(const PeftModule& module,
                                                         const std::vector<TensorView>& tensors) {
@@ -120,11 +98,18 @@ template <RealScalar Scalar>
   const TensorView& B = tensors[module.B];
   ModuleWeights<Scalar> weights;
   weights.kind = module.kind;
-  weights.A = peft_matrix<Scalar>(A, A.shape[0]);
-  weights.B = peft_matrix<Scalar>(B, B.shape[0]);
-  if (module.lora_bias) weights.lora_bias = peft_row<Scalar>(tensors[*module.lora_bias]);
-  if (module.magnitude) weights.magnitude = peft_row<Scalar>(tensors[*module.magnitude]);
+  weights.A = A.matrix<Scalar>(A.shape[0]);
+  weights.B = B.matrix<Scalar>(B.shape[0]);
+  if (module.lora_bias) weights.lora_bias = tensors[*module.lora_bias].matrix<Scalar>(1);
+  if (module.magnitude) weights.magnitude = tensors[*module.magnitude].matrix<Scalar>(1);
   if (A.shape.size() > 2) weights.kernel_size.assign(A.shape.begin() + 2, A.shape.end());
+  if (const Index groups = peft_groups(weights); groups > 1) {
+    weights.A = narrow_groups(weights.A, groups);
+    if (weights.A.size() == 0) {
+      throw FormatError(read_peft, tensor_argument(A.file, A.name),
+                        "zeros for the channels of other groups, as in this library's convolutions", "other values");
+    }
+  }
   return weights;
 }
 
@@ -193,7 +178,9 @@ void warn_of_targets(PeftAdapter<Scalar>& adapter) {
 
 /// Reads one adapter: checks names, shapes and ranks against the configuration, then converts all values to Scalar.
 /// Widening is exact; F64 to float rounds. Each module's scaling follows from the configuration and its patterns.
-/// Modules that target_modules does not name are kept, with a warning; unknown keys give a warning too.
+/// Modules that target_modules does not name are kept, with a warning; unknown keys give a warning too. In PEFT the A
+/// of a convolution with groups sees all channels; one that uses other channels than its group's, as training in PEFT
+/// gives, is refused.
 /// @throws IoError, SafetensorsError and FormatError for files that are missing, damaged or Git LFS pointers, and, when
 /// strict, for tensors that are missing, extra or misshapen, listing all of them; ConfigError like parse_peft_config
 /// and for patterns that are not regular expressions; std::bad_alloc. Never allocates more than the file's bytes

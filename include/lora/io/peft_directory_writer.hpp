@@ -45,6 +45,7 @@ template <RealScalar Scalar>
 struct PeftOutput {
   PeftTensor tensor;
   std::span<const Scalar> values;
+  Matrix<Scalar> made = {};  ///< owns the values if the adapter does not hold them as PEFT does
 };
 
 template <RealScalar Scalar>
@@ -81,6 +82,11 @@ template <RealScalar Scalar>
     const bool embedding = module.kind == ModuleKind::embedding;
     PeftShapes shapes = peft_shapes(module);
     put(peft_name(embedding ? PeftPart::embedding_A : PeftPart::lora_A, name), std::move(shapes.A), module.A);
+    if (const Index groups = peft_groups(module); groups > 1) {
+      PeftOutput<Scalar>& A = outputs.back();
+      A.made = widen_groups(module.A, groups);
+      A.values = {A.made.data(), static_cast<std::size_t>(A.made.size())};
+    }
     put(peft_name(embedding ? PeftPart::embedding_B : PeftPart::lora_B, name), std::move(shapes.B), module.B);
     if (module.lora_bias.size() > 0) {
       put(peft_name(PeftPart::lora_bias, name), std::move(shapes.lora_bias), module.lora_bias);
@@ -162,8 +168,7 @@ void check_representable(const std::vector<PeftOutput<Scalar>>& outputs, Dtype d
 inline void refuse_existing(const std::filesystem::path& path) {
   std::error_code ignored;
   if (std::filesystem::exists(std::filesystem::symlink_status(path, ignored))) {
-    throw IoError(write_peft, in_quotes(path.native(), path.native().size()), "no such file, or overwrite = true",
-                  "a file that exists");
+    throw IoError(write_peft, path_text(path), "no such file, or overwrite = true", "a file that exists");
   }
 }
 
@@ -188,7 +193,7 @@ void write_peft_directory(const std::filesystem::path& directory, const LoraMode
   detail::check_representable(outputs, dtype);
   SafetensorsWriter writer;
   writer.add_metadata("format", "pt");
-  for (const auto& [tensor, values] : outputs) {
+  for (const auto& [tensor, values, made] : outputs) {
     const Eigen::Map<const RowVector<Scalar>> row(values.data(), static_cast<Index>(values.size()));
     writer.add(tensor.name, row, tensor.shape, dtype);
   }

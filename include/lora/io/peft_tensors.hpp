@@ -16,14 +16,24 @@
 
 #include "lora/core/types.hpp"
 #include "lora/io/dtype.hpp"
+#include "lora/io/peft_config.hpp"
 #include "lora/io/text.hpp"
 #include "lora/model/adapter_weights.hpp"
 #include "lora/model/model_config.hpp"
 
 namespace lora {
 
-/// What one tensor of a file is to its module.
-enum class PeftPart : std::uint8_t { lora_A, lora_B, lora_bias, embedding_A, embedding_B, magnitude, saved };
+/// What one tensor of a file is to its module; `of_training` changes no answer and is skipped.
+enum class PeftPart : std::uint8_t {
+  lora_A,
+  lora_B,
+  lora_bias,
+  embedding_A,
+  embedding_B,
+  magnitude,
+  of_training,
+  saved
+};
 
 namespace detail {
 
@@ -35,13 +45,14 @@ struct PeftSuffix {
 };
 
 /// The first suffix of each part is the one PEFT writes. A few versions add ".weight" to the DoRA magnitude.
-inline constexpr std::array<PeftSuffix, 7> peft_suffixes{{{".lora_A.weight", PeftPart::lora_A},
+inline constexpr std::array<PeftSuffix, 8> peft_suffixes{{{".lora_A.weight", PeftPart::lora_A},
                                                           {".lora_B.weight", PeftPart::lora_B},
                                                           {".lora_B.bias", PeftPart::lora_bias},
                                                           {".lora_embedding_A", PeftPart::embedding_A},
                                                           {".lora_embedding_B", PeftPart::embedding_B},
                                                           {".lora_magnitude_vector", PeftPart::magnitude},
-                                                          {".lora_magnitude_vector.weight", PeftPart::magnitude}}};
+                                                          {".lora_magnitude_vector.weight", PeftPart::magnitude},
+                                                          {".lora_velora_embed", PeftPart::of_training}}};
 
 }  // namespace detail
 
@@ -138,6 +149,8 @@ class PeftInventoryMaker {
     const auto parsed = parse_peft_name(tensor.name);
     if (!parsed) {
       report(i, "is no tensor of PEFT's LoRA (" + std::string(peft_prefix) + "<module>.lora_A.weight, ...)");
+    } else if (parsed->part == PeftPart::of_training) {
+      return;
     } else if (!converts_to_real(tensor.dtype)) {
       report(i, "expected F64, F32, F16 or BF16, got " + std::string(name_of(tensor.dtype)));
     } else if (parsed->part == PeftPart::saved) {
@@ -213,14 +226,14 @@ class PeftInventoryMaker {
   }
 
   // With D dimensions, A is (rank, in, kernel...), B (out, rank, 1...), the bias (out), the magnitude (out) or, for a
-  // convolution, (1, out, 1...). A free extent is -1.
+  // convolution, (1, out, 1...). A convolution with groups has a B of (out, rank / groups, 1...). A free extent is -1.
   void check_shapes(const PeftModule& module, Index rank) {
     const std::vector<Index>& A = tensors_[module.A].shape;
     std::vector<Index> wanted_A(A.size(), -1);
     wanted_A[0] = rank;
     std::vector<Index> wanted_B(A.size(), 1);
     wanted_B[0] = -1;
-    wanted_B[1] = rank;
+    wanted_B[1] = rank / groups(module, rank);
     const bool fits_A = check_shape(module.A, wanted_A, rank);
     const bool fits_B = check_shape(module.B, wanted_B, rank);
     if (!fits_A || !fits_B) return;
@@ -232,6 +245,14 @@ class PeftInventoryMaker {
       if (A.size() > 2) wanted.insert(wanted.end(), A.size() - 2, 1);
       check_shape(*module.magnitude, wanted, rank);
     }
+  }
+
+  /// What B says of a convolution's groups; 1 if it says nothing sensible.
+  [[nodiscard]] Index groups(const PeftModule& module, Index rank) const {
+    const std::vector<Index>& B = tensors_[module.B].shape;
+    if (B.size() < 3 || B[1] < 1 || rank % B[1] != 0) return 1;
+    const Index groups = rank / B[1];
+    return B[0] % groups == 0 && tensors_[module.A].shape[1] % groups == 0 ? groups : 1;
   }
 
   bool check_shape(std::size_t i, const std::vector<Index>& wanted, Index rank) {
@@ -256,9 +277,7 @@ class PeftInventoryMaker {
     const bool embedding = last == "embed_tokens" || last == "lm_head";
     if (!trained_bias && !embedding && !matcher_.saves(module)) {
       report(i, "belongs to no module to save and is no bias that trains with bias = " +
-                    std::string(config_.lora.bias == BiasMode::none  ? "none"
-                                : config_.lora.bias == BiasMode::all ? "all"
-                                                                     : "lora_only"));
+                    std::string(peft_name_of(peft_bias_modes, config_.lora.bias)));
     }
   }
 
@@ -295,18 +314,49 @@ class PeftInventoryMaker {
   return detail::PeftInventoryMaker(config, matcher, tensors).make();
 }
 
+/// The groups of a convolution, whose B is out_channels x (rank / groups); 1 for everything else.
+template <RealScalar Scalar>
+[[nodiscard]] Index peft_groups(const ModuleWeights<Scalar>& module) noexcept {
+  const Index own = module.B.cols();
+  return !module.kernel_size.empty() && own > 0 && module.rank() % own == 0 ? module.rank() / own : 1;
+}
+
+/// PEFT's A of a convolution with groups sees all channels, this library's those of its group: rows of that A within
+/// rows of `groups` times the length, zero elsewhere.
+template <RealScalar Scalar>
+[[nodiscard]] Matrix<Scalar> widen_groups(const Matrix<Scalar>& A, Index groups) {
+  Matrix<Scalar> wide = Matrix<Scalar>::Zero(A.rows(), groups * A.cols());
+  for (Index row = 0; row < A.rows(); ++row) {
+    wide.row(row).segment(row * groups / A.rows() * A.cols(), A.cols()) = A.row(row);
+  }
+  return wide;
+}
+
+/// The inverse; an empty matrix if a value elsewhere is not zero.
+template <RealScalar Scalar>
+[[nodiscard]] Matrix<Scalar> narrow_groups(Matrix<Scalar> wide, Index groups) {
+  Matrix<Scalar> A(wide.rows(), wide.cols() / groups);
+  for (Index row = 0; row < A.rows(); ++row) {
+    auto own = wide.row(row).segment(row * groups / A.rows() * A.cols(), A.cols());
+    A.row(row) = own;
+    own.setZero();
+  }
+  return (wide.array() == Scalar(0)).all() ? A : Matrix<Scalar>();
+}
+
 /// The shapes of a module's tensors in a file: A, B, the bias and the magnitude.
 struct PeftShapes {
   std::vector<Index> A, B, lora_bias, magnitude;
 };
 
-/// The shapes of a module in a file; that of A has in_features = A.cols() / kernel elements.
+/// The shapes of a module in a file; that of A has in_features = A.cols() / kernel elements, times the groups.
 /// Pre: the kernel has as many extents as the kind has dimensions, and they divide A.cols().
 template <RealScalar Scalar>
 [[nodiscard]] PeftShapes peft_shapes(const ModuleWeights<Scalar>& module) {
   const std::size_t dimensions = module.kernel_size.size();
   Index in = module.A.cols();
   for (const Index extent : module.kernel_size) in /= extent;
+  in *= peft_groups(module);
   const Index out = module.B.rows();
   PeftShapes shapes{
       {module.A.rows(), in}, {out, module.B.cols()}, {module.lora_bias.size()}, {module.magnitude.size()}};

@@ -2,5 +2,6 @@
 #pragma once
 
 #include "lora/io/safetensors_error.hpp"
+#include "lora/io/safetensors_index.hpp"
 #include "lora/io/safetensors_reader.hpp"
 #include "lora/io/safetensors_writer.hpp"

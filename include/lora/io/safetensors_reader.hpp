@@ -62,10 +62,19 @@ struct TensorView {
   /// @throws SafetensorsError unexpected_dtype like copy_to, unexpected_shape for rank 3 and more; std::bad_alloc.
   template <RealScalar Scalar>
   [[nodiscard]] Matrix<Scalar> matrix() const {
-    const auto [rows, cols] = matrix_extents();
-    Matrix<Scalar> values(rows, cols);
-    copy_to(std::span<Scalar>(values.data(), static_cast<std::size_t>(values.size())));
-    return values;
+    return filled<Scalar>(matrix_extents());
+  }
+
+  /// A copy of the values as a matrix of so many rows, whatever the shape, for example shape[0].
+  /// @throws SafetensorsError unexpected_dtype like copy_to, unexpected_shape unless `rows` divides size();
+  /// std::bad_alloc.
+  template <RealScalar Scalar>
+  [[nodiscard]] Matrix<Scalar> matrix(Index rows) const {
+    if (rows < 0 || (rows == 0 ? size() != 0 : size() % rows != 0)) {
+      refuse(SafetensorsErrorKind::unexpected_shape, "elements for " + std::to_string(rows) + " rows",
+             shape_text(shape));
+    }
+    return filled<Scalar>({rows, rows == 0 ? 0 : size() / rows});
   }
 
   /// Whether the stored values can be used in place, as T.
@@ -93,6 +102,13 @@ struct TensorView {
     throw SafetensorsError(kind, detail::tensor_argument(file, name), expected, got);
   }
 
+  template <RealScalar Scalar>
+  [[nodiscard]] Matrix<Scalar> filled(std::pair<Index, Index> extents) const {
+    Matrix<Scalar> values(extents.first, extents.second);
+    copy_to(std::span<Scalar>(values.data(), static_cast<std::size_t>(values.size())));
+    return values;
+  }
+
   template <class T>
   void require_dtype() const {
     if (dtype != dtype_of<T>) refuse(SafetensorsErrorKind::unexpected_dtype, name_of(dtype_of<T>), name_of(dtype));
@@ -117,7 +133,7 @@ class SafetensorsFile {
   [[nodiscard]] static SafetensorsFile open(const std::filesystem::path& path) {
     MappedFile mapping(path);
     const auto bytes = mapping.bytes();
-    return {std::move(mapping), bytes, in_quotes(path.native(), path.native().size())};
+    return {std::move(mapping), bytes, path_text(path)};
   }
 
   /// Reads a whole file from the caller's memory, which must outlive this object, its copies and its views.

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <span>
 #include <string>
@@ -39,14 +40,13 @@ class SafetensorsWriter {
   /// @throws SafetensorsError invalid_tensor_view unless bytes and shape match, validation_overflow, misaligned_slice,
   /// duplicate_name, reserved_name, invalid_header for a name that is not UTF-8.
   void add(std::string name, Dtype dtype, std::vector<Index> shape, std::span<const std::byte> bytes) {
-    check_bytes(name, dtype, shape, bytes.size());
-    insert(std::move(name), Tensor{dtype, std::move(shape), {bytes.begin(), bytes.end()}, {}, {}, 0});
+    add_owned(std::move(name), dtype, std::move(shape), {bytes.begin(), bytes.end()});
   }
 
   /// Like add, but without a copy: `bytes` must stay valid until the last write() or to_bytes().
   void add_view(std::string name, Dtype dtype, std::vector<Index> shape, std::span<const std::byte> bytes) {
     check_bytes(name, dtype, shape, bytes.size());
-    insert(std::move(name), Tensor{dtype, std::move(shape), {}, bytes, {}, 0});
+    insert(std::move(name), {dtype, std::move(shape), bytes.size(), [bytes](const Sink& sink) { sink(bytes); }});
   }
 
   /// Takes the next bytes of a tensor.
@@ -57,11 +57,8 @@ class SafetensorsWriter {
   /// @throws SafetensorsError like add. write() and to_bytes() pass on what `produce` throws, and throw
   /// invalid_tensor_view when it produces the wrong number of bytes.
   void add_stream(std::string name, Dtype dtype, std::vector<Index> shape, std::function<void(const Sink&)> produce) {
-    const std::vector<std::uint64_t> extents(shape.begin(), shape.end());
-    const bool negative = std::any_of(shape.begin(), shape.end(), [](Index extent) { return extent < 0; });
-    if (negative) check_bytes(name, dtype, shape, 0);
-    const auto bytes = static_cast<std::size_t>(tensor_bytes(dtype, extents, argument(name)));
-    insert(std::move(name), Tensor{dtype, std::move(shape), {}, {}, std::move(produce), bytes});
+    const auto bytes = static_cast<std::size_t>(bytes_of(name, dtype, shape));
+    insert(std::move(name), {dtype, std::move(shape), bytes, std::move(produce)});
   }
 
   /// Adds the values of an Eigen matrix or vector expression, rounded once to `dtype` (F64, F32, F16 or BF16).
@@ -84,7 +81,7 @@ class SafetensorsWriter {
     }
     const std::size_t element_bytes = bits_of(dtype) / 8;
     check_bytes(name, dtype, shape, static_cast<std::size_t>(values.size()) * element_bytes);
-    insert(std::move(name), Tensor{dtype, std::move(shape), encoded(values, dtype, element_bytes), {}, {}, 0});
+    add_owned(std::move(name), dtype, std::move(shape), encoded(values, dtype, element_bytes));
   }
 
   /// Like add of a matrix in its own dtype, but without a copy: `values` must stay valid and in place until the last
@@ -127,7 +124,7 @@ class SafetensorsWriter {
   [[nodiscard]] std::vector<std::byte> to_bytes() const {
     const Layout layout = lay_out();
     std::size_t total = layout.head.size();
-    for (const auto& [name, tensor] : layout.order) total += tensor->size();
+    for (const auto& [name, tensor] : layout.order) total += tensor->bytes;
     std::vector<std::byte> file;
     file.reserve(total);
     const Sink append = [&](std::span<const std::byte> bytes) { file.insert(file.end(), bytes.begin(), bytes.end()); };
@@ -140,15 +137,8 @@ class SafetensorsWriter {
   struct Tensor {
     Dtype dtype;
     std::vector<Index> shape;
-    std::vector<std::byte> owned;
-    std::span<const std::byte> viewed;
-    std::function<void(const Sink&)> produce;  // if set, the bytes are neither owned nor viewed
-    std::size_t produced_bytes;
-
-    [[nodiscard]] std::size_t size() const noexcept {
-      if (produce) return produced_bytes;
-      return owned.empty() ? viewed.size() : owned.size();
-    }
+    std::size_t bytes;
+    std::function<void(const Sink&)> produce;
   };
 
   struct Layout {
@@ -157,19 +147,18 @@ class SafetensorsWriter {
   };
 
   static void emit(const std::string& name, const Tensor& tensor, const Sink& sink) {
-    if (!tensor.produce) return sink(tensor.owned.empty() ? tensor.viewed : tensor.owned);
     std::size_t given = 0;
     const auto refuse = [&] {
       throw SafetensorsError(SafetensorsErrorKind::invalid_tensor_view, argument(name),
-                             std::to_string(tensor.produced_bytes) + " bytes from its producer",
-                             std::to_string(given) + (given > tensor.produced_bytes ? " or more" : ""));
+                             std::to_string(tensor.bytes) + " bytes from its producer",
+                             std::to_string(given) + (given > tensor.bytes ? " or more" : ""));
     };
     tensor.produce([&](std::span<const std::byte> bytes) {
       given += bytes.size();
-      if (given > tensor.produced_bytes) refuse();
+      if (given > tensor.bytes) refuse();
       sink(bytes);
     });
-    if (given != tensor.produced_bytes) refuse();
+    if (given != tensor.bytes) refuse();
   }
 
   [[nodiscard]] static std::string argument(std::string_view name) { return "tensor " + in_quotes(name); }
@@ -182,19 +171,30 @@ class SafetensorsWriter {
     }
   }
 
-  static void check_bytes(std::string_view name, Dtype dtype, std::span<const Index> shape, std::size_t bytes) {
-    const bool negative = std::any_of(shape.begin(), shape.end(), [](Index extent) { return extent < 0; });
-    const std::vector<std::uint64_t> extents(shape.begin(), shape.end());
-    if (negative || tensor_bytes(dtype, extents, argument(name)) != bytes) {
-      throw SafetensorsError(SafetensorsErrorKind::invalid_tensor_view, argument(name),
-                             std::string(name_of(dtype)) + " values of shape " + shape_text(shape),
-                             std::to_string(bytes) + " bytes");
+  void add_owned(std::string name, Dtype dtype, std::vector<Index> shape, std::vector<std::byte> bytes) {
+    check_bytes(name, dtype, shape, bytes.size());
+    const auto owned = std::make_shared<const std::vector<std::byte>>(std::move(bytes));
+    insert(std::move(name), {dtype, std::move(shape), owned->size(), [owned](const Sink& sink) { sink(*owned); }});
+  }
+
+  static std::uint64_t bytes_of(std::string_view name, Dtype dtype, std::span<const Index> shape) {
+    if (std::any_of(shape.begin(), shape.end(), [](Index extent) { return extent < 0; })) {
+      throw SafetensorsError(SafetensorsErrorKind::invalid_tensor_view, argument(name), "extents of 0 or more",
+                             shape_text(shape));
     }
+    return tensor_bytes(dtype, std::vector<std::uint64_t>(shape.begin(), shape.end()), argument(name));
+  }
+
+  static void check_bytes(std::string_view name, Dtype dtype, std::span<const Index> shape, std::size_t bytes) {
+    if (bytes_of(name, dtype, shape) == bytes) return;
+    throw SafetensorsError(SafetensorsErrorKind::invalid_tensor_view, argument(name),
+                           std::string(name_of(dtype)) + " values of shape " + shape_text(shape),
+                           std::to_string(bytes) + " bytes");
   }
 
   void insert(std::string name, Tensor&& tensor) {
     check_utf8(name);
-    if (name == detail::metadata_key) {
+    if (name == "__metadata__") {
       throw SafetensorsError(SafetensorsErrorKind::reserved_name, argument(name), "another name",
                              "the one the format keeps for its metadata");
     }
@@ -245,7 +245,7 @@ class SafetensorsWriter {
       const auto& [name, tensor] = *named;
       if (header.size() > 1) header.push_back(',');
       append_entry(header, name, tensor, offset);
-      offset += tensor.size();
+      offset += tensor.bytes;
       layout.order.emplace_back(&name, &tensor);
     }
     header.push_back('}');
@@ -276,7 +276,7 @@ class SafetensorsWriter {
   static void append_entry(std::string& header, const std::string& name, const Tensor& tensor, std::uint64_t begin) {
     header.append(nlohmann::json(name).dump()).append(":{\"dtype\":\"").append(name_of(tensor.dtype));
     header.append("\",\"shape\":").append(nlohmann::json(tensor.shape).dump()).append(",\"data_offsets\":[");
-    header.append(std::to_string(begin)).append(",").append(std::to_string(begin + tensor.size()));
+    header.append(std::to_string(begin)).append(",").append(std::to_string(begin + tensor.bytes));
     header.append("]}");
   }
 

@@ -71,8 +71,9 @@ void check_config(std::string_view operation, const LoraModelConfig& config) {
   }
 }
 
-/// A configuration prepared for queries about many modules. It keeps copies of what it needs. Thread safety: any number
-/// of threads may query one object. Use `ModuleMatcher`; it is a template so that it is compiled only where it is used.
+/// A configuration prepared for queries about many modules. It keeps copies of what it needs. A query raises
+/// ConfigError when patterns and names together take unreasonably many steps. Thread safety: any number of threads may
+/// query one object. Use `ModuleMatcher`; it is a template so that it is compiled only where it is used.
 template <class Char>
 class BasicModuleMatcher {
  public:
@@ -82,37 +83,42 @@ class BasicModuleMatcher {
       : lora_((check_config(operation, config), config.lora)),
         target_(operation, "target_modules", config.target_modules),
         exclude_(operation, "exclude_modules", config.exclude_modules),
-        layers_(operation, config.layers_to_transform, config.layers_pattern),
+        layers_(operation, config.layers_to_transform, config.layers_pattern, budget_),
         saved_names_(config.modules_to_save) {
     for (const auto& [key, rank] : config.rank_pattern) {
-      ranks_.emplace_back(Pattern(operation, "rank_pattern", key, detail::PatternPlace::name_end), rank);
+      ranks_.emplace_back(Pattern(operation, "rank_pattern", key, detail::PatternPlace::name_end, budget_), rank);
     }
     for (const auto& [key, alpha] : config.alpha_pattern) {
-      alphas_.emplace_back(Pattern(operation, "alpha_pattern", key, detail::PatternPlace::name_end), alpha);
+      alphas_.emplace_back(Pattern(operation, "alpha_pattern", key, detail::PatternPlace::name_end, budget_), alpha);
     }
     for (const std::string& name : config.modules_to_save) {
-      saved_.emplace_back(operation, "modules_to_save", name, detail::PatternPlace::name_part);
+      saved_.emplace_back(operation, "modules_to_save", name, detail::PatternPlace::name_part, budget_);
     }
   }
 
   /// Whether exclude_modules or modules_to_save prevents this module from being adapted.
   [[nodiscard]] bool excludes(std::string_view module, bool is_linear = true) const {
-    return exclude_.matches(module, is_linear) || matches_saved(module);
+    budget_.grant(module);
+    return exclude_.matches(module, is_linear, budget_) || matches_saved(module);
   }
 
   /// Whether this module is adapted. `is_linear` matters only for all-linear. As in PEFT, layers_to_transform does not
   /// exclude a module whose full name is in the list of targets.
   [[nodiscard]] bool targets(std::string_view module, bool is_linear = true) const {
-    const bool named = target_.has(module) || (target_.matches(module, is_linear) && layers_.passes(module));
+    budget_.grant(module);
+    const bool named = target_.has(module, budget_) ||
+                       (target_.matches(module, is_linear, budget_) && layers_.passes(module, budget_));
     return named && !excludes(module, is_linear);
   }
 
   /// Whether this module, or one that contains it, is one of modules_to_save. In addition to the expressions that
   /// prevent a module from being adapted, PEFT accepts any name with that ending: "head" saves "lm_head".
   [[nodiscard]] bool saves(std::string_view module) const {
+    budget_.grant(module);
     if (matches_saved(module)) return true;
     for (std::size_t end = module.find('.'); !module.empty(); end = module.find('.', end + 1)) {
       const std::string_view outer = module.substr(0, end);
+      budget_.spend(saved_names_.size());
       for (const std::string& name : saved_names_) {
         if (outer.ends_with(name)) return true;
       }
@@ -123,6 +129,7 @@ class BasicModuleMatcher {
 
   /// The options of one module: `lora` with its rank and alpha from the patterns.
   [[nodiscard]] LoraConfig config_for(std::string_view module) const {
+    budget_.grant(module);
     LoraConfig config = lora_;
     if (const auto* rank = find(ranks_, module)) config.rank = *rank;
     if (const auto* alpha = find(alphas_, module)) config.alpha = *alpha;
@@ -145,9 +152,9 @@ class BasicModuleMatcher {
   // If no key matches a module, PEFT looks it up by its own name. This finds a key that, as an expression, does not
   // match itself.
   template <class Value>
-  [[nodiscard]] static const Value* find(const Patterns<Value>& patterns, std::string_view module) {
+  [[nodiscard]] const Value* find(const Patterns<Value>& patterns, std::string_view module) const {
     for (const auto& [pattern, value] : patterns) {
-      if (pattern.matches(module)) return &value;
+      if (pattern.matches(module, budget_)) return &value;
     }
     for (const auto& [pattern, value] : patterns) {
       if (pattern.text() == module) return &value;
@@ -156,11 +163,12 @@ class BasicModuleMatcher {
   }
 
   template <class Value>
-  static void collect_unused(std::string_view option, const Patterns<Value>& patterns,
-                             std::span<const std::string> modules, std::vector<std::string>& unused) {
+  void collect_unused(std::string_view option, const Patterns<Value>& patterns, std::span<const std::string> modules,
+                      std::vector<std::string>& unused) const {
     std::vector<const Value*> used;
     for (const std::string& module : modules) used.push_back(find(patterns, module));
     for (const auto& [pattern, value] : patterns) {
+      budget_.spend(used.size());
       bool is_used = false;
       for (const Value* other : used) is_used = is_used || other == &value;
       if (is_used) continue;
@@ -170,12 +178,13 @@ class BasicModuleMatcher {
 
   [[nodiscard]] bool matches_saved(std::string_view module) const {
     for (const Pattern& pattern : saved_) {
-      if (pattern.matches(module)) return true;
+      if (pattern.matches(module, budget_)) return true;
     }
     return false;
   }
 
   LoraConfig lora_;
+  detail::MatchBudget budget_;
   detail::BasicSelectorMatcher<Char> target_;
   detail::BasicSelectorMatcher<Char> exclude_;
   detail::BasicLayerFilter<Char> layers_;

@@ -60,20 +60,22 @@ namespace detail {
 template <class Char>
 class BasicLayerFilter {
  public:
-  BasicLayerFilter(std::string_view operation, std::vector<Index> layers, const std::vector<std::string>& patterns)
+  BasicLayerFilter(std::string_view operation, std::vector<Index> layers, const std::vector<std::string>& patterns,
+                   const MatchBudget& budget = {})
       : layers_(std::move(layers)) {
     for (const std::string& pattern : patterns) {
-      patterns_.emplace_back(operation, "layers_pattern", pattern, PatternPlace::whole_name);
+      patterns_.emplace_back(operation, "layers_pattern", pattern, PatternPlace::whole_name, budget);
     }
   }
 
   /// Without layers everything passes. The layer of "model.layers.3.q_proj" is 3: the first number with at least two
   /// segments before it and one after it. With patterns, it is the number after the segment(s) that the first fitting
   /// pattern matches, which again must not be the first segment. Names without such a number do not pass.
-  [[nodiscard]] bool passes(std::string_view name) const {
+  [[nodiscard]] bool passes(std::string_view name, const MatchBudget& budget = {}) const {
     if (layers_.empty()) return true;
-    const std::optional<NumberedSegment> layer = find_layer(name);
+    const std::optional<NumberedSegment> layer = find_layer(name, budget);
     if (!layer || layer->value < 0) return false;
+    budget.spend(layers_.size());
     for (const Index adapted : layers_) {
       if (adapted == layer->value) return true;
     }
@@ -107,7 +109,7 @@ class BasicLayerFilter {
     }
   }
 
-  [[nodiscard]] std::optional<NumberedSegment> find_layer(std::string_view name) const {
+  [[nodiscard]] std::optional<NumberedSegment> find_layer(std::string_view name, const MatchBudget& budget) const {
     const std::vector<NumberedSegment> numbers = numbered_segments(name);
     if (patterns_.empty()) {
       for (const NumberedSegment& number : numbers) {
@@ -116,7 +118,7 @@ class BasicLayerFilter {
       return std::nullopt;
     }
     for (const auto& pattern : patterns_) {
-      if (const auto layer = find_behind(pattern, name, numbers)) return layer;
+      if (const auto layer = find_behind(pattern, name, numbers, budget)) return layer;
     }
     return std::nullopt;
   }
@@ -124,11 +126,12 @@ class BasicLayerFilter {
   // The pattern begins as early and ends before as late a number as possible, as with Python's greedy operators.
   [[nodiscard]] static std::optional<NumberedSegment> find_behind(const BasicNamePattern<Char>& pattern,
                                                                   std::string_view name,
-                                                                  const std::vector<NumberedSegment>& numbers) {
+                                                                  const std::vector<NumberedSegment>& numbers,
+                                                                  const MatchBudget& budget) {
     for (std::size_t dot = name.find('.'); dot != std::string_view::npos; dot = name.find('.', dot + 1)) {
       const std::size_t begin = dot + 1;
       for (std::size_t i = numbers.size(); i-- > 0 && numbers[i].begin > begin;) {
-        if (pattern.matches(name.substr(begin, numbers[i].begin - 1 - begin))) return numbers[i];
+        if (pattern.matches(name.substr(begin, numbers[i].begin - 1 - begin), budget)) return numbers[i];
       }
     }
     return std::nullopt;
@@ -157,14 +160,14 @@ class BasicSelectorMatcher {
     }
   }
 
-  [[nodiscard]] bool matches(std::string_view name, bool is_linear) const {
+  [[nodiscard]] bool matches(std::string_view name, bool is_linear, const MatchBudget& budget = {}) const {
     switch (kind_) {
       case ModuleSelector::Kind::none:
         return false;
       case ModuleSelector::Kind::names:
-        return lists(name);
+        return lists(name, budget);
       case ModuleSelector::Kind::pattern:
-        return pattern_->matches(name);
+        return pattern_->matches(name, budget);
       case ModuleSelector::Kind::all_linear:
         return is_linear;
     }
@@ -172,7 +175,8 @@ class BasicSelectorMatcher {
   }
 
   /// Whether exactly this name is in the list.
-  [[nodiscard]] bool has(std::string_view name) const {
+  [[nodiscard]] bool has(std::string_view name, const MatchBudget& budget) const {
+    budget.spend(names_.size());
     for (const std::string& listed : names_) {
       if (listed == name) return true;
     }
@@ -180,9 +184,9 @@ class BasicSelectorMatcher {
   }
 
  private:
-  [[nodiscard]] bool lists(std::string_view name) const {
+  [[nodiscard]] bool lists(std::string_view name, const MatchBudget& budget) const {
     while (true) {
-      if (has(name)) return true;
+      if (has(name, budget)) return true;
       const std::size_t dot = name.find('.');
       if (dot == std::string_view::npos) return false;
       name.remove_prefix(dot + 1);

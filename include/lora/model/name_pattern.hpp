@@ -14,6 +14,29 @@
 
 namespace lora::detail {
 
+/// What patterns may take over all names that one matcher is asked about. A configuration and the names can both be
+/// hostile, and the product of their sizes is what matching costs. Thread safety: any number of threads may spend.
+class MatchBudget {
+ public:
+  /// Called for each name, so that a matcher whose patterns are cheap can be asked for ever.
+  void grant(std::string_view name) const noexcept { add(-(std::int64_t{steps_of_a_byte} * std::ssize(name))); }
+
+  /// @throws ConfigError when the patterns have taken too much
+  void spend(std::uint64_t steps) const {
+    if (add(static_cast<std::int64_t>(steps)) <= most_steps) return;
+    throw ConfigError("match module names", "the patterns of a configuration",
+                      "at most 2^27 steps, and 64 for each byte of the names", "more");
+  }
+
+ private:
+  static constexpr std::int64_t most_steps = std::int64_t{1} << 27;  // less than half a second
+  static constexpr std::int64_t steps_of_a_byte = 64;
+
+  std::int64_t add(std::int64_t steps) const noexcept { return __atomic_add_fetch(&spent_, steps, __ATOMIC_RELAXED); }
+
+  mutable std::int64_t spent_ = 0;
+};
+
 /// The part of a name that a pattern must match: all of it; its end, beginning at the start or after a dot (PEFT's
 /// rank_pattern and alpha_pattern); or any run of whole segments (PEFT's modules_to_save).
 enum class PatternPlace : std::uint8_t { whole_name, name_end, name_part };
@@ -29,54 +52,59 @@ class BasicNamePattern {
 
   /// `option` is named in errors, for example "rank_pattern". @throws ConfigError for an unsupported or malformed
   /// expression.
-  BasicNamePattern(std::string_view operation, std::string_view option, std::string pattern, PatternPlace place)
+  BasicNamePattern(std::string_view operation, std::string_view option, std::string pattern, PatternPlace place,
+                   const MatchBudget& budget = {})
       : pattern_(std::move(pattern)), option_(option), place_(place) {
     if (pattern_.find_first_of("^$*+?{}[]\\|()") == std::string::npos) return;
     expression_.emplace(operation, option, pattern_);
+    budget.spend(steps_of_a_state * expression_->states());
   }
 
   [[nodiscard]] const std::string& text() const noexcept { return pattern_; }
 
-  /// @throws ConfigError when the pattern has special characters and the name is longer than max_name.
-  [[nodiscard]] bool matches(std::string_view name) const {
-    if (expression_) return expression_matches(name);
-    const std::size_t length = pattern_.size();
-    if (length > name.size()) return false;
-    switch (place_) {
-      case PatternPlace::whole_name:
-        return equal(name);
-      case PatternPlace::name_end:
-        return begins_segment(name, name.size() - length) && equal(name.substr(name.size() - length));
-      case PatternPlace::name_part:
-        break;
+  /// @throws ConfigError when the pattern has special characters and the name is longer than max_name, and like
+  /// MatchBudget::spend
+  [[nodiscard]] bool matches(std::string_view name, const MatchBudget& budget = {}) const {
+    if (expression_) return expression_matches(name, budget);
+    budget.spend(place_ == PatternPlace::name_part ? name.size() + 1 : 1);
+    if (place_ != PatternPlace::name_part) return ends_with_text(name);
+    for (std::size_t end = 0; end < name.size(); ++end) {
+      if (name[end] == '.' && ends_with_text(name.substr(0, end))) return true;
     }
-    for (std::size_t begin = 0; begin + length <= name.size(); ++begin) {
-      const bool ends_segment = begin + length == name.size() || name[begin + length] == '.';
-      if (ends_segment && begins_segment(name, begin) && equal(name.substr(begin, length))) return true;
-    }
-    return false;
+    return ends_with_text(name);
   }
 
  private:
-  [[nodiscard]] static bool begins_segment(std::string_view name, std::size_t begin) {
-    return begin == 0 || name[begin - 1] == '.';
-  }
+  static constexpr std::uint64_t steps_of_a_state = 64;  // to build and to keep it
 
   // "." stands for any character but a line feed, as in the expression that the text is.
-  [[nodiscard]] bool equal(std::string_view text) const {
-    if (text.size() != pattern_.size()) return false;
-    for (std::size_t i = 0; i < text.size(); ++i) {
-      if (pattern_[i] == '.' ? text[i] == '\n' : text[i] != pattern_[i]) return false;
+  [[nodiscard]] bool ends_with_text(std::string_view name) const {
+    std::size_t begin = name.size();
+    for (std::size_t i = pattern_.size(); i-- > 0;) {
+      if (begin-- == 0) return false;
+      if (pattern_[i] != '.') {
+        if (pattern_[i] != name[begin]) return false;
+      } else {
+        if (name[begin] == '\n') return false;
+        while (begin > 0 && (static_cast<unsigned char>(name[begin]) & 0xC0U) == 0x80U) --begin;
+      }
     }
-    return true;
+    return begin == 0 || (place_ != PatternPlace::whole_name && name[begin - 1] == '.');
   }
 
   // The text before the part, matched by (.*\.)?, and after it, by (\..*)?, contains no line feed.
-  [[nodiscard]] bool expression_matches(std::string_view name) const {
+  [[nodiscard]] bool expression_matches(std::string_view name, const MatchBudget& budget) const {
     if (name.size() > max_name) {
       throw ConfigError("match a module name", option_,
                         joined({"names of at most ", std::to_string(max_name), " bytes with a regular expression"}),
                         joined({std::to_string(name.size()), " bytes: ", quoted_name(name)}));
+    }
+    if (expression_->needs_ascii()) {
+      for (const char c : name) {
+        if (static_cast<unsigned char>(c) < 0x80) continue;
+        throw ConfigError("match a module name", option_, "names in ASCII with \\b, \\d, \\s or \\w",
+                          quoted_name(name));
+      }
     }
     const std::size_t first_line = name.find('\n');
     const std::size_t last_line = name.rfind('\n');
@@ -89,7 +117,10 @@ class BasicNamePattern {
       return place_ == PatternPlace::name_part && name[place] == '.' &&
              (last_line == std::string_view::npos || last_line < place);
     };
-    return expression_->matches(name, begins, ends);
+    std::uint64_t steps = 0;
+    const bool found = expression_->matches(name, begins, ends, steps);
+    budget.spend(steps);
+    return found;
   }
 
   std::string pattern_;

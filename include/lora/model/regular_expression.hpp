@@ -55,14 +55,14 @@ class BasicByteSet {
   std::uint64_t words_[4] = {};
 };
 
-/// An expression in the syntax of Python's `re` without flags, over bytes: whether a whole text matches.
+/// An expression in the syntax of Python's `re` without flags, over UTF-8: whether a whole text matches.
 ///
 /// Supported are characters and escapes (\n, \x41, \052, ...), `.`, classes ([a-z], [^]x]), \d \D \s \S \w \W, ^ $ \A
 /// \Z \b \B, groups ((...), (?:...), (?P<name>...)), |, the quantifiers * + ? {m} {m,} {,n} {m,n} with their lazy
 /// forms, which match the same texts, lookahead ((?=...), (?!...)) and comments. A pattern with other features of
 /// Python is refused: back-references, lookbehind, flags, conditions, atomic groups, possessive quantifiers, \N{...},
-/// and non-ASCII characters in classes or escapes. A non-ASCII character in the text is several bytes, and `.` and
-/// classes match each byte separately.
+/// and non-ASCII characters in classes or escapes. What \d, \s, \w and \b mean beyond ASCII is not known here; see
+/// needs_ascii().
 ///
 /// The text is read once, from its end to its start, tracking all possible states at a time, so no pattern takes more
 /// than (length of the text) * (number of states) steps. The result of a lookahead is known by the time it is needed.
@@ -88,10 +88,16 @@ class RegularExpression {
     group_names_ = {};
   }
 
+  [[nodiscard]] std::size_t states() const noexcept { return states_.size(); }
+  /// Whether the answer is Python's for texts in ASCII only.
+  [[nodiscard]] bool needs_ascii() const noexcept { return needs_ascii_; }
+
   /// Whether the pattern matches a part of the text that begins at a position with `begins(i)` and ends at one with
-  /// `ends(i)`; positions are 0 ... text.size(). Any number of threads may use one object. @throws std::bad_alloc
+  /// `ends(i)`; positions are 0 ... text.size(). Adds to `steps` the number of states that were visited. Any number of
+  /// threads may use one object. @throws std::bad_alloc
   template <class Begins, class Ends>
-  [[nodiscard]] bool matches(std::basic_string_view<Char> text, Begins begins, Ends ends) const {
+  [[nodiscard]] bool matches(std::basic_string_view<Char> text, Begins begins, Ends ends, std::uint64_t& steps) const {
+    steps += states_.size() / 16;
     std::vector<Reader> readers(machines_.size());
     std::vector<std::size_t> seen(states_.size(), text.size() + 1);
     std::vector<Index> pending;
@@ -114,6 +120,7 @@ class RegularExpression {
         while (!pending.empty()) {
           const Index index = pending.back();
           pending.pop_back();
+          ++steps;
           if (index == arrived) {
             reader.arrived = true;
             continue;
@@ -223,6 +230,24 @@ class RegularExpression {
     nodes_.back().kind = kind;
     return static_cast<int>(nodes_.size()) - 1;
   }
+  /// One character of a set; one that has the bytes beyond ASCII has all characters there.
+  int add_character(const ByteSet& set) {
+    if (!set.contains(0x80)) return add_set(set);
+    ByteSet ascii, lead, more;
+    for (unsigned byte = 0; byte < 0x80; ++byte) {
+      if (set.contains(byte)) ascii.add(byte, byte);
+    }
+    lead.add(0xC0, 0xFF);
+    more.add(0x80, 0xBF);
+    List bytes;
+    append(bytes, add_set(lead));
+    append(bytes, add_set(more));
+    repeat_last(bytes, 1, unbounded);  // no other item begins within a character
+    List either;
+    append(either, add_set(ascii));
+    append(either, close(bytes, Kind::sequence));
+    return close(either, Kind::alternatives);
+  }
   int add_set(const ByteSet& set) {
     const int index = add_node(Kind::set);
     nodes_.back().argument = static_cast<int>(sets_.size());
@@ -278,7 +303,7 @@ class RegularExpression {
         const int item = parse_item(c);
         append(sequence, item);
         const Kind kind = node(item).kind;
-        before = kind == Kind::set || kind == Kind::sequence ? Before::atom : Before::position;
+        before = kind >= Kind::text_begin && kind <= Kind::no_word_edge ? Before::position : Before::atom;
       }
     }
     if (alternatives.first == none) return close(sequence, Kind::sequence);
@@ -318,7 +343,6 @@ class RegularExpression {
     return number;
   }
 
-  /// Replaces the last node of the sequence by a repetition of it.
   void repeat(const List& sequence, Before before, int least, int most) {
     if (before == Before::nothing || before == Before::position) fail("nothing to repeat before a quantifier");
     if (before == Before::repetition) fail("a quantifier behind a quantifier");
@@ -326,6 +350,11 @@ class RegularExpression {
     if (least > max_states || most > max_states) fail_for_size();
     if (accept('+')) fail("a possessive quantifier, which is not supported");
     accept('?');  // lazy: matches the same texts
+    repeat_last(sequence, least, most);
+  }
+
+  /// Replaces the last node of the sequence by a repetition of it.
+  void repeat_last(const List& sequence, int least, int most) {
     const Node repeated = node(sequence.last);
     const int child = add_node(repeated.kind);
     node(child) = repeated;
@@ -398,7 +427,7 @@ class RegularExpression {
       case '.': {
         ByteSet line_feed;
         line_feed.add('\n', '\n');
-        return add_set(line_feed.inverse());
+        return add_character(line_feed.inverse());
       }
       case '^':
         return add_node(Kind::text_begin);
@@ -433,20 +462,21 @@ class RegularExpression {
       case 'Z':
         return add_node(Kind::very_end);
       case 'b':
-        return add_node(Kind::word_edge);
       case 'B':
-        return add_node(Kind::no_word_edge);
+        needs_ascii_ = true;
+        return add_node(c == 'b' ? Kind::word_edge : Kind::no_word_edge);
       default:
         break;
     }
     ByteSet set;
-    if (accept_category(c, set)) return add_set(set);
+    if (accept_category(c, set)) return add_character(set);
     if (static_cast<unsigned char>(c) >= 0x80) return parse_character(c);
     return add_byte(static_cast<unsigned char>(parse_escaped(c, false)));
   }
 
-  static bool accept_category(char c, ByteSet& set) noexcept {
+  bool accept_category(char c, ByteSet& set) noexcept {
     if (std::string_view("dDsSwW").find(c) == std::string_view::npos) return false;
+    needs_ascii_ = true;
     const bool inverse = c < 'a';
     const ByteSet category = ByteSet::category(inverse ? static_cast<char>(c - 'A' + 'a') : c);
     set.add(inverse ? category.inverse() : category);
@@ -503,7 +533,7 @@ class RegularExpression {
     const bool inverse = accept('^');
     for (bool first = true;; first = false) {
       char c = take(open);
-      if (c == ']' && !first) return add_set(inverse ? set.inverse() : set);
+      if (c == ']' && !first) return add_character(inverse ? set.inverse() : set);
       unsigned low = 0;
       const bool category = parse_member(c, set, low);
       if (!accept('-')) {
@@ -514,7 +544,7 @@ class RegularExpression {
       if (c == ']') {
         if (!category) set.add(low, low);
         set.add('-', '-');
-        return add_set(inverse ? set.inverse() : set);
+        return add_character(inverse ? set.inverse() : set);
       }
       unsigned high = 0;
       if (parse_member(c, set, high) || category || high < low) fail("a range in a class that is none");
@@ -627,6 +657,7 @@ class RegularExpression {
   std::vector<Node> nodes_;
   std::vector<std::basic_string_view<Char>> group_names_;
 
+  bool needs_ascii_ = false;
   std::vector<ByteSet> sets_;
   std::vector<State> states_;
   std::vector<Index> machines_;  // their first states: lookaheads (inner ones first), then the whole pattern
