@@ -193,6 +193,20 @@ void require_finite_rows(const std::string& what, const Values& values) {
 
 }  // namespace detail
 
+/// B of the product B A over the whole weight. A convolution with groups has only the columns of an output's own group
+/// in B; the others are zero.
+[[nodiscard]] inline Matrix<float> joined_groups(const ModuleWeights<float>& module) {
+  const Index groups = peft_groups(module);
+  if (groups == 1) return module.B;
+  Matrix<float> joined = Matrix<float>::Zero(module.B.rows(), module.rank());
+  const Index outputs = module.B.rows() / groups;
+  for (Index g = 0; g < groups; ++g) {
+    joined.block(g * outputs, g * module.B.cols(), outputs, module.B.cols()) =
+        module.B.middleRows(g * outputs, outputs);
+  }
+  return joined;
+}
+
 /// @throws StateError naming the first tensor and row with an infinity or NaN
 inline void require_finite(const AdapterWeights<float>& weights) {
   for (const auto& [name, module] : weights.modules) {

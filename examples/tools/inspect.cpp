@@ -40,7 +40,7 @@ std::string kind_name(ModuleKind kind) {
 // |B A|_F without the product: the square is the trace of (B^T B)(A A^T).
 double product_norm(const ModuleWeights<float>& module) {
   const Matrix<double> a = module.A.cast<double>();
-  const Matrix<double> b = module.B.cast<double>();
+  const Matrix<double> b = joined_groups(module).cast<double>();
   const double square = ((b.transpose() * b).cwiseProduct(a * a.transpose())).sum();
   return std::sqrt(std::max(square, 0.0));
 }

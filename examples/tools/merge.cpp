@@ -32,7 +32,8 @@ void run(const Arguments& arguments) {
   Output output = place_for(base, arguments.output, arguments.force);
   std::optional<GgufHeads> heads;
   if (arguments.heads > 0) heads = {arguments.heads, arguments.heads_kv > 0 ? arguments.heads_kv : arguments.heads};
-  const AdapterFile adapter = read_adapter_for(base, arguments.adapter, arguments.adapter_name, heads);
+  AdapterFile adapter = read_adapter_for(base, arguments.adapter, arguments.adapter_name, heads);
+  for (auto& [name, module] : adapter.weights.modules) module.B = joined_groups(module);
   for (const auto& warning : adapter.warnings) warn(warning);
   const MergePlan plan(base, adapter, arguments.options);
   for (const auto& note : plan.notes()) warn(note);

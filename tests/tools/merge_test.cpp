@@ -52,6 +52,22 @@ class MergeTool : public testing::ToolTest {
   [[nodiscard]] Matrix<float> merged(const std::string& name) const { return tensor("out.safetensors", name); }
 };
 
+// Each group's outputs get the product of their rows of B and the group's rows of A.
+TEST_F(MergeTool, AConvolutionWithGroupsGetsEachGroupsProduct) {
+  const auto weight = random_matrix<float>(4, 6, 1);  // 4 outputs, 2 groups of 3 channels and a kernel of 2
+  write_tensors("base.safetensors", {{"a.weight", {{4, 3, 2}, weight}}});
+  ModuleWeights<float> a = module(4, 6, 2, 2);
+  a.kind = ModuleKind::conv1d;
+  a.kernel_size = {2};
+  a.B = a.B.leftCols(1).eval();
+  Matrix<float> expected = weight;
+  for (Index i = 0; i < 4; ++i) expected.row(i) += static_cast<float>(a.scaling) * a.B(i, 0) * a.A.row(i / 2);
+  write_over({{"a", a}});
+  expect_done(merge());
+  expect_near(merged("a.weight"), expected);
+  expect_done({"inspect", path("adapter")});
+}
+
 TEST_F(MergeTool, TakesThePrincipalPartOutOfAWeightThatPissaStartedFrom) {
   // The two largest singular values of a diagonal matrix are those of the first two rows.
   Matrix<float> weight = Matrix<float>::Zero(4, 4);
