@@ -100,7 +100,9 @@ function(lora_add_readme_tests page setup_folder)
       string(APPEND calls_${group} "  if (block == \"${number}\") block_${number}::run();\n")
     endif()
     if(mode STREQUAL "program" OR comment MATCHES "(^| )run( |$)")
-      add_test(NAME Readme.Line${line} COMMAND lora_readme_${group} ${number})
+      # In an empty folder, like a reader's first run.
+      add_test(NAME Readme.Line${line} COMMAND sh -c "rm -rf ./* && exec \"$0\" \"$@\""
+                                               $<TARGET_FILE:lora_readme_${group}> ${number})
       file(MAKE_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/readme/block_${number})
       set_tests_properties(Readme.Line${line} PROPERTIES LABELS readme WORKING_DIRECTORY
                                                          ${CMAKE_CURRENT_BINARY_DIR}/readme/block_${number})

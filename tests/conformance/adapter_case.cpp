@@ -8,6 +8,7 @@
 #include "support/golden_network.hpp"
 
 namespace lora::conformance {
+namespace adapter_case {
 namespace {
 
 void compare_weights(GoldenCase& expected, Comparison& comparison, const testing::GoldenNetwork& network) {
@@ -17,6 +18,7 @@ void compare_weights(GoldenCase& expected, Comparison& comparison, const testing
 }
 
 }  // namespace
+}  // namespace adapter_case
 
 void check_adapter(const std::filesystem::path& directory, Comparison& comparison) {
   GoldenCase expected(directory / "expected.safetensors");
@@ -42,7 +44,7 @@ void check_adapter(const std::filesystem::path& directory, Comparison& compariso
   comparison.close<float>("y", network.infer(ids), y);
   model.eval();
   comparison.close<float>("y, merged", network.infer(ids), y);
-  compare_weights(expected, comparison, network);
+  adapter_case::compare_weights(expected, comparison, network);
   expected.finish();
 }
 

@@ -7,6 +7,7 @@
 #include "lora/model/combine.hpp"
 
 namespace lora::conformance {
+namespace combine_case {
 namespace {
 
 template <class Scalar>
@@ -80,9 +81,10 @@ void check(GoldenCase& golden, Comparison& comparison) {
 }
 
 }  // namespace
+}  // namespace combine_case
 
 void check_combination(GoldenCase& golden, Comparison& comparison) {
-  with_scalar(golden, [&](auto zero) { check<decltype(zero)>(golden, comparison); });
+  with_scalar(golden, [&](auto zero) { combine_case::check<decltype(zero)>(golden, comparison); });
 }
 
 }  // namespace lora::conformance

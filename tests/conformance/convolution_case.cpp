@@ -7,6 +7,7 @@
 #include "lora/layers/conv.hpp"
 
 namespace lora::conformance {
+namespace convolution_case {
 namespace {
 
 // A number for all dimensions, or one for each.
@@ -88,14 +89,15 @@ void check(GoldenCase& golden, Comparison& comparison) {
 }
 
 }  // namespace
+}  // namespace convolution_case
 
 void check_convolution(GoldenCase& golden, Comparison& comparison) {
   const auto kind = golden.options().get<std::string>("kind");
   with_scalar(golden, [&](auto zero) {
     using Scalar = decltype(zero);
-    if (kind == "conv1d") return check<Scalar, 1>(golden, comparison);
-    if (kind == "conv2d") return check<Scalar, 2>(golden, comparison);
-    check<Scalar, 3>(golden, comparison);
+    if (kind == "conv1d") return convolution_case::check<Scalar, 1>(golden, comparison);
+    if (kind == "conv2d") return convolution_case::check<Scalar, 2>(golden, comparison);
+    convolution_case::check<Scalar, 3>(golden, comparison);
   });
 }
 

@@ -4,6 +4,7 @@
 #include "lora/layers/embedding.hpp"
 
 namespace lora::conformance {
+namespace embedding_case {
 namespace {
 
 template <class Scalar>
@@ -38,9 +39,10 @@ void check(GoldenCase& golden, Comparison& comparison) {
 }
 
 }  // namespace
+}  // namespace embedding_case
 
 void check_embedding(GoldenCase& golden, Comparison& comparison) {
-  with_scalar(golden, [&](auto zero) { check<decltype(zero)>(golden, comparison); });
+  with_scalar(golden, [&](auto zero) { embedding_case::check<decltype(zero)>(golden, comparison); });
 }
 
 }  // namespace lora::conformance

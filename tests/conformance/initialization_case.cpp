@@ -7,6 +7,7 @@
 #include "lora/layers/linear.hpp"
 
 namespace lora::conformance {
+namespace initialization_case {
 namespace {
 
 // "pissa", "pissa_niter_<n>" or "olora".
@@ -53,9 +54,10 @@ void check(GoldenCase& golden, Comparison& comparison) {
 }
 
 }  // namespace
+}  // namespace initialization_case
 
 void check_initialization(GoldenCase& golden, Comparison& comparison) {
-  with_scalar(golden, [&](auto zero) { check<decltype(zero)>(golden, comparison); });
+  with_scalar(golden, [&](auto zero) { initialization_case::check<decltype(zero)>(golden, comparison); });
 }
 
 }  // namespace lora::conformance

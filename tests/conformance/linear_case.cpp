@@ -4,6 +4,7 @@
 #include "lora/layers/linear.hpp"
 
 namespace lora::conformance {
+namespace linear_case {
 namespace {
 
 template <class Scalar>
@@ -56,9 +57,10 @@ void check(GoldenCase& golden, Comparison& comparison) {
 }
 
 }  // namespace
+}  // namespace linear_case
 
 void check_linear(GoldenCase& golden, Comparison& comparison) {
-  with_scalar(golden, [&](auto zero) { check<decltype(zero)>(golden, comparison); });
+  with_scalar(golden, [&](auto zero) { linear_case::check<decltype(zero)>(golden, comparison); });
 }
 
 }  // namespace lora::conformance

@@ -6,6 +6,7 @@
 #include "lora/layers/merged_linear.hpp"
 
 namespace lora::conformance {
+namespace merged_linear_case {
 namespace {
 
 template <class Scalar>
@@ -48,9 +49,10 @@ void check(GoldenCase& golden, Comparison& comparison) {
 }
 
 }  // namespace
+}  // namespace merged_linear_case
 
 void check_merged_linear(GoldenCase& golden, Comparison& comparison) {
-  with_scalar(golden, [&](auto zero) { check<decltype(zero)>(golden, comparison); });
+  with_scalar(golden, [&](auto zero) { merged_linear_case::check<decltype(zero)>(golden, comparison); });
 }
 
 }  // namespace lora::conformance

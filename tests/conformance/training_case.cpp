@@ -9,6 +9,7 @@
 #include "lora/optim/sgd.hpp"
 
 namespace lora::conformance {
+namespace training_case {
 namespace {
 
 template <class Scalar>
@@ -76,9 +77,10 @@ void check(GoldenCase& golden, Comparison& comparison) {
 }
 
 }  // namespace
+}  // namespace training_case
 
 void check_training(GoldenCase& golden, Comparison& comparison) {
-  with_scalar(golden, [&](auto zero) { check<decltype(zero)>(golden, comparison); });
+  with_scalar(golden, [&](auto zero) { training_case::check<decltype(zero)>(golden, comparison); });
 }
 
 }  // namespace lora::conformance

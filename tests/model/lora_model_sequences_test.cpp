@@ -485,7 +485,7 @@ class Sequence {
       }
       weights[name] = layer.w;
       for (const std::string& part : parts) weights[name] += change_of(name, layer, layer.adapters[part]);
-      biases[name] = bias_of(name, layer, working(layer), parts);
+      biases[name] = bias_of(name, layer, parts);
     }
     expect(
         works ? "none" : "state", [&] { model_.merge_and_unload(); },
@@ -526,11 +526,10 @@ class Sequence {
     }
     return names;
   }
-  static RowVector<double> bias_of(const std::string& layer_name, const Layer& layer, const Names& working,
-                                   const Names& parts) {
+  static RowVector<double> bias_of(const std::string& layer_name, const Layer& layer, const Names& parts) {
     RowVector<double> bias = layer.bias.size() > 0 ? layer.bias : RowVector<double>::Zero(layer.w.rows());
-    for (auto name = working.rbegin(); name != working.rend(); ++name) {
-      if (layer.adapters.at(*name).bias.size() > 0) bias = layer.adapters.at(*name).bias;
+    for (const std::string& name : parts) {
+      if (layer.adapters.at(name).bias.size() > 0) bias = layer.adapters.at(name).bias;
     }
     const auto rows = outputs_of(layer_name, layer.w.rows());
     for (const std::string& name : parts) {
@@ -541,11 +540,11 @@ class Sequence {
     }
     return bias;
   }
-  static Matrix<double> answer_of(const std::string& name, const Layer& layer, const Names& working, const Names& parts,
+  static Matrix<double> answer_of(const std::string& name, const Layer& layer, const Names& parts,
                                   const Matrix<double>& x) {
     Matrix<double> w = layer.w;
     for (const std::string& part : parts) w += change_of(name, layer, layer.adapters.at(part));
-    return (x * w.transpose()).rowwise() + bias_of(name, layer, working, parts);
+    return (x * w.transpose()).rowwise() + bias_of(name, layer, parts);
   }
   static Matrix<double> dense(const Matrix<double>& x) { return x; }
   static Matrix<double> dense(const std::vector<std::int64_t>& ids) {
@@ -571,10 +570,9 @@ class Sequence {
       ASSERT_TRUE(same_bits(held.lora_bias, own.lora_bias)) << name << " " << adapter;
       ASSERT_EQ(held.scale(), own.scale) << name << " " << adapter;
     }
-    const Names taking = working(wanted);
     Names parts = wanted.merged;
     bool dora_over_merged = false;
-    for (const std::string& part : taking) {
+    for (const std::string& part : working(wanted)) {
       if (contains(wanted.merged, part)) continue;
       parts.push_back(part);
       dora_over_merged = dora_over_merged || (wanted.adapters.at(part).config.use_dora && !wanted.merged.empty());
@@ -592,8 +590,7 @@ class Sequence {
             (*rows_)[static_cast<std::size_t>(i * static_cast<Index>(rows_->size()) / x.rows())];
         if (enabled_ && wanted.adapters.contains(choice)) alone.push_back(choice);
       }
-      const Matrix<double> y =
-          rows_ ? answer_of(name, wanted, alone, alone, x.row(i)) : answer_of(name, wanted, taking, parts, x.row(i));
+      const Matrix<double> y = answer_of(name, wanted, rows_ ? alone : parts, x.row(i));
       ASSERT_LE((answer.row(i) - y).norm(), tolerance(y)) << name << " row " << i;
     }
   }

@@ -218,10 +218,14 @@ std::vector<CasePointer> linear_cases();
 std::vector<CasePointer> embedding_cases();
 std::vector<CasePointer> conv_cases();
 
-[[nodiscard]] inline std::vector<CasePointer> all_layer_cases() {
-  std::vector<CasePointer> all = linear_cases();
-  for (const auto& more : {embedding_cases(), conv_cases()}) all.insert(all.end(), more.begin(), more.end());
-  return all;
+// Made once, not once for each law: a process that runs a single test registers them all.
+[[nodiscard]] inline const std::vector<CasePointer>& all_layer_cases() {
+  static const std::vector<CasePointer> cases = [] {
+    std::vector<CasePointer> all = linear_cases();
+    for (const auto& more : {embedding_cases(), conv_cases()}) all.insert(all.end(), more.begin(), more.end());
+    return all;
+  }();
+  return cases;
 }
 
 /// A law that holds for every case: `LORA_LAYER_LAWS(Name)` in a file, then `TEST_P(Name, ...)` over `layer_case()`.
