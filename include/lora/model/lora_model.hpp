@@ -488,8 +488,8 @@ class LoraModel {
     Activation activation{names, {}};
     for (const auto& [module, layer] : layers_) {
       activation.positions.push_back(layer->positions(names));
-      require_one_trains(operation, module + ".bias", names, [&](const std::string& name) {
-        const LoraAdapter<Scalar>* const adapter = layer->find_adapter(name);
+      require_one_trains(operation, module + ".bias", names, [&held = *layer](const std::string& name) {
+        const LoraAdapter<Scalar>* const adapter = held.find_adapter(name);
         return adapter != nullptr && adapter->bias.size() > 0;
       });
     }
