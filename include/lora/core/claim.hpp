@@ -12,6 +12,7 @@ class Claim {
  public:
   Claim() = default;
   Claim(const Claim& /*other*/) noexcept {}
+  // NOLINTNEXTLINE(bugprone-unhandled-self-assignment): assigns nothing.
   Claim& operator=(const Claim& /*other*/) noexcept { return *this; }
   ~Claim() = default;
 

@@ -18,6 +18,7 @@ inline constexpr std::string_view peft_config_operation = "read adapter_config.j
 
 /// The value of one key. That of a list or object is empty, and `items` are the values directly in it, in the order of
 /// the text; those that are lists or objects themselves are empty as well.
+// NOLINTNEXTLINE(bugprone-exception-escape): the JSON library checks its invariants where it moves.
 struct PeftJsonField {
   nlohmann::json value;
   std::vector<std::string> keys;  ///< of an object's items
@@ -68,9 +69,11 @@ class PeftJsonHandler final : public JsonHandler {
 
   void put(Json value) {
     if (depth() == 0 && !value.is_object()) refuse("an object", "a JSON " + std::string(value.type_name()));
-    if (depth() == 1 && field_ != nullptr) field_->value = std::move(value);
-    if (depth() == 1 && field_ == nullptr) add_unknown(value);
-    if (depth() == 2 && field_ != nullptr) {
+    if (depth() == 1 && field_ == nullptr) {
+      add_unknown(value);
+    } else if (depth() == 1) {
+      field_->value = std::move(value);
+    } else if (depth() == 2 && field_ != nullptr) {
       count_item();
       field_->items.push_back(std::move(value));
     }

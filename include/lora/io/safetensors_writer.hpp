@@ -73,6 +73,7 @@ class SafetensorsWriter {
   /// The same with a shape of any rank; its elements in row-major order are those of `values`.
   template <class Derived>
     requires RealScalar<typename Derived::Scalar>
+  // NOLINTNEXTLINE(performance-unnecessary-value-param): moved into the list of tensors.
   void add(std::string name, const Eigen::MatrixBase<Derived>& values, std::vector<Index> shape,
            Dtype dtype = dtype_of<typename Derived::Scalar>) {
     if (!converts_to_real(dtype)) {

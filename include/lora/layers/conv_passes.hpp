@@ -69,9 +69,10 @@ class ConvFactors {
     Index offset = 0;
     for (const FactorPart<Scalar>& part : pass.parts) {
       const Index own = part.b.cols;
-      for (Index g = 0; g < groups_; ++g)
+      for (Index g = 0; g < groups_; ++g) {
         for (Index q = 0; q < own; ++q)
           std::copy_n(&part.a(g * own + q, 0), part.a.cols, &a_memory_(g * group_rank_ + offset + q, 0));
+      }
       for (Index o = 0; o < part.b.rows; ++o)
         for (Index q = 0; q < own; ++q) b_memory_(o, offset + q) = part.scale * part.b(o, q);
       offset += own;
@@ -98,9 +99,10 @@ class PartLines {
         view_(lines.middle_rows(offset, own)) {
     if (own == group_rank) view_ = lines;
     if (memory_.rows == 0) return;
-    for (Index g = 0; g < groups; ++g)
+    for (Index g = 0; g < groups; ++g) {
       for (Index q = 0; q < own; ++q)
         std::copy_n(&lines(g * group_rank + offset + q, 0), lines.cols, &memory_(g * own + q, 0));
+    }
     view_ = memory_;
   }
   [[nodiscard]] const MatrixView<const Scalar>& view() const noexcept { return view_; }

@@ -44,6 +44,7 @@ namespace lora {
 /// Unknown names raise ConfigError. A function that throws has changed nothing, unless it says otherwise. Const
 /// functions are reentrant; call the others from one thread at a time.
 template <class KindType>
+// NOLINTNEXTLINE(cppcoreguidelines-virtual-class-destructor): virtual for users who delete what derives from a layer.
 class LayerCore {
  public:
   using Kind = KindType;

@@ -92,9 +92,11 @@ class FactorCombination {
   }
 
   [[nodiscard]] static bool finite(const MatrixView<const Scalar>& matrix) noexcept {
-    for (Index i = 0; i < matrix.rows; ++i)
-      for (Index j = 0; j < matrix.cols; ++j)
+    for (Index i = 0; i < matrix.rows; ++i) {
+      for (Index j = 0; j < matrix.cols; ++j) {
         if (!finite_bits(matrix(i, j))) return false;
+      }
+    }
     return true;
   }
 
