@@ -210,7 +210,7 @@ class Sequence {
     active_ = names;
     for (auto& [parameter, trains] : trains_) {
       trains = std::any_of(active_.begin(), active_.end(),
-                           [&](const auto& name) { return adapters_[name].values.contains(parameter); });
+                           [&, &key = parameter](const auto& name) { return adapters_[name].values.contains(key); });
     }
   }
   void be_born(const std::string& name, const LoraModelConfig& config) {
@@ -347,7 +347,9 @@ class Sequence {
         "none", [&] { model_.train(); },
         [&] {
           for (auto& [layer_name, layer] : layers_) {
-            std::erase_if(layer.merged, [&](const auto& name) { return layer.adapters.at(name).config.merge_weights; });
+            std::erase_if(layer.merged, [&adapters = layer.adapters](const auto& name) {
+              return adapters.at(name).config.merge_weights;
+            });
             layer.training = true;
           }
         });

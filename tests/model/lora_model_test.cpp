@@ -147,9 +147,9 @@ TEST(LoraModelRegistration, AParameterInsideALayerHasNoNameOfTheLayersOwn) {
                             : Linear(random_matrix<double>(3, 4, 1), LoraConfig{.rank = 0}, std::uint64_t{0});
       Trainable<double> parameter{random_matrix<double>(1, 3, 2), {}, {}};
       LoraModel<double> model;
-      const auto add_both = [&] {
+      const auto add_both = [&, &parameter_name = name] {
         if (layer_first) model.add("head", layer);
-        model.add(name, parameter);
+        model.add(parameter_name, parameter);
         if (!layer_first) model.add("head", layer);
       };
       if (!refused) {
