@@ -7,7 +7,6 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -211,36 +210,16 @@ class Checkpoint {
     checkpoint.index_ = read_text(path);
     checkpoint.index_name_ = path.filename().string();
     checkpoint.folder_ = path.has_parent_path() ? path.parent_path() : ".";
-    for (const std::string& name : shard_names(path, checkpoint.index_)) {
+    const std::string label = in_quotes(path.native(), path.native().size());
+    for (const std::string& name : parse_safetensors_index(checkpoint.index_, label)) {
       checkpoint.shards_.emplace_back(checkpoint.folder_ / name);
     }
     const auto all = checkpoint.names();
     const auto twin = std::adjacent_find(all.begin(), all.end());
     if (twin != all.end()) {
-      throw FormatError("open checkpoint", in_quotes(path.native(), path.native().size()), "every tensor in one shard",
-                        in_quotes(*twin) + " in two");
+      throw FormatError("open checkpoint", label, "every tensor in one shard", in_quotes(*twin) + " in two");
     }
     return checkpoint;
-  }
-
-  static std::set<std::string> shard_names(const std::filesystem::path& path, const std::string& text) {
-    const std::string label = in_quotes(path.native(), path.native().size());
-    const auto json = parse_object(text);
-    if (!json.is_object() || !json.contains("weight_map") || !json["weight_map"].is_object()) {
-      throw FormatError("open checkpoint", label, "an object with weight_map", "something else");
-    }
-    std::set<std::string> names;
-    for (const auto& [tensor, shard] : json["weight_map"].items()) {
-      const std::string name = shard.is_string() ? shard.get<std::string>() : std::string();
-      if (name.empty() || name.find('/') != std::string::npos || name.find('\0') != std::string::npos || name == ".." ||
-          !name.ends_with(".safetensors")) {
-        throw FormatError("open checkpoint", label, "the name of a safetensors file beside the index",
-                          shard.is_string() ? in_quotes(name) : shard.type_name());
-      }
-      names.insert(name);
-    }
-    if (names.empty()) throw FormatError("open checkpoint", label, "at least one shard", "none");
-    return names;
   }
 
   std::vector<Shard> shards_;

@@ -262,9 +262,9 @@ TEST_F(OutputOfTool, AnIndexNestedDeeplyOrWithAWrongValueIsRefused) {
   std::filesystem::create_directory(path("base"));
   write("base/model.safetensors.index.json",
         R"({"weight_map": {"a": )" + std::string(100000, '[') + std::string(100000, ']') + "}}");
-  expect_refused({"inspect", path("base")}, "an object with weight_map");
+  expect_refused({"inspect", path("base")}, "the name of a file beside the index");
   write("base/model.safetensors.index.json", R"({"weight_map": {"a": [1]}})");
-  expect_refused({"inspect", path("base")}, "the name of a safetensors file");
+  expect_refused({"inspect", path("base")}, "the name of a file beside the index");
 }
 
 }  // namespace
