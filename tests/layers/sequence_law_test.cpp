@@ -197,14 +197,14 @@ class Walk {
             "enable", [&] { layer_->enable(); }, [](Model& m) { return m.enabled = true; });
       case 10:
       case 11: {
-        const auto& [name, config] = any();
+        const auto& adapter = any();
         return both(
-            "add " + name,
+            "add " + adapter.name,
             [&] {
-              layer_->add(name, config, 3 + random_() % 5);
-              disturb(case_, *layer_, name, random_() % 9);
+              layer_->add(adapter.name, adapter.config, 3 + random_() % 5);
+              disturb(case_, *layer_, adapter.name, random_() % 9);
             },
-            [&](Model& m) { return m.add(name, config); });
+            [&](Model& m) { return m.add(adapter.name, adapter.config); });
       }
       case 12: {
         const std::string name = any().name;

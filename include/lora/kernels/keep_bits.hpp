@@ -53,20 +53,18 @@ inline void keep_bits_portable(const KeepBits& keep, Index bytes, std::uint8_t* 
 #if LORA_X86_KERNELS
 namespace avx512 {
 
-/// High and low words of factor * counter, sixteen at once. The forms with a mask of ones are the plain instructions,
-/// without the undefined operand that g++ 12 warns about.
-LORA_TARGET_AVX512 LORA_INLINE void multiply_words(__m512i factor, __m512i counter, __m512i& high, __m512i& low) {
-  constexpr __mmask8 all = 0xFF;
-  constexpr __mmask16 odd_words = 0xAAAA;
-  const __m512i even = _mm512_maskz_mul_epu32(all, counter, factor);
-  const __m512i odd = _mm512_maskz_mul_epu32(all, _mm512_maskz_srli_epi64(all, counter, 32), factor);
-  high = _mm512_mask_blend_epi32(odd_words, _mm512_maskz_srli_epi64(all, even, 32), odd);
-  low = _mm512_mask_blend_epi32(odd_words, even, _mm512_maskz_slli_epi64(all, odd, 32));
+/// High and low words of factor * counter, sixteen at once.
+LORA_TARGET_AVX512 LORA_INLINE void multiply_words(Uint32s factor, Uint32s counter, Uint32s& high, Uint32s& low) {
+  const auto even = reinterpret_cast<Uint32s>(multiply_even(counter, factor));
+  const Uint64s odd_counter = reinterpret_cast<Uint64s>(counter) >> 32;
+  const auto odd = reinterpret_cast<Uint32s>(multiply_even(reinterpret_cast<Uint32s>(odd_counter), factor));
+  low = __builtin_shufflevector(even, odd, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30);
+  high = __builtin_shufflevector(even, odd, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
 }
 
 /// The low 32 bits in every lane.
-LORA_TARGET_AVX512 LORA_INLINE __m512i low_word(std::uint64_t bits) {
-  return _mm512_set1_epi32(static_cast<int>(static_cast<std::uint32_t>(bits)));
+LORA_TARGET_AVX512 LORA_INLINE Uint32s low_word(std::uint64_t bits) {
+  return Uint32s{} + static_cast<std::uint32_t>(bits);
 }
 
 /// Bit i of `bits` becomes bit 4 i of the result.
@@ -79,40 +77,38 @@ LORA_TARGET_AVX512 LORA_INLINE __m512i low_word(std::uint64_t bits) {
 
 /// Sixteen blocks of Philox4x32-10 per iteration: 64 bits.
 LORA_TARGET_AVX512 inline void keep_bits(const KeepBits& keep, Index bytes, std::uint8_t* out) {
-  const __m512i multiplier0 = low_word(0xD2511F53U);
-  const __m512i multiplier1 = low_word(0xCD9E8D57U);
-  const __m512i weyl0 = low_word(0x9E3779B9U);
-  const __m512i weyl1 = low_word(0xBB67AE85U);
-  const __m512i threshold = low_word(keep.threshold);
-  __m512i block = _mm512_add_epi32(low_word(keep.first_block),
-                                   _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  const Uint32s multiplier0 = low_word(0xD2511F53U);
+  const Uint32s multiplier1 = low_word(0xCD9E8D57U);
+  const Uint32s weyl0 = low_word(0x9E3779B9U);
+  const Uint32s weyl1 = low_word(0xBB67AE85U);
+  const Uint32s threshold = low_word(keep.threshold);
+  Uint32s block = low_word(keep.first_block) + Uint32s{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   for (Index i = 0; i < bytes; i += 8) {
-    __m512i c0 = block;
-    __m512i c1 = low_word(keep.first_block >> 32U);
-    __m512i c2 = low_word(keep.stream);
-    __m512i c3 = low_word(keep.stream >> 32U);
-    __m512i key0 = low_word(keep.seed);
-    __m512i key1 = low_word(keep.seed >> 32U);
+    Uint32s c0 = block;
+    Uint32s c1 = low_word(keep.first_block >> 32U);
+    Uint32s c2 = low_word(keep.stream);
+    Uint32s c3 = low_word(keep.stream >> 32U);
+    Uint32s key0 = low_word(keep.seed);
+    Uint32s key1 = low_word(keep.seed >> 32U);
     for (int round = 0; round < 10; ++round) {
-      __m512i high0;
-      __m512i low0;
-      __m512i high1;
-      __m512i low1;
+      Uint32s high0;
+      Uint32s low0;
+      Uint32s high1;
+      Uint32s low1;
       multiply_words(multiplier0, c0, high0, low0);
       multiply_words(multiplier1, c2, high1, low1);
-      c0 = _mm512_xor_si512(_mm512_xor_si512(high1, c1), key0);
+      c0 = high1 ^ c1 ^ key0;
       c1 = low1;
-      c2 = _mm512_xor_si512(_mm512_xor_si512(high0, c3), key1);
+      c2 = high0 ^ c3 ^ key1;
       c3 = low0;
-      key0 = _mm512_add_epi32(key0, weyl0);
-      key1 = _mm512_add_epi32(key1, weyl1);
+      key0 += weyl0;
+      key1 += weyl1;
     }
-    const std::uint64_t bits = spread_by_four(_mm512_cmpge_epu32_mask(c0, threshold)) |
-                               spread_by_four(_mm512_cmpge_epu32_mask(c1, threshold)) << 1U |
-                               spread_by_four(_mm512_cmpge_epu32_mask(c2, threshold)) << 2U |
-                               spread_by_four(_mm512_cmpge_epu32_mask(c3, threshold)) << 3U;
+    const std::uint64_t bits = spread_by_four(at_least(c0, threshold)) | spread_by_four(at_least(c1, threshold)) << 1U |
+                               spread_by_four(at_least(c2, threshold)) << 2U |
+                               spread_by_four(at_least(c3, threshold)) << 3U;
     std::memcpy(out + i, &bits, static_cast<std::size_t>(std::min<Index>(8, bytes - i)));
-    block = _mm512_add_epi32(block, _mm512_set1_epi32(16));
+    block += 16;
   }
 }
 

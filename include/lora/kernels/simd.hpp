@@ -16,15 +16,9 @@
 
 #include "lora/core/types.hpp"
 #include "lora/kernels/isa.hpp"
-
-#if LORA_X86_KERNELS
-#include <immintrin.h>
-#endif
+#include "lora/kernels/x86.hpp"
 
 #define LORA_TARGET_PORTABLE
-#define LORA_TARGET_AVX2 __attribute__((target("avx2,fma")))
-#define LORA_TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
-#define LORA_INLINE __attribute__((always_inline)) inline
 #define LORA_NOINLINE __attribute__((noinline))
 
 /// Before a loop of constant length over registers: without it arrays of vectors stay in memory.
@@ -126,42 +120,46 @@ template <>
 struct Simd<float> {
   static constexpr Index piece = 4;
   static constexpr Index lanes = 8;
-  using Vector = __m256;
-  using Integers __attribute__((vector_size(32))) = std::int32_t;
+  using Vector = Floats;
+  using Integers = Int32s;
+  using Unaligned __attribute__((vector_size(32), aligned(4), may_alias)) = float;
+  using UnalignedPiece __attribute__((vector_size(16), aligned(4), may_alias)) = float;
+  using UnalignedIntegers __attribute__((vector_size(32), aligned(4), may_alias)) = std::int32_t;
 
-  LORA_TARGET_AVX2 LORA_INLINE static Vector zero() { return _mm256_setzero_ps(); }
-  LORA_TARGET_AVX2 LORA_INLINE static Vector set(float x) { return _mm256_set1_ps(x); }
-  LORA_TARGET_AVX2 LORA_INLINE static Vector load(const float* p) { return _mm256_loadu_ps(p); }
-  LORA_TARGET_AVX2 LORA_INLINE static void store(float* p, Vector v) { _mm256_storeu_ps(p, v); }
-  LORA_TARGET_AVX2 LORA_INLINE static __m256i first(Index count) {
-    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(first_lanes_words + 8 - count));
+  LORA_TARGET_AVX2 LORA_INLINE static Vector zero() { return Vector{}; }
+  LORA_TARGET_AVX2 LORA_INLINE static Vector set(float x) { return Vector{x, x, x, x, x, x, x, x}; }
+  LORA_TARGET_AVX2 LORA_INLINE static Vector load(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
+  LORA_TARGET_AVX2 LORA_INLINE static void store(float* p, Vector v) { *reinterpret_cast<Unaligned*>(p) = v; }
+  LORA_TARGET_AVX2 LORA_INLINE static Integers first(Index count) {
+    return *reinterpret_cast<const UnalignedIntegers*>(first_lanes_words + 8 - count);
   }
   LORA_TARGET_AVX2 LORA_INLINE static Vector load_first(const float* p, Index count) {
-    return _mm256_maskload_ps(p, first(count));
+    return masked_load(p, first(count));
   }
   LORA_TARGET_AVX2 LORA_INLINE static void store_first(float* p, Vector v, Index count) {
-    _mm256_maskstore_ps(p, first(count), v);
+    masked_store(p, first(count), v);
   }
   LORA_TARGET_AVX2 LORA_INLINE static Vector keep(Vector v, unsigned bits) {
-    const __m256i lane_bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-    const __m256i present = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), lane_bit);
-    return _mm256_and_ps(v, _mm256_castsi256_ps(_mm256_cmpeq_epi32(present, lane_bit)));
+    const Integers lane_bit = {1, 2, 4, 8, 16, 32, 64, 128};
+    const Integers present = ((Integers{} + static_cast<int>(bits)) & lane_bit) == lane_bit;
+    return reinterpret_cast<Vector>(reinterpret_cast<Integers>(v) & present);
   }
   LORA_TARGET_AVX2 LORA_INLINE static Vector load_kept(const float* p, unsigned bits) { return keep(load(p), bits); }
-  LORA_TARGET_AVX2 LORA_INLINE static Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
-  LORA_TARGET_AVX2 LORA_INLINE static Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
-  LORA_TARGET_AVX2 LORA_INLINE static Vector subtract(Vector a, Vector b) { return _mm256_sub_ps(a, b); }
-  LORA_TARGET_AVX2 LORA_INLINE static bool any_negative(Vector v) { return _mm256_movemask_ps(v) != 0; }
+  LORA_TARGET_AVX2 LORA_INLINE static Vector fma(Vector a, Vector b, Vector c) { return avx2::fma(a, b, c); }
+  LORA_TARGET_AVX2 LORA_INLINE static Vector add(Vector a, Vector b) { return a + b; }
+  LORA_TARGET_AVX2 LORA_INLINE static Vector subtract(Vector a, Vector b) { return a - b; }
+  LORA_TARGET_AVX2 LORA_INLINE static bool any_negative(Vector v) { return signs(v) != 0; }
   LORA_TARGET_AVX2 LORA_INLINE static void store_bytes(std::int8_t* p, Integers v) {
-    const auto words = reinterpret_cast<__m256i>(v);
-    const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    const __m128i halves = _mm_packs_epi32(reinterpret_cast<__m128i>(__builtin_shufflevector(v, v, 0, 1, 2, 3)),
+                                           reinterpret_cast<__m128i>(__builtin_shufflevector(v, v, 4, 5, 6, 7)));
     _mm_storeu_si64(p, _mm_packs_epi16(halves, halves));
   }
   LORA_TARGET_AVX2 LORA_INLINE static Integers load_bytes(const std::int8_t* p) {
-    return reinterpret_cast<Integers>(_mm256_cvtepi8_epi32(_mm_loadu_si64(p)));
+    return widen_to_int32(reinterpret_cast<Bytes16>(_mm_loadu_si64(p)));
   }
   LORA_TARGET_AVX2 LORA_INLINE static Vector load_pieces(const float* p, Index stride) {
-    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + stride), 1);
+    return __builtin_shufflevector(*reinterpret_cast<const UnalignedPiece*>(p),
+                                   *reinterpret_cast<const UnalignedPiece*>(p + stride), 0, 1, 2, 3, 4, 5, 6, 7);
   }
   LORA_TARGET_AVX2 LORA_INLINE static void transpose_pieces(Vector (&v)[piece]) {
     const Vector a = __builtin_shufflevector(v[0], v[1], 0, 8, 1, 9, 4, 12, 5, 13);
@@ -174,62 +172,63 @@ struct Simd<float> {
     v[3] = __builtin_shufflevector(b, d, 2, 3, 10, 11, 6, 7, 14, 15);
   }
   LORA_TARGET_AVX2 LORA_INLINE static float sum(Vector v) {
-    __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+    return sum_of_pieces(__builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7));
   }
+  /// (p0 + p2) + (p1 + p3).
+  LORA_TARGET_AVX2 LORA_INLINE static float sum_of_pieces(UnalignedPiece p) { return (p[0] + p[2]) + (p[1] + p[3]); }
 };
 
 template <>
 struct Simd<double> {
   static constexpr Index piece = 2;
   static constexpr Index lanes = 4;
-  using Vector = __m256d;
-  using Integers __attribute__((vector_size(32))) = std::int64_t;
+  using Vector = Doubles;
+  using Integers = Int64s;
+  using Unaligned __attribute__((vector_size(32), aligned(8), may_alias)) = double;
+  using UnalignedPiece __attribute__((vector_size(16), aligned(8), may_alias)) = double;
+  using UnalignedIntegers __attribute__((vector_size(32), aligned(4), may_alias)) = std::int64_t;
 
-  LORA_TARGET_AVX2 LORA_INLINE static Vector zero() { return _mm256_setzero_pd(); }
-  LORA_TARGET_AVX2 LORA_INLINE static Vector set(double x) { return _mm256_set1_pd(x); }
-  LORA_TARGET_AVX2 LORA_INLINE static Vector load(const double* p) { return _mm256_loadu_pd(p); }
-  LORA_TARGET_AVX2 LORA_INLINE static void store(double* p, Vector v) { _mm256_storeu_pd(p, v); }
-  LORA_TARGET_AVX2 LORA_INLINE static __m256i first(Index count) {
-    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(first_lanes_words + 8 - 2 * count));
+  LORA_TARGET_AVX2 LORA_INLINE static Vector zero() { return Vector{}; }
+  LORA_TARGET_AVX2 LORA_INLINE static Vector set(double x) { return Vector{x, x, x, x}; }
+  LORA_TARGET_AVX2 LORA_INLINE static Vector load(const double* p) { return *reinterpret_cast<const Unaligned*>(p); }
+  LORA_TARGET_AVX2 LORA_INLINE static void store(double* p, Vector v) { *reinterpret_cast<Unaligned*>(p) = v; }
+  LORA_TARGET_AVX2 LORA_INLINE static Integers first(Index count) {
+    return *reinterpret_cast<const UnalignedIntegers*>(first_lanes_words + 8 - 2 * count);
   }
   LORA_TARGET_AVX2 LORA_INLINE static Vector load_first(const double* p, Index count) {
-    return _mm256_maskload_pd(p, first(count));
+    return masked_load(p, first(count));
   }
   LORA_TARGET_AVX2 LORA_INLINE static void store_first(double* p, Vector v, Index count) {
-    _mm256_maskstore_pd(p, first(count), v);
+    masked_store(p, first(count), v);
   }
   LORA_TARGET_AVX2 LORA_INLINE static Vector keep(Vector v, unsigned bits) {
-    const __m256i lane_bit = _mm256_setr_epi64x(1, 2, 4, 8);
-    const __m256i present = _mm256_and_si256(_mm256_set1_epi64x(static_cast<int>(bits)), lane_bit);
-    return _mm256_and_pd(v, _mm256_castsi256_pd(_mm256_cmpeq_epi64(present, lane_bit)));
+    const Integers lane_bit = {1, 2, 4, 8};
+    const Integers present = ((Integers{} + static_cast<int>(bits)) & lane_bit) == lane_bit;
+    return reinterpret_cast<Vector>(reinterpret_cast<Integers>(v) & present);
   }
   LORA_TARGET_AVX2 LORA_INLINE static Vector load_kept(const double* p, unsigned bits) { return keep(load(p), bits); }
-  LORA_TARGET_AVX2 LORA_INLINE static Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_pd(a, b, c); }
-  LORA_TARGET_AVX2 LORA_INLINE static Vector add(Vector a, Vector b) { return _mm256_add_pd(a, b); }
-  LORA_TARGET_AVX2 LORA_INLINE static Vector subtract(Vector a, Vector b) { return _mm256_sub_pd(a, b); }
-  LORA_TARGET_AVX2 LORA_INLINE static bool any_negative(Vector v) { return _mm256_movemask_pd(v) != 0; }
+  LORA_TARGET_AVX2 LORA_INLINE static Vector fma(Vector a, Vector b, Vector c) { return avx2::fma(a, b, c); }
+  LORA_TARGET_AVX2 LORA_INLINE static Vector add(Vector a, Vector b) { return a + b; }
+  LORA_TARGET_AVX2 LORA_INLINE static Vector subtract(Vector a, Vector b) { return a - b; }
+  LORA_TARGET_AVX2 LORA_INLINE static bool any_negative(Vector v) { return signs(v) != 0; }
   LORA_TARGET_AVX2 LORA_INLINE static void store_bytes(std::int8_t* p, Integers v) {
     for (Index i = 0; i < lanes; ++i) p[i] = static_cast<std::int8_t>(v[i]);
   }
   LORA_TARGET_AVX2 LORA_INLINE static Integers load_bytes(const std::int8_t* p) {
     std::int32_t bytes = 0;
     std::memcpy(&bytes, p, sizeof(bytes));
-    return reinterpret_cast<Integers>(_mm256_cvtepi8_epi64(_mm_cvtsi32_si128(bytes)));
+    return widen_to_int64(reinterpret_cast<Bytes16>(_mm_cvtsi32_si128(bytes)));
   }
   LORA_TARGET_AVX2 LORA_INLINE static Vector load_pieces(const double* p, Index stride) {
-    return _mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(p)), _mm_loadu_pd(p + stride), 1);
+    return __builtin_shufflevector(*reinterpret_cast<const UnalignedPiece*>(p),
+                                   *reinterpret_cast<const UnalignedPiece*>(p + stride), 0, 1, 2, 3);
   }
   LORA_TARGET_AVX2 LORA_INLINE static void transpose_pieces(Vector (&v)[piece]) {
     const Vector a = v[0];
     v[0] = __builtin_shufflevector(a, v[1], 0, 4, 2, 6);
     v[1] = __builtin_shufflevector(a, v[1], 1, 5, 3, 7);
   }
-  LORA_TARGET_AVX2 LORA_INLINE static double sum(Vector v) {
-    const __m128d half = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
-    return _mm_cvtsd_f64(_mm_add_sd(half, _mm_unpackhi_pd(half, half)));
-  }
+  LORA_TARGET_AVX2 LORA_INLINE static double sum(Vector v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 };
 
 }  // namespace lora::kernels::avx2
@@ -243,49 +242,46 @@ template <>
 struct Simd<float> {
   static constexpr Index piece = 4;
   static constexpr Index lanes = 16;
-  using Vector = __m512;
-  using Integers __attribute__((vector_size(64))) = std::int32_t;
-  // gcc 12 warns about an undefined value inside the unmasked forms of some operations.
-  static constexpr __mmask16 all_lanes = static_cast<__mmask16>(-1);
+  using Vector = Floats;
+  using Integers = Int32s;
+  using Unaligned __attribute__((vector_size(64), aligned(4), may_alias)) = float;
+  using UnalignedBytes __attribute__((vector_size(16), aligned(1), may_alias)) = char;
 
-  LORA_TARGET_AVX512 LORA_INLINE static Vector zero() { return _mm512_setzero_ps(); }
-  LORA_TARGET_AVX512 LORA_INLINE static Vector set(float x) { return _mm512_set1_ps(x); }
-  LORA_TARGET_AVX512 LORA_INLINE static Vector load(const float* p) { return _mm512_loadu_ps(p); }
-  LORA_TARGET_AVX512 LORA_INLINE static void store(float* p, Vector v) { _mm512_storeu_ps(p, v); }
-  LORA_TARGET_AVX512 LORA_INLINE static __mmask16 first(Index count) {
-    return static_cast<__mmask16>((1U << static_cast<unsigned>(count)) - 1U);
+  LORA_TARGET_AVX512 LORA_INLINE static Vector zero() { return Vector{}; }
+  LORA_TARGET_AVX512 LORA_INLINE static Vector set(float x) {
+    return Vector{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x};
+  }
+  LORA_TARGET_AVX512 LORA_INLINE static Vector load(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
+  LORA_TARGET_AVX512 LORA_INLINE static void store(float* p, Vector v) { *reinterpret_cast<Unaligned*>(p) = v; }
+  LORA_TARGET_AVX512 LORA_INLINE static Mask16 first(Index count) {
+    return static_cast<Mask16>((1U << static_cast<unsigned>(count)) - 1U);
   }
   LORA_TARGET_AVX512 LORA_INLINE static Vector load_first(const float* p, Index count) {
-    return _mm512_maskz_loadu_ps(first(count), p);
+    return masked_load(p, first(count));
   }
   LORA_TARGET_AVX512 LORA_INLINE static void store_first(float* p, Vector v, Index count) {
-    _mm512_mask_storeu_ps(p, first(count), v);
+    masked_store(p, first(count), v);
   }
   LORA_TARGET_AVX512 LORA_INLINE static Vector keep(Vector v, unsigned bits) {
-    return _mm512_maskz_mov_ps(static_cast<__mmask16>(bits), v);
+    return masked(static_cast<Mask16>(bits), v);
   }
   LORA_TARGET_AVX512 LORA_INLINE static Vector load_kept(const float* p, unsigned bits) {
-    return _mm512_maskz_loadu_ps(static_cast<__mmask16>(bits), p);
+    return masked_load(p, static_cast<Mask16>(bits));
   }
-  LORA_TARGET_AVX512 LORA_INLINE static Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
-  LORA_TARGET_AVX512 LORA_INLINE static Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
-  LORA_TARGET_AVX512 LORA_INLINE static Vector subtract(Vector a, Vector b) { return _mm512_sub_ps(a, b); }
-  LORA_TARGET_AVX512 LORA_INLINE static bool any_negative(Vector v) {
-    return _mm512_movepi32_mask(reinterpret_cast<__m512i>(v)) != 0;
-  }
+  LORA_TARGET_AVX512 LORA_INLINE static Vector fma(Vector a, Vector b, Vector c) { return avx512::fma(a, b, c); }
+  LORA_TARGET_AVX512 LORA_INLINE static Vector add(Vector a, Vector b) { return a + b; }
+  LORA_TARGET_AVX512 LORA_INLINE static Vector subtract(Vector a, Vector b) { return a - b; }
+  LORA_TARGET_AVX512 LORA_INLINE static bool any_negative(Vector v) { return signs(v) != 0; }
   LORA_TARGET_AVX512 LORA_INLINE static void store_bytes(std::int8_t* p, Integers v) {
-    const __m128i bytes = _mm512_maskz_cvtepi32_epi8(all_lanes, reinterpret_cast<__m512i>(v));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+    *reinterpret_cast<UnalignedBytes*>(p) = low_bytes(v);
   }
   LORA_TARGET_AVX512 LORA_INLINE static Integers load_bytes(const std::int8_t* p) {
-    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return reinterpret_cast<Integers>(_mm512_maskz_cvtepi8_epi32(all_lanes, bytes));
+    return widen_to_int32(*reinterpret_cast<const UnalignedBytes*>(p));
   }
   LORA_TARGET_AVX512 LORA_INLINE static Vector load_pieces(const float* p, Index stride) {
-    Vector v = _mm512_castps128_ps512(_mm_loadu_ps(p));
-    v = _mm512_insertf32x4(v, _mm_loadu_ps(p + stride), 1);
-    v = _mm512_insertf32x4(v, _mm_loadu_ps(p + 2 * stride), 2);
-    return _mm512_insertf32x4(v, _mm_loadu_ps(p + 3 * stride), 3);
+    using Half = avx2::Simd<float>;
+    return __builtin_shufflevector(Half::load_pieces(p, stride), Half::load_pieces(p + 2 * stride, stride), 0, 1, 2, 3,
+                                   4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   }
   LORA_TARGET_AVX512 LORA_INLINE static void transpose_pieces(Vector (&v)[piece]) {
     const Vector a = __builtin_shufflevector(v[0], v[1], 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
@@ -298,9 +294,8 @@ struct Simd<float> {
     v[3] = __builtin_shufflevector(b, d, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
   }
   LORA_TARGET_AVX512 LORA_INLINE static float sum(Vector v) {
-    const __m256 low = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
-    const __m256 high = __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
-    return avx2::Simd<float>::sum(_mm256_add_ps(low, high));
+    return avx2::Simd<float>::sum(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                                  __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
   }
 };
 
@@ -308,47 +303,43 @@ template <>
 struct Simd<double> {
   static constexpr Index piece = 2;
   static constexpr Index lanes = 8;
-  using Vector = __m512d;
-  using Integers __attribute__((vector_size(64))) = std::int64_t;
-  // gcc 12 warns about an undefined value inside the unmasked forms of some operations.
-  static constexpr __mmask8 all_lanes = static_cast<__mmask8>(-1);
+  using Vector = Doubles;
+  using Integers = Int64s;
+  using Unaligned __attribute__((vector_size(64), aligned(8), may_alias)) = double;
 
-  LORA_TARGET_AVX512 LORA_INLINE static Vector zero() { return _mm512_setzero_pd(); }
-  LORA_TARGET_AVX512 LORA_INLINE static Vector set(double x) { return _mm512_set1_pd(x); }
-  LORA_TARGET_AVX512 LORA_INLINE static Vector load(const double* p) { return _mm512_loadu_pd(p); }
-  LORA_TARGET_AVX512 LORA_INLINE static void store(double* p, Vector v) { _mm512_storeu_pd(p, v); }
-  LORA_TARGET_AVX512 LORA_INLINE static __mmask8 first(Index count) {
-    return static_cast<__mmask8>((1U << static_cast<unsigned>(count)) - 1U);
+  LORA_TARGET_AVX512 LORA_INLINE static Vector zero() { return Vector{}; }
+  LORA_TARGET_AVX512 LORA_INLINE static Vector set(double x) { return Vector{x, x, x, x, x, x, x, x}; }
+  LORA_TARGET_AVX512 LORA_INLINE static Vector load(const double* p) { return *reinterpret_cast<const Unaligned*>(p); }
+  LORA_TARGET_AVX512 LORA_INLINE static void store(double* p, Vector v) { *reinterpret_cast<Unaligned*>(p) = v; }
+  LORA_TARGET_AVX512 LORA_INLINE static Mask8 first(Index count) {
+    return static_cast<Mask8>((1U << static_cast<unsigned>(count)) - 1U);
   }
   LORA_TARGET_AVX512 LORA_INLINE static Vector load_first(const double* p, Index count) {
-    return _mm512_maskz_loadu_pd(first(count), p);
+    return masked_load(p, first(count));
   }
   LORA_TARGET_AVX512 LORA_INLINE static void store_first(double* p, Vector v, Index count) {
-    _mm512_mask_storeu_pd(p, first(count), v);
+    masked_store(p, first(count), v);
   }
   LORA_TARGET_AVX512 LORA_INLINE static Vector keep(Vector v, unsigned bits) {
-    return _mm512_maskz_mov_pd(static_cast<__mmask8>(bits), v);
+    return masked(static_cast<Mask8>(bits), v);
   }
   LORA_TARGET_AVX512 LORA_INLINE static Vector load_kept(const double* p, unsigned bits) {
-    return _mm512_maskz_loadu_pd(static_cast<__mmask8>(bits), p);
+    return masked_load(p, static_cast<Mask8>(bits));
   }
-  LORA_TARGET_AVX512 LORA_INLINE static Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_pd(a, b, c); }
-  LORA_TARGET_AVX512 LORA_INLINE static Vector add(Vector a, Vector b) { return _mm512_add_pd(a, b); }
-  LORA_TARGET_AVX512 LORA_INLINE static Vector subtract(Vector a, Vector b) { return _mm512_sub_pd(a, b); }
-  LORA_TARGET_AVX512 LORA_INLINE static bool any_negative(Vector v) {
-    return _mm512_movepi64_mask(reinterpret_cast<__m512i>(v)) != 0;
-  }
+  LORA_TARGET_AVX512 LORA_INLINE static Vector fma(Vector a, Vector b, Vector c) { return avx512::fma(a, b, c); }
+  LORA_TARGET_AVX512 LORA_INLINE static Vector add(Vector a, Vector b) { return a + b; }
+  LORA_TARGET_AVX512 LORA_INLINE static Vector subtract(Vector a, Vector b) { return a - b; }
+  LORA_TARGET_AVX512 LORA_INLINE static bool any_negative(Vector v) { return signs(v) != 0; }
   LORA_TARGET_AVX512 LORA_INLINE static void store_bytes(std::int8_t* p, Integers v) {
-    _mm_storeu_si64(p, _mm512_maskz_cvtepi64_epi8(all_lanes, reinterpret_cast<__m512i>(v)));
+    _mm_storeu_si64(p, reinterpret_cast<__m128i>(low_bytes(v)));
   }
   LORA_TARGET_AVX512 LORA_INLINE static Integers load_bytes(const std::int8_t* p) {
-    return reinterpret_cast<Integers>(_mm512_maskz_cvtepi8_epi64(all_lanes, _mm_loadu_si64(p)));
+    return widen_to_int64(reinterpret_cast<Bytes16>(_mm_loadu_si64(p)));
   }
   LORA_TARGET_AVX512 LORA_INLINE static Vector load_pieces(const double* p, Index stride) {
-    Vector v = _mm512_castpd128_pd512(_mm_loadu_pd(p));
-    v = _mm512_insertf64x2(v, _mm_loadu_pd(p + stride), 1);
-    v = _mm512_insertf64x2(v, _mm_loadu_pd(p + 2 * stride), 2);
-    return _mm512_insertf64x2(v, _mm_loadu_pd(p + 3 * stride), 3);
+    using Half = avx2::Simd<double>;
+    return __builtin_shufflevector(Half::load_pieces(p, stride), Half::load_pieces(p + 2 * stride, stride), 0, 1, 2, 3,
+                                   4, 5, 6, 7);
   }
   LORA_TARGET_AVX512 LORA_INLINE static void transpose_pieces(Vector (&v)[piece]) {
     const Vector a = v[0];
@@ -356,9 +347,8 @@ struct Simd<double> {
     v[1] = __builtin_shufflevector(a, v[1], 1, 9, 3, 11, 5, 13, 7, 15);
   }
   LORA_TARGET_AVX512 LORA_INLINE static double sum(Vector v) {
-    const __m256d low = __builtin_shufflevector(v, v, 0, 1, 2, 3);
-    const __m256d high = __builtin_shufflevector(v, v, 4, 5, 6, 7);
-    return avx2::Simd<double>::sum(_mm256_add_pd(low, high));
+    return avx2::Simd<double>::sum(__builtin_shufflevector(v, v, 0, 1, 2, 3) +
+                                   __builtin_shufflevector(v, v, 4, 5, 6, 7));
   }
 };
 
