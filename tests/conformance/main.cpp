@@ -62,11 +62,11 @@ bool is_tensor_file(const std::filesystem::path& path) { return path.extension()
 void check_verdicts(const std::filesystem::path& folder, Tally& tally) {
   std::ifstream file(folder / "expect.json");
   const auto verdicts = nlohmann::json::parse(file);
-  for (const auto& [name, verdict] : verdicts.items()) {
+  for (const auto& item : verdicts.items()) {
     report(
-        folder.filename().string() + "/" + name,
+        folder.filename().string() + "/" + item.key(),
         [&](Comparison& comparison) {
-          check_malformed(folder / (name + ".safetensors"), verdict.get<std::string>(), comparison);
+          check_malformed(folder / (item.key() + ".safetensors"), item.value().get<std::string>(), comparison);
         },
         tally);
   }

@@ -48,7 +48,7 @@ const std::vector<Option>& options() {
        {"corda", "loftq", "lora_ga", "xavier", "", "pissa_niter_", "pissa_niter_x", 1, json::array()}},
       {"target_modules",
        {nullptr, names, json::array(), "q_proj", R"(.*\.(q|v)_proj$)", "all-linear", "ALL-LINEAR", ""},
-       {1, true, {"q", 1}, {nullptr}, json::object(), {names}}},
+       {1, true, {"q", 1}, {nullptr}, json::object(), json::array({names})}},
       {"exclude_modules", {nullptr, names, json::array(), "lm_head", ""}, {1, {"q", 1}, json::object()}},
       {"layers_to_transform", {nullptr, 0, 3, json::array(), {0, 2, 5}}, {"0", {0, "1"}, 1.5, true, {{0}}}},
       {"layers_pattern", {nullptr, "layers", "", json::array(), {"layers", "h"}}, {1, {1}, json::object()}},

@@ -65,10 +65,11 @@ inline constexpr bool allocations_can_fail = false;
 extern "C" int __sanitizer_install_malloc_and_free_hooks(void (*malloc_hook)(const volatile void*, std::size_t),
                                                          void (*free_hook)(const volatile void*));
 
-namespace {
-[[maybe_unused]] const int sanitizer_hook = __sanitizer_install_malloc_and_free_hooks(
-    [](const volatile void*, std::size_t) { ++lora::testing::allocation_counter(); }, [](const volatile void*) {});
-}  // namespace
+namespace lora::testing {
+// Inline, as a second hook would count everything twice.
+inline const int sanitizer_hook = __sanitizer_install_malloc_and_free_hooks(
+    [](const volatile void*, std::size_t) { ++allocation_counter(); }, [](const volatile void*) {});
+}  // namespace lora::testing
 
 #else
 

@@ -157,7 +157,7 @@ TEST_F(OutputOfTool, WhateverCallFailsAnExchangeInStepsLeavesAllShardsOldOrAllNe
 TEST_F(OutputOfTool, AFullDiskLeavesTheOldShardsAndNothingBeside) {
   prepare();
   const auto before = folder.entries().size();
-  for (const rlim_t limit : {100, 300, 1500, 3500}) {
+  for (const rlim_t limit : {100U, 300U, 1500U, 3500U}) {
     const auto end = run_with_fault(LORA_TOOL_PROGRAM, onto_itself(), FaultyRun{.largest_file = limit});
     EXPECT_EQ(end.exit_code, 1) << limit;
     EXPECT_TRUE(contents(path("base")) == old_) << limit;

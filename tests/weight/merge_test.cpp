@@ -513,7 +513,9 @@ TEST(MergeStack, AnyUpdateCanBeTakenOutAndTheBaseReadBack) {
 
 // Updates with codes, with a plain copy, and with output factors are merged again from their records.
 TEST(MergeStack, AReplacementThatFailsHalfWayLeavesAllAsItWas) {
-  for (const auto& [d, k] : {std::pair<Index, Index>{7, 5}, {130, 300}, {3, 20000}}) {
+  for (const auto& [outputs, inputs] : {std::pair<Index, Index>{7, 5}, {130, 300}, {3, 20000}}) {
+    const Index d = outputs;
+    const Index k = inputs;
     const StackedUpdates updates(d, k);
     const Matrix<float> factors = random_matrix<float>(1, d, 9);
     for_each_kind(random_matrix<float>(d, k, 1), [&](HeldWeight<float>& held) {
