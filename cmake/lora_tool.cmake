@@ -8,6 +8,6 @@ function(lora_add_tool)
   file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/examples/tools/*.cpp)
   lora_add_program(lora_tool lora bin ${sources})
   target_link_libraries(lora_tool PRIVATE lora::io lora::compiled CLI11::CLI11)
-  # Parsed once for all commands.
-  target_precompile_headers(lora_tool PRIVATE <CLI/CLI.hpp> <Eigen/Core> <nlohmann/json.hpp>)
+  # What several commands instantiate is compiled once.
+  set_target_properties(lora_tool PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 4)
 endfunction()

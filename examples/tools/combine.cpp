@@ -13,7 +13,7 @@
 #include "output.hpp"
 #include "print.hpp"
 
-namespace lora::tools {
+namespace lora::tools::combine_command {
 namespace {
 
 struct Arguments {
@@ -65,7 +65,7 @@ void run(const Arguments& arguments) {
 
 }  // namespace
 
-void add_combine(CLI::App& app) {
+void add(CLI::App& app) {
   auto* command = app.add_subcommand("combine", "Make one adapter out of several");
   const auto arguments = std::make_shared<Arguments>();
   command->add_option("adapters", arguments->adapters, "PEFT directories, GGUF or safetensors files")
@@ -87,4 +87,4 @@ void add_combine(CLI::App& app) {
   command->callback([arguments] { run(*arguments); });
 }
 
-}  // namespace lora::tools
+}  // namespace lora::tools::combine_command

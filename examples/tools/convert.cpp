@@ -11,7 +11,7 @@
 #include "output.hpp"
 #include "print.hpp"
 
-namespace lora::tools {
+namespace lora::tools::convert_command {
 namespace {
 
 struct Arguments {
@@ -77,7 +77,7 @@ void run(const Arguments& arguments) {
 
 }  // namespace
 
-void add_convert(CLI::App& app) {
+void add(CLI::App& app) {
   auto* command = app.add_subcommand("convert", "Convert a PEFT directory to llama.cpp's GGUF, or any format to PEFT");
   const auto arguments = std::make_shared<Arguments>();
   command->add_option("input", arguments->input, "PEFT directory, GGUF or safetensors file")
@@ -102,4 +102,4 @@ void add_convert(CLI::App& app) {
   command->callback([arguments] { run(*arguments); });
 }
 
-}  // namespace lora::tools
+}  // namespace lora::tools::convert_command

@@ -12,7 +12,7 @@
 #include "progress.hpp"
 #include "table.hpp"
 
-namespace lora::tools {
+namespace lora::tools::diff_command {
 namespace {
 
 struct Arguments {
@@ -116,7 +116,7 @@ void run(const Arguments& arguments) {
 
 }  // namespace
 
-void add_diff(CLI::App& app) {
+void add(CLI::App& app) {
   auto* command = app.add_subcommand("diff", "Show how two checkpoints differ");
   const auto arguments = std::make_shared<Arguments>();
   command->add_option("first", arguments->first, "Safetensors or GGUF file, index, or folder")
@@ -129,4 +129,4 @@ void add_diff(CLI::App& app) {
   command->callback([arguments] { run(*arguments); });
 }
 
-}  // namespace lora::tools
+}  // namespace lora::tools::diff_command

@@ -18,7 +18,7 @@
 #include "progress.hpp"
 #include "table.hpp"
 
-namespace lora::tools {
+namespace lora::tools::extract_command {
 namespace {
 
 struct Arguments {
@@ -227,7 +227,7 @@ void run(const Arguments& arguments) {
 
 }  // namespace
 
-void add_extract(CLI::App& app) {
+void add(CLI::App& app) {
   auto* command = app.add_subcommand("extract", "Make an adapter from the difference of two checkpoints");
   const auto arguments = std::make_shared<Arguments>();
   command->add_option("base", arguments->base, "Safetensors file, index, or folder")
@@ -247,4 +247,4 @@ void add_extract(CLI::App& app) {
   command->callback([arguments] { run(*arguments); });
 }
 
-}  // namespace lora::tools
+}  // namespace lora::tools::extract_command

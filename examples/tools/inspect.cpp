@@ -12,7 +12,7 @@
 #include "print.hpp"
 #include "table.hpp"
 
-namespace lora::tools {
+namespace lora::tools::inspect_command {
 namespace {
 
 struct Arguments {
@@ -127,7 +127,7 @@ void run(const Arguments& arguments) {
 
 }  // namespace
 
-void add_inspect(CLI::App& app) {
+void add(CLI::App& app) {
   auto* command = app.add_subcommand("inspect", "Show what an adapter or checkpoint contains");
   const auto arguments = std::make_shared<Arguments>();
   command->add_option("path", arguments->path, "PEFT directory, GGUF or safetensors file, or checkpoint")
@@ -140,4 +140,4 @@ void add_inspect(CLI::App& app) {
   command->callback([arguments] { run(*arguments); });
 }
 
-}  // namespace lora::tools
+}  // namespace lora::tools::inspect_command

@@ -60,12 +60,12 @@ int main(int argc, char** argv) {
   app.footer(
       "lora COMMAND --help shows an example.\n"
       "Exit codes: 0 done; 1 refused or failed, the output is as it was before; 2 wrong usage.");
-  lora::tools::add_inspect(app);
-  lora::tools::add_merge(app);
-  lora::tools::add_diff(app);
-  lora::tools::add_extract(app);
-  lora::tools::add_combine(app);
-  lora::tools::add_convert(app);
+  lora::tools::inspect_command::add(app);
+  lora::tools::merge_command::add(app);
+  lora::tools::diff_command::add(app);
+  lora::tools::extract_command::add(app);
+  lora::tools::combine_command::add(app);
+  lora::tools::convert_command::add(app);
   try {
     return run(app, argc, argv);
   } catch (const CLI::ParseError& error) {

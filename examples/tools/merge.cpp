@@ -13,7 +13,7 @@
 #include "print.hpp"
 #include "table.hpp"
 
-namespace lora::tools {
+namespace lora::tools::merge_command {
 namespace {
 
 struct Arguments {
@@ -91,9 +91,9 @@ void add_one(CLI::App& app, bool unmerge) {
 
 }  // namespace
 
-void add_merge(CLI::App& app) {
+void add(CLI::App& app) {
   add_one(app, false);
   add_one(app, true);
 }
 
-}  // namespace lora::tools
+}  // namespace lora::tools::merge_command
