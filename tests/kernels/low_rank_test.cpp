@@ -192,27 +192,6 @@ TYPED_TEST(LowRankTest, EveryLayoutOfAnInputGivesTheSameBits) {
   }
 }
 
-TYPED_TEST(LowRankTest, TransposesAndScalesAFactorOfAnyShapeAndStrides) {
-  for (const Isa isa : supported_isas()) {
-    for (const Storage storage : {Storage::row_major, Storage::column_major, Storage::strided}) {
-      for (const Index rows : {0, 1, 7, 16, 33, 127, 128, 300}) {
-        for (const Index columns : {0, 1, 3, 4, 8, 19}) {
-          const ExactArray<TypeParam> source(rows, columns, storage, 1);
-          Matrix<TypeParam> target = Matrix<TypeParam>::Constant(columns, rows + 5, 9);
-          const auto scale = static_cast<TypeParam>(0.3);
-          kernels::transpose_scaled(source.input(), scale, view_of(target).middle_cols(0, rows), isa);
-          for (Index j = 0; j < columns; ++j) {
-            for (Index i = 0; i < rows + 5; ++i) {
-              ASSERT_EQ(target(j, i), i < rows ? scale * source.input()(i, j) : 9)
-                  << isa_name(isa) << " " << rows << " x " << columns;
-            }
-          }
-        }
-      }
-    }
-  }
-}
-
 TYPED_TEST(LowRankTest, ResultsDoNotDependOnTheNumberOfWorkers) {
   const Case c{101, 300, 11};
   const ExactArray<TypeParam> x(c.rows, c.cols, c.storage, 1);

@@ -57,9 +57,6 @@ struct KernelTable {
   RangeKernel<UpCall<Scalar>> project_up;         ///< rows of Y
   RangeKernel<OuterCall<Scalar>> add_outer[2];    ///< columns of G; the first is a multiple of panel_width
   TransposeKernel<Scalar> transpose;
-  /// target (columns x rows) = scale * source transposed, like TransposeKernel.
-  void (*transpose_scaled)(const Scalar* source, Index source_stride, Index rows, Index columns, Scalar scale,
-                           Scalar* target, Index target_stride);
   DeltaKernel<Scalar> delta;
   FusedKernel<Scalar> fused_update;
   RunKernel<Scalar> keep_run;                             ///< out = scale * keep(source)

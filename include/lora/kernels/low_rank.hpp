@@ -16,19 +16,6 @@
 
 namespace lora::kernels {
 
-/// target (r x m, rows contiguous) = scale * B^T, with B (m x r) of any strides.
-template <class Scalar>
-void transpose_scaled(const MatrixView<const Scalar>& b, Scalar scale, const MatrixView<Scalar>& target,
-                      Isa isa = active_isa()) {
-  if (b.col_stride == 1) {
-    kernel_table<Scalar>(isa).transpose_scaled(b.data, b.row_stride, b.rows, b.cols, scale, target.data,
-                                               target.row_stride);
-    return;
-  }
-  for (Index j = 0; j < b.cols; ++j)
-    for (Index i = 0; i < b.rows; ++i) target(j, i) = scale * b(i, j);
-}
-
 /// U (N x r) = scale * drop(X) (N x k) * F^T, with F (r x k). Rows of F and U are contiguous.
 template <class Scalar>
 void project_down(const MatrixView<const Scalar>& x, const DropoutMask<Scalar>& mask, const MatrixView<const Scalar>& f,

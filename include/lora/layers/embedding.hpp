@@ -88,7 +88,7 @@ class LoraEmbedding
       const MatrixView<Scalar> out = logits(this->op("project"), y, rows);
       this->require_no_unmerged_dora("project");
       const WeightRef<Scalar> weight = this->weight_ref();
-      const Tied tied(weight, num_embeddings());
+      const Tied tied(weight, this->kind().blocks(), num_embeddings());
       this->engine(tied, weight).infer(rows, nullptr, out, workspace);
     });
   }
@@ -101,7 +101,7 @@ class LoraEmbedding
     with_rows<Scalar>(x, [&](const MatrixView<const Scalar>& rows) {
       const MatrixView<Scalar> out = logits(this->op("project_forward"), y, rows);
       const WeightRef<Scalar> weight = this->weight_ref();
-      const Tied tied(weight, num_embeddings());
+      const Tied tied(weight, this->kind().blocks(), num_embeddings());
       this->engine(tied, weight).forward(rows, nullptr, tape, out, workspace);
     });
   }
@@ -215,7 +215,7 @@ class LoraEmbedding
     this->require_nothing_merged(operation, "layer");
     if (tape.rows() < 0) throw StateError(operation.text(), "tape", "one that project_forward has filled", "a new one");
     const WeightRef<Scalar> weight = this->weight_ref();
-    const Tied tied(weight, num_embeddings());
+    const Tied tied(weight, this->kind().blocks(), num_embeddings());
     const auto engine = this->engine(tied, weight);
     if (tape.inputs() != embedding_dim() || !engine.fits(tape)) {
       throw StateError(operation.text(), "tape",

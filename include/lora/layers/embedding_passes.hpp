@@ -55,7 +55,7 @@ class EmbeddingPasses : public RowPasses<ScalarType> {
   void forward(const Batch& x, const FactorPass<Scalar>& pass, const MatrixView<Scalar>& y, BaseProduct base,
                Workspace& workspace) const {
     for (const FactorPart<Scalar>& part : pass.parts) take_columns(part, x, pass.u, workspace);
-    const detail::UpFactors<Scalar> up(blocks_, pass, workspace);
+    const detail::UpTerms<Scalar> up(blocks_, pass, workspace);
     if (base == BaseProduct::keep) return up.add_to(y);
     const MatrixView<Scalar> z = pass.factors != nullptr && pass.z.data != nullptr ? pass.z : y;
     look_up(x, z, workspace);
@@ -77,9 +77,8 @@ class EmbeddingPasses : public RowPasses<ScalarType> {
       dz = scaled;
     }
     const auto v = workspace.matrix<Scalar>(dz.rows, pass.rank);
-    const detail::UpFactors<Scalar> up(blocks_, pass, workspace);
-    up.project(dz, v);
-    up.add_gradients(dz);
+    detail::project_outputs(blocks_, pass, dz, v, workspace);
+    detail::add_up_gradients(blocks_, pass, dz, workspace);
     for (const FactorPart<Scalar>& part : pass.parts) {
       if (part.gradients != nullptr) add_to_columns(v, part, x, workspace.executor());
     }
@@ -133,8 +132,8 @@ class TiedProjectionPasses : public RowPasses<ScalarType> {
   using Batch = MatrixView<const Scalar>;
   static constexpr bool takes_dropout = false;
 
-  TiedProjectionPasses(const WeightRef<Scalar>& weight, Index num_embeddings) noexcept
-      : weight_(weight), num_embeddings_(num_embeddings) {}
+  TiedProjectionPasses(const WeightRef<Scalar>& weight, const OutputBlocks& blocks, Index num_embeddings) noexcept
+      : weight_(weight), blocks_(blocks), num_embeddings_(num_embeddings) {}
 
   [[nodiscard]] static BatchShape shape(const Batch& x) noexcept { return {x.rows, x.cols}; }
   [[nodiscard]] static MatrixShape unscaled_shape(const BatchShape& batch) noexcept {
@@ -149,11 +148,7 @@ class TiedProjectionPasses : public RowPasses<ScalarType> {
     const auto scaled = workspace.matrix<Scalar>(pass.factors != nullptr ? x.rows : 0, x.cols);
     const Batch input = scaled_input(x, pass, scaled, workspace);
     if (pass.factors != nullptr && pass.z.data != nullptr) copy_elements(x, pass.z);
-    const auto f = workspace.matrix<Scalar>(detail::up_rows(pass.parts), x.cols);
-    detail::write_up_factors(pass.parts, static_cast<const MatrixView<Scalar>&>(f));
-    if (!pass.parts.empty()) {
-      kernels::project_down(input, DropoutMask<Scalar>{}, MatrixView<const Scalar>(f), Scalar(1), pass.u, workspace);
-    }
+    detail::project_outputs(blocks_, pass, input, pass.u, workspace);
     const detail::StackedDownFactors<Scalar> down(pass, workspace);
     if (base == BaseProduct::keep) {
       if (!pass.parts.empty()) {
@@ -171,8 +166,6 @@ class TiedProjectionPasses : public RowPasses<ScalarType> {
     const auto scaled = workspace.matrix<Scalar>(pass.factors != nullptr ? x.rows : 0, x.cols);
     const Batch input = scaled_input(x, pass, scaled, workspace);
     const auto v = workspace.matrix<Scalar>(dy.rows, pass.rank);
-    const auto f = workspace.matrix<Scalar>(detail::up_rows(pass.parts), x.cols);
-    detail::write_up_factors(pass.parts, static_cast<const MatrixView<Scalar>&>(f));
     for (const FactorPart<Scalar>& part : pass.parts) {
       kernels::project_down(dy, DropoutMask<Scalar>{}, part.a, Scalar(1), v.middle_cols(part.first, part.a.rows),
                             workspace);
@@ -184,16 +177,16 @@ class TiedProjectionPasses : public RowPasses<ScalarType> {
     if (dx == nullptr && pass.factors == nullptr) return;
     const auto own = workspace.matrix<Scalar>(dx == nullptr || base == BaseProduct::keep ? x.rows : 0, x.cols);
     const MatrixView<Scalar> target = own.rows > 0 || dx == nullptr ? static_cast<const MatrixView<Scalar>&>(own) : *dx;
+    FactorPass<Scalar> back = pass;
+    back.u = v;
+    const detail::UpTerms<Scalar> up(blocks_, back, workspace);
     if (base == BaseProduct::keep) {
       std::fill_n(target.data, target.rows * target.cols, Scalar(0));
-      if (!pass.parts.empty()) {
-        kernels::add_low_rank(MatrixView<const Scalar>(v), MatrixView<const Scalar>(f), target, workspace);
-      }
+      up.add_to(target);
       if (dx != nullptr) detail::add_rows(MatrixView<const Scalar>(target), Scalar(1), *dx);
       return;
     }
-    const LowRankTerm<Scalar> term = pass.parts.empty() ? LowRankTerm<Scalar>{} : LowRankTerm<Scalar>{v, f};
-    weight_.product(dy, nullptr, term, target, workspace);
+    up.multiply(weight_, dy, nullptr, target);
     if (pass.factors == nullptr) return;
     kernels::add_column_products(MatrixView<const Scalar>(target), x, pass.sums, workspace);
     if (dx == nullptr) return;
@@ -219,6 +212,7 @@ class TiedProjectionPasses : public RowPasses<ScalarType> {
   }
 
   WeightRef<Scalar> weight_;
+  const OutputBlocks& blocks_;
   Index num_embeddings_;
 };
 

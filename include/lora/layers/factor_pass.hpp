@@ -15,6 +15,9 @@
 #include "lora/kernels/dropout_mask.hpp"
 #include "lora/kernels/low_rank.hpp"
 #include "lora/kernels/packed_product.hpp"
+#include "lora/kernels/row_blocks.hpp"
+#include "lora/kernels/transpose.hpp"
+#include "lora/weight/weight_ref.hpp"
 
 namespace lora {
 
@@ -106,24 +109,6 @@ void add_rows(const MatrixView<const Scalar>& x, Scalar scale, const MatrixView<
     for (Index j = 0; j < y.cols; ++j) y(i, j) += scale * x(i, j);
 }
 
-/// Stacks the s B^T of all parts into `f` (a part has as many rows as a block's rank).
-template <class Scalar>
-void write_up_factors(std::span<const FactorPart<Scalar>> parts, const MatrixView<Scalar>& f) {
-  Index row = 0;
-  for (const FactorPart<Scalar>& part : parts) {
-    kernels::transpose_scaled(part.b, part.scale, f.middle_rows(row, part.b.cols));
-    row += part.b.cols;
-  }
-}
-
-/// Rows of write_up_factors().
-template <class Scalar>
-[[nodiscard]] Index up_rows(std::span<const FactorPart<Scalar>> parts) noexcept {
-  Index rows = 0;
-  for (const FactorPart<Scalar>& part : parts) rows += part.b.cols;
-  return rows;
-}
-
 /// The A of all parts, stacked; for a single part, that part's own A.
 template <class Scalar>
 class StackedDownFactors {
@@ -145,79 +130,94 @@ class StackedDownFactors {
   MatrixView<const Scalar> view_;
 };
 
-/// Passes over rows of outputs: the B side that linear layers and embeddings share.
+/// Calls body(first adapted output, first output, first column of U) for every block of outputs of a part.
+template <class Scalar, class Body>
+void for_each_block(const OutputBlocks& blocks, const FactorPart<Scalar>& part, const Body& body) {
+  for (Index e = 0; e < blocks.count(); ++e) {
+    body(e * blocks.features, blocks.begin(e), part.first + e * part.b.cols);
+  }
+}
+
+/// The terms (s U) B^T that all parts add to Y, in order. B is read where it lies.
 template <class Scalar>
-class UpFactors {
+class UpTerms {
  public:
-  UpFactors(const OutputBlocks& blocks, const FactorPass<Scalar>& pass, Workspace& workspace)
-      : blocks_(blocks),
-        pass_(pass),
-        workspace_(workspace),
-        memory_(workspace.matrix<Scalar>(up_rows(pass.parts), kernels::copied_stride<Scalar>(blocks.adapted()))),
-        f_(memory_.middle_cols(0, blocks.adapted())) {
-    write_up_factors(pass.parts, f_);
+  /// Pre: U has been computed.
+  UpTerms(const OutputBlocks& blocks, const FactorPass<Scalar>& pass, Workspace& workspace)
+      : blocks_(blocks), pass_(pass), workspace_(workspace), scaled_(workspace.matrix<Scalar>(pass.u.rows, pass.rank)) {
+    for (const FactorPart<Scalar>& part : pass.parts) {
+      for (Index i = 0; i < scaled_.rows; ++i) {
+        for (Index p = part.first; p < part.first + part.a.rows; ++p) scaled_(i, p) = part.scale * pass.u(i, p);
+      }
+    }
   }
 
-  /// F, to be computed within a product. Pre: the parts adapt all outputs.
-  [[nodiscard]] MatrixView<const Scalar> view() const noexcept { return f_; }
-
-  /// Y += U F; every element's chain of multiply-adds continues where the product with the weight ended.
-  void add_to(const MatrixView<Scalar>& y) const {
-    if (pass_.parts.empty()) return;
-    if (blocks_.whole()) {
-      kernels::add_low_rank(MatrixView<const Scalar>(pass_.u), view(), y, workspace_);
+  /// Y = X W^T + bias + the terms.
+  void multiply(const WeightRef<Scalar>& weight, const MatrixView<const Scalar>& x, const Scalar* bias,
+                const MatrixView<Scalar>& y) const {
+    if (pass_.parts.empty() || !blocks_.whole()) {
+      weight.product(x, bias, {}, y, workspace_);
+      add_to(y);
       return;
     }
-    for_each_block([&](const FactorPart<Scalar>& part, Index row, Index column, Index e) {
-      kernels::add_low_rank(MatrixView<const Scalar>(pass_.u).middle_cols(column, part.b.cols),
-                            block_factor(part, row, e), y.middle_cols(blocks_.begin(e), blocks_.features), workspace_);
-    });
+    const FactorPart<Scalar>& first = pass_.parts.front();
+    weight.product(x, bias, {columns(first.first, first.b.cols), first.b.transpose()}, y, workspace_);
+    for (const FactorPart<Scalar>& part : pass_.parts.subspan(1)) add(part, y);
   }
 
-  /// V = s dZ B, of U's shape.
-  void project(const MatrixView<const Scalar>& dz, const MatrixView<Scalar>& v) const {
-    for_each_block([&](const FactorPart<Scalar>& part, Index row, Index column, Index e) {
-      kernels::project_down(dz.middle_cols(blocks_.begin(e), blocks_.features), DropoutMask<Scalar>{},
-                            block_factor(part, row, e), Scalar(1), v.middle_cols(column, part.b.cols), workspace_);
-    });
-  }
-
-  /// dB += s dZ^T U, for the parts that train.
-  void add_gradients(const MatrixView<const Scalar>& dz) const {
-    for (const FactorPart<Scalar>& part : pass_.parts) {
-      if (part.gradients == nullptr) continue;
-      const auto db = workspace_.matrix<Scalar>(part.b.cols, part.b.rows);
-      std::fill_n(db.data, db.rows * db.cols, Scalar(0));
-      for (Index e = 0; e < blocks_.count(); ++e) {
-        kernels::add_outer(MatrixView<const Scalar>(pass_.u).middle_cols(part.first + e * part.b.cols, part.b.cols),
-                           dz.middle_cols(blocks_.begin(e), blocks_.features), DropoutMask<Scalar>{}, part.scale,
-                           db.middle_cols(e * blocks_.features, blocks_.features), workspace_);
-      }
-      add_rows(MatrixView<const Scalar>(db).transpose(), Scalar(1), view_of(part.gradients->B));
-    }
+  /// Y += the terms; every element's chain of multiply-adds continues where the product with the weight ended.
+  void add_to(const MatrixView<Scalar>& y) const {
+    for (const FactorPart<Scalar>& part : pass_.parts) add(part, y);
   }
 
  private:
-  // Calls body(part, first row of F, first column of U, block).
-  template <class Body>
-  void for_each_block(const Body& body) const {
-    Index row = 0;
-    for (const FactorPart<Scalar>& part : pass_.parts) {
-      for (Index e = 0; e < blocks_.count(); ++e) body(part, row, part.first + e * part.b.cols, e);
-      row += part.b.cols;
-    }
+  [[nodiscard]] MatrixView<const Scalar> columns(Index first, Index count) const noexcept {
+    return scaled_.middle_cols(first, count);
   }
-  [[nodiscard]] MatrixView<const Scalar> block_factor(const FactorPart<Scalar>& part, Index row,
-                                                      Index e) const noexcept {
-    return view().middle_rows(row, part.b.cols).middle_cols(e * blocks_.features, blocks_.features);
+  void add(const FactorPart<Scalar>& part, const MatrixView<Scalar>& y) const {
+    for_each_block(blocks_, part, [&](Index adapted, Index output, Index column) {
+      kernels::add_low_rank(columns(column, part.b.cols), part.b.middle_rows(adapted, blocks_.features).transpose(),
+                            y.middle_cols(output, blocks_.features), workspace_);
+    });
   }
 
   const OutputBlocks& blocks_;
   const FactorPass<Scalar>& pass_;
   Workspace& workspace_;
-  ScratchMatrix<Scalar> memory_;
-  MatrixView<Scalar> f_;
+  ScratchMatrix<Scalar> scaled_;
 };
+
+/// V = s dZ B, of U's shape, for all parts.
+template <class Scalar>
+void project_outputs(const OutputBlocks& blocks, const FactorPass<Scalar>& pass, const MatrixView<const Scalar>& dz,
+                     const MatrixView<Scalar>& v, Workspace& workspace) {
+  for (const FactorPart<Scalar>& part : pass.parts) {
+    const auto f = workspace.matrix<Scalar>(part.b.cols, kernels::copied_stride<Scalar>(blocks.adapted()));
+    kernels::pack_transposed(active_isa(), part.b, blocks.adapted(), f.data, f.row_stride);
+    for_each_block(blocks, part, [&](Index adapted, Index output, Index column) {
+      kernels::project_down(dz.middle_cols(output, blocks.features), DropoutMask<Scalar>{},
+                            MatrixView<const Scalar>(f).middle_cols(adapted, blocks.features), part.scale,
+                            v.middle_cols(column, part.b.cols), workspace);
+    });
+  }
+}
+
+/// dB += s dZ^T U, for the parts that train.
+template <class Scalar>
+void add_up_gradients(const OutputBlocks& blocks, const FactorPass<Scalar>& pass, const MatrixView<const Scalar>& dz,
+                      Workspace& workspace) {
+  for (const FactorPart<Scalar>& part : pass.parts) {
+    if (part.gradients == nullptr) continue;
+    const auto db = workspace.matrix<Scalar>(part.b.cols, part.b.rows);
+    std::fill_n(db.data, db.rows * db.cols, Scalar(0));
+    for_each_block(blocks, part, [&](Index adapted, Index output, Index column) {
+      kernels::add_outer(MatrixView<const Scalar>(pass.u).middle_cols(column, part.b.cols),
+                         dz.middle_cols(output, blocks.features), DropoutMask<Scalar>{}, part.scale,
+                         db.middle_cols(adapted, blocks.features), workspace);
+    });
+    add_rows(MatrixView<const Scalar>(db).transpose(), Scalar(1), view_of(part.gradients->B));
+  }
+}
 
 }  // namespace detail
 }  // namespace lora

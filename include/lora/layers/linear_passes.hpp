@@ -14,12 +14,12 @@
 
 namespace lora {
 
-/// With U = drop(X) A^T (N x r) and F = s B^T:
-///   forward:  Y = X W^T + bias + U F;
-///   backward: V = dY F^T, dA += V^T drop(X), dB += s dY^T U, dX = dY W + drop'(V A).
-/// With DoRA Z = drop(X) W^T + U F, Y = factors (.) Z + (X - drop(X)) W^T + bias, and dZ = factors (.) dY replaces dY
-/// except in the part of dX without dropout. If the adapter adapts only some blocks of the outputs, F applies to those,
-/// and the others are those of the frozen layer, bit for bit.
+/// With U = drop(X) A^T (N x r):
+///   forward:  Y = X W^T + bias + (s U) B^T;
+///   backward: V = s dY B, dA += V^T drop(X), dB += s dY^T U, dX = dY W + drop'(V A).
+/// With DoRA Z = drop(X) W^T + (s U) B^T, Y = factors (.) Z + (X - drop(X)) W^T + bias, and dZ = factors (.) dY
+/// replaces dY except in the part of dX without dropout. If the adapter adapts only some blocks of the outputs, the
+/// others are those of the frozen layer, bit for bit.
 ///
 /// A view of a layer's parts; const functions are reentrant and allocate only to grow the workspace. Pre: arguments
 /// have been checked.
@@ -55,19 +55,19 @@ class LinearPasses : public RowPasses<ScalarType> {
     for (const FactorPart<Scalar>& part : pass.parts) {
       kernels::project_down(x, part.mask, part.a, Scalar(1), pass.u.middle_cols(part.first, part.a.rows), workspace);
     }
-    const detail::UpFactors<Scalar> up(blocks_, pass, workspace);
+    const detail::UpTerms<Scalar> up(blocks_, pass, workspace);
     if (base == BaseProduct::keep) return up.add_to(y);
-    if (pass.factors == nullptr) return multiply(x, pass, pass.bias, up, y, workspace);
+    if (pass.factors == nullptr) return up.multiply(weight_, x, pass.bias, y);
     const MatrixView<Scalar> z = pass.z.data != nullptr ? pass.z : y;
     if (!pass.any_mask()) {
-      multiply(x, pass, nullptr, up, z, workspace);
+      up.multiply(weight_, x, nullptr, z);
       kernels::scale_columns(MatrixView<const Scalar>(z), pass.factors, pass.bias, y, workspace);
       return;
     }
     const auto part = workspace.matrix<Scalar>(x.rows, x.cols);
     const DropoutMask<Scalar>& mask = pass.parts.front().mask;
     kernels::keep_inputs(x, mask, static_cast<const MatrixView<Scalar>&>(part), workspace);
-    multiply(part, pass, nullptr, up, z, workspace);
+    up.multiply(weight_, part, nullptr, z);
     kernels::rest_inputs(x, mask, static_cast<const MatrixView<Scalar>&>(part), workspace);
     weight_.product(part, pass.bias, {}, y, workspace);
     kernels::add_scaled_columns(MatrixView<const Scalar>(z), pass.factors, y, workspace);
@@ -85,27 +85,12 @@ class LinearPasses : public RowPasses<ScalarType> {
   }
 
  private:
-  void multiply(const Batch& x, const FactorPass<Scalar>& pass, const Scalar* bias, const detail::UpFactors<Scalar>& up,
-                const MatrixView<Scalar>& y, Workspace& workspace) const {
-    if (pass.parts.empty() || blocks_.whole()) {
-      const LowRankTerm<Scalar> term =
-          pass.parts.empty() ? LowRankTerm<Scalar>{} : LowRankTerm<Scalar>{pass.u, up.view()};
-      weight_.product(x, bias, term, y, workspace);
-      return;
-    }
-    weight_.product(x, bias, {}, y, workspace);
-    up.add_to(y);
-  }
-
   void differentiate(const Batch& x, const FactorPass<Scalar>& pass, const MatrixView<const Scalar>& dy,
                      const MatrixView<const Scalar>& dz, const MatrixView<Scalar>* dx, BaseProduct base,
                      Workspace& workspace) const {
     const auto v = workspace.matrix<Scalar>(dz.rows, pass.rank);
-    if (!pass.parts.empty()) {
-      const detail::UpFactors<Scalar> up(blocks_, pass, workspace);
-      up.project(dz, v);
-      up.add_gradients(dz);
-    }
+    detail::project_outputs(blocks_, pass, dz, static_cast<const MatrixView<Scalar>&>(v), workspace);
+    detail::add_up_gradients(blocks_, pass, dz, workspace);
     for (const FactorPart<Scalar>& part : pass.parts) {
       if (part.gradients == nullptr) continue;
       kernels::add_outer(MatrixView<const Scalar>(v).middle_cols(part.first, part.a.rows), x, part.mask, Scalar(1),
