@@ -42,8 +42,10 @@ target_link_libraries(lora_development INTERFACE lora_warnings)
 # g++ spends a fifth of its time on these sources in its own garbage collector.
 target_compile_options(lora_development INTERFACE $<$<CXX_COMPILER_ID:GNU>:--param=ggc-min-heapsize=1000000>)
 if(LORA_SANITIZE)
-  target_compile_options(lora_development INTERFACE -fsanitize=${LORA_SANITIZE} -fno-sanitize-recover=all
-                                                    -fno-omit-frame-pointer -gline-tables-only)
+  target_compile_options(
+    lora_development
+    INTERFACE -fsanitize=${LORA_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -gline-tables-only
+              -fsanitize-ignorelist=${PROJECT_SOURCE_DIR}/cmake/sanitizer_ignores.txt)
   target_link_options(lora_development INTERFACE -fsanitize=${LORA_SANITIZE})
 endif()
 
