@@ -1,11 +1,13 @@
 // A reference to a frozen weight of any kind: code that works on weights is compiled once, not once for each kind.
 #pragma once
 
+#include <algorithm>
 #include <concepts>
 #include <cstddef>
 #include <memory>
 #include <string_view>
 #include <type_traits>
+#include <vector>
 
 #include "lora/core/error.hpp"
 #include "lora/weight/frozen_weight.hpp"
@@ -157,5 +159,20 @@ class WeightRef {
   void* object_;
   const Table* table_;
 };
+
+/// Calls body(i, row) with every row of W in turn, in_features scalars that are valid during the call. Rows are read in
+/// groups, as weights that are packed or decoded in panels read single rows slowly.
+/// @throws StateError when the weight cannot be read; std::bad_alloc
+template <RealScalar Scalar, class Body>
+void for_each_row(const WeightRef<Scalar>& weight, const Body& body) {
+  constexpr Index group = 48;
+  const Index inputs = weight.in_features();
+  std::vector<Scalar> rows(static_cast<std::size_t>(std::min(group, weight.out_features()) * inputs));
+  for (Index first = 0; first < weight.out_features(); first += group) {
+    const Index count = std::min(group, weight.out_features() - first);
+    weight.read(first, 0, MatrixView<Scalar>{rows.data(), count, inputs, inputs, 1});
+    for (Index i = 0; i < count; ++i) body(first + i, static_cast<const Scalar*>(rows.data() + i * inputs));
+  }
+}
 
 }  // namespace lora
