@@ -125,13 +125,13 @@ TYPED_TEST(QuantizedWeightTest, HoldsTheBytesOfTheFormatAndThePaddingOfTheLastPa
 }
 
 TYPED_TEST(QuantizedWeightTest, RefusesAnotherNumberOfBytes) {
-  using Weight = QuantizedWeight<TypeParam>;
+  using Quantized = QuantizedWeight<TypeParam>;
   std::vector<std::uint8_t> less = this->blocks;
   less.pop_back();
-  EXPECT_THROW(static_cast<void>(Weight::from_blocks(less, this->d, this->k)), ShapeError);
-  EXPECT_THROW(static_cast<void>(Weight::from_blocks(this->blocks, this->d + 1, this->k)), ShapeError);
-  EXPECT_THROW(static_cast<void>(Weight::in_place(this->blocks, -1, this->k)), ShapeError);
-  EXPECT_THROW(static_cast<void>(Weight::from_blocks(this->blocks, Index{1} << 62, this->k)), ShapeError);
+  EXPECT_THROW(static_cast<void>(Quantized::from_blocks(less, this->d, this->k)), ShapeError);
+  EXPECT_THROW(static_cast<void>(Quantized::from_blocks(this->blocks, this->d + 1, this->k)), ShapeError);
+  EXPECT_THROW(static_cast<void>(Quantized::in_place(this->blocks, -1, this->k)), ShapeError);
+  EXPECT_THROW(static_cast<void>(Quantized::from_blocks(this->blocks, Index{1} << 62, this->k)), ShapeError);
 }
 
 TYPED_TEST(QuantizedWeightTest, ASteadyProductAllocatesNothing) {
