@@ -17,7 +17,7 @@ struct Q6_K {
   static constexpr std::string_view name = "Q6_K";
   static constexpr Index block_size = 256;
   static constexpr Index block_bytes = 210;
-  static constexpr bool scale_is_last = true;
+  static constexpr bool scale_is_last = true;  ///< d is not at the block's beginning
 
   static void decode(const std::uint8_t* block, float* values) noexcept {
     const std::uint8_t* upper_bits = block + 128;
