@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "format/every_format.hpp"
+#include "format/format_cases.hpp"
 #include "support/bits.hpp"
 #include "support/kernel_oracle.hpp"
 #include "support/random_blocks.hpp"
@@ -56,7 +56,7 @@ constexpr Index few_inputs = Format::block_size == 1 ? 67 : 3 * Format::block_si
 
 template <class Format>
 class BlockKernelsTest : public ::testing::Test {};
-TYPED_TEST_SUITE(BlockKernelsTest, testing::EveryFormat, testing::NameOfFormat);
+TYPED_TEST_SUITE(BlockKernelsTest, testing::NumberFormats, testing::FormatName);
 
 TYPED_TEST(BlockKernelsTest, DecodeWhatTheTraitDecodesFromAnyGroupOn) {
   Stored<TypeParam> stored(few_inputs<TypeParam>);

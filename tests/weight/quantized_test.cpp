@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "format/every_format.hpp"
+#include "format/format_cases.hpp"
 #include "lora/weight/packed.hpp"
 #include "lora/weight/transposed.hpp"
 #include "support/allocation_count.hpp"
@@ -66,7 +66,7 @@ class QuantizedWeightTest : public ::testing::Test {
   /// Laid out for the kernels, and read in place.
   std::array<Weight, 2> weights = {Weight::from_blocks(blocks, d, k), Weight::in_place(blocks, d, k)};
 };
-TYPED_TEST_SUITE(QuantizedWeightTest, testing::EveryFormat, testing::NameOfFormat);
+TYPED_TEST_SUITE(QuantizedWeightTest, testing::NumberFormats, testing::FormatName);
 
 TYPED_TEST(QuantizedWeightTest, ProductsAreThoseOfAPackedWeightOfTheDecodedValues) {
   const PackedWeight<float> packed(in(this->values));
