@@ -1,6 +1,7 @@
 // Words as wide as vectors of floats, and tables of sixteen floats in registers, for each instruction set.
 //
 // Table16: fill(table) takes sixteen floats, at(index) chooses among them by the low four bits of each word.
+// F16Instruction: whether the set has an instruction that converts F16 numbers, and the two uses of it.
 #pragma once
 
 #include <array>
@@ -44,6 +45,10 @@ struct Table16 {
   }
 };
 
+struct F16Instruction {
+  static constexpr bool exists = false;
+};
+
 }  // namespace lora::kernels::portable
 
 #if LORA_X86_KERNELS
@@ -67,6 +72,11 @@ struct Table16 {
   }
 };
 
+/// F16C is an extension of its own.
+struct F16Instruction {
+  static constexpr bool exists = false;
+};
+
 }  // namespace lora::kernels::avx2
 
 namespace lora::kernels::avx512 {
@@ -80,6 +90,18 @@ struct Table16 {
   LORA_TARGET_AVX512 LORA_INLINE void fill(const float* table) { values = Simd<float>::load(table); }
   LORA_TARGET_AVX512 LORA_INLINE Floats at(Words index) const {
     return permute(values, reinterpret_cast<SignedWords>(index));
+  }
+};
+
+struct F16Instruction {
+  static constexpr bool exists = true;
+  using Unaligned __attribute__((vector_size(32), aligned(1), may_alias)) = short;
+
+  LORA_TARGET_AVX512 LORA_INLINE static Floats load(const std::uint8_t* p) {
+    return floats_of_f16(*reinterpret_cast<const Unaligned*>(p));
+  }
+  LORA_TARGET_AVX512 LORA_INLINE static Floats convert(Words halves) {
+    return floats_of_f16(__builtin_convertvector(halves, Halves));
   }
 };
 

@@ -112,6 +112,7 @@ using Int32s __attribute__((vector_size(64))) = std::int32_t;
 using Int64s __attribute__((vector_size(64))) = std::int64_t;
 using Uint32s __attribute__((vector_size(64))) = std::uint32_t;
 using Uint64s __attribute__((vector_size(64))) = std::uint64_t;
+using Halves __attribute__((vector_size(32))) = short;
 using x86::Bytes16;
 using x86::Mask16;
 using x86::Mask8;
@@ -166,6 +167,10 @@ LORA_TARGET_AVX512 LORA_INLINE Bytes16 low_bytes(Int32s v) {
 LORA_TARGET_AVX512 LORA_INLINE Bytes16 low_bytes(Int64s v) {
   return __builtin_ia32_pmovqb512_mask(reinterpret_cast<LongLongs>(v), Bytes16{}, all8);
 }
+/// The values of F16 numbers; a signalling NaN becomes a quiet one.
+LORA_TARGET_AVX512 LORA_INLINE Floats floats_of_f16(Halves halves) {
+  return __builtin_ia32_vcvtph2ps512_mask(halves, Floats{}, all16, current_rounding);
+}
 /// v[index mod 16] in each lane.
 LORA_TARGET_AVX512 LORA_INLINE Floats permute(Floats v, Int32s index) {
   return __builtin_ia32_permvarsf512_mask(v, index, Floats{}, all16);
@@ -209,6 +214,9 @@ LORA_TARGET_AVX512 LORA_INLINE Bytes16 low_bytes(Int32s v) {
 }
 LORA_TARGET_AVX512 LORA_INLINE Bytes16 low_bytes(Int64s v) {
   return reinterpret_cast<Bytes16>(_mm512_maskz_cvtepi64_epi8(all8, reinterpret_cast<__m512i>(v)));
+}
+LORA_TARGET_AVX512 LORA_INLINE Floats floats_of_f16(Halves halves) {
+  return _mm512_maskz_cvtph_ps(all16, reinterpret_cast<__m256i>(halves));
 }
 LORA_TARGET_AVX512 LORA_INLINE Floats permute(Floats v, Int32s index) {
   return _mm512_maskz_permutexvar_ps(all16, reinterpret_cast<__m512i>(index), v);
