@@ -100,7 +100,7 @@ void show_checkpoint(const Checkpoint& checkpoint, bool json) {
   nlohmann::ordered_json tensors = nlohmann::ordered_json::array();
   for (const auto& name : checkpoint.names()) {
     const auto tensor = *checkpoint.find(name);
-    const std::string dtype(name_of(tensor.dtype));
+    const std::string dtype(tensor.type_name());
     table.add({name, dtype, shape_text(tensor.shape), std::to_string(tensor.bytes.size())});
     tensors.push_back({{"name", name}, {"dtype", dtype}, {"shape", tensor.shape}, {"bytes", tensor.bytes.size()}});
   }

@@ -145,12 +145,13 @@ class MergePlan {
   void miss(const std::string& name) { missing_.append(missing_.empty() ? "" : ", ").append(in_quotes(name)); }
 
   /// The tensor as it is before factors are added: the adapter's own, if it replaces it.
-  [[nodiscard]] std::optional<TensorView> source(const std::string& name) const {
+  [[nodiscard]] std::optional<StoredTensor> source(const std::string& name) const {
     const auto base = base_.find(name);
     const auto saved = adapter_.weights.saved.find(name.substr(std::min(options_.prefix.size(), name.size())));
     if (saved == adapter_.weights.saved.end() || !name.starts_with(options_.prefix)) return base;
-    return TensorView{"adapter", saved->first, Dtype::F32, saved->second.shape,
-                      std::as_bytes(std::span(saved->second.values))};
+    return StoredTensor{
+        {"adapter", saved->first, Dtype::F32, saved->second.shape, std::as_bytes(std::span(saved->second.values))},
+        std::nullopt};
   }
 
   /// The one embedding of the checkpoint with a shape; nothing if there is none or more than one.
@@ -213,9 +214,9 @@ class MergePlan {
   }
 
   void add_update(const std::string& name, const std::string& weight, const ModuleWeights<float>& module) {
-    const TensorView from = *source(weight);
+    const StoredTensor from = *source(weight);
     if (!converts_to_real(from.dtype)) {
-      throw FormatError("merge", in_quotes(weight), "F64, F32, F16 or BF16", name_of(from.dtype));
+      throw FormatError("merge", in_quotes(weight), "F64, F32, F16 or BF16", from.type_name());
     }
     Update update{module, orientation_.transposed(name, module, from)};
     if (takes_from_weight(adapter_.config.lora.init_lora_weights)) {
@@ -268,6 +269,9 @@ class MergePlan {
 
   [[nodiscard]] Dtype dtype_of_result(const std::string& name) const {
     const auto there = base_.find(name);
+    if (there && there->blocks) {
+      throw FormatError("merge", in_quotes(name), "F64, F32, F16 or BF16", there->type_name());
+    }
     return there && converts_to_real(there->dtype) ? there->dtype : usual_dtype();
   }
 
@@ -284,7 +288,7 @@ class MergePlan {
   }
 
   void finish(const std::string& name, Update& update) {
-    const TensorView from = *source(name);
+    const StoredTensor from = *source(name);
     const Dtype stored = dtype_of_result(name);
     const double sign = options_.unmerge ? -1.0 : 1.0;
     const auto set = [&](auto scalar) {
@@ -298,7 +302,7 @@ class MergePlan {
   }
 
   void finish_bias(const std::string& name, const ModuleWeights<float>& module) {
-    const TensorView from = *source(name);
+    const StoredTensor from = *source(name);
     if (from.size() != module.lora_bias.size()) {
       throw ShapeError("merge", in_quotes(name), std::to_string(module.lora_bias.size()) + " elements",
                        shape_text(from.shape));

@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "lora/core/error.hpp"
-#include "lora/io/gguf_parser.hpp"
+#include "lora/io/gguf_type.hpp"
 #include "lora/io/gguf_value.hpp"
 #include "lora/io/text.hpp"
 
@@ -36,14 +36,12 @@ class GgufEncoder {
   }
 
   /// Appends a tensor with `bytes` zero bytes of data; returns where to write the data, valid until the next call.
-  [[nodiscard]] std::byte* add_tensor(std::string_view name, std::span<const std::uint64_t> extents, Dtype dtype,
+  [[nodiscard]] std::byte* add_tensor(std::string_view name, std::span<const std::uint64_t> extents, GgufType type,
                                       std::size_t bytes) {
     put_text(tensors_, name);
     put(tensors_, static_cast<std::uint32_t>(extents.size()));
     for (const std::uint64_t extent : extents) put(tensors_, extent);
-    const auto type =
-        std::find_if(ggml_types.begin(), ggml_types.end(), [&](auto& one) { return one.second == dtype; });
-    put(tensors_, type->first);
+    put(tensors_, static_cast<std::uint32_t>(type));
     const std::size_t begin = data_.size();
     put(tensors_, std::uint64_t{begin});
     data_.resize(gguf_padded(begin + bytes, alignment_));
