@@ -20,14 +20,29 @@
 
 namespace lora {
 
+namespace detail {
+
+/// How a weight of this format is stored for merging; scalars for formats that cannot be merged into.
+template <class Format>
+inline constexpr WeightStorage half_storage = WeightStorage::scalars;
+template <>
+inline constexpr WeightStorage half_storage<formats::F16> = WeightStorage::f16;
+template <>
+inline constexpr WeightStorage half_storage<formats::BF16> = WeightStorage::bf16;
+
+}  // namespace detail
+
 /// Models ReadableWeight with the blocks of `Format`, one of those in lora/format/. Products have, bit for bit, the
 /// result of PackedWeight<float> over the decoded values, for any batch, instruction set and number of workers.
 ///
 /// The blocks are laid out anew for the kernels, in as many bytes (out_features is padded to a multiple of 16), or read
 /// in place. in_features is a multiple of the format's block size.
 ///
-/// It cannot be merged into: layers over it serve adapters unmerged. Copies share the blocks, which never change; a
-/// moved-from weight is empty (0 x 0). The const functions are safe to call from many threads at once, each with its
+/// Weights of F16 and BF16 also model MergeableWeight, unless they are read in place: a merged weight is rounded once,
+/// to 16 bits. Copying them copies the memory. Other formats cannot be merged into: layers over them serve adapters
+/// unmerged (see requantize.hpp for the alternatives), and copies share the blocks, which never change.
+///
+/// A moved-from weight is empty (0 x 0). The const functions are safe to call from many threads at once, each with its
 /// own workspace.
 template <formats::NumberFormat Format_>
 class QuantizedWeight {
@@ -35,8 +50,15 @@ class QuantizedWeight {
   using Format = Format_;
   using Scalar = float;
 
+  /// How merging finds the elements; a format of several numbers in a block has no elements to be merged into.
+  static constexpr WeightStorage storage = detail::half_storage<Format>;
+  static constexpr bool can_be_merged_into = storage != WeightStorage::scalars;
+
   QuantizedWeight() = default;
-  QuantizedWeight(const QuantizedWeight&) = default;
+  QuantizedWeight(const QuantizedWeight& other)
+      : stored_(other.stored_), isa_(other.isa_), bytes_(other.bytes_), owner_(other.owner_) {
+    if (can_be_merged_into && stored_.chunks != nullptr) std::copy_n(other.stored_.chunks, layout_bytes(), reserve());
+  }
   QuantizedWeight(QuantizedWeight&& other) noexcept
       : stored_(std::exchange(other.stored_, {})),
         isa_(other.isa_),
@@ -58,8 +80,7 @@ class QuantizedWeight {
                                                    Index in_features) {
     QuantizedWeight weight = shaped("QuantizedWeight::from_blocks", blocks.size(), out_features, in_features);
     const kernels::BlockLayout<Format> layout = weight.stored_.layout;
-    auto memory = std::make_shared<AlignedBuffer>();
-    auto* const chunks = memory->reserve<std::uint8_t>(static_cast<std::size_t>(layout.bytes()));
+    std::uint8_t* const chunks = weight.reserve();
     weight.stored_.rows = blocks.data();
     for (Index b = 0; b < layout.panels.panels(); ++b) {
       for (Index c = 0; c < layout.blocks(); ++c) {
@@ -67,9 +88,6 @@ class QuantizedWeight {
       }
     }
     weight.stored_.rows = nullptr;
-    weight.stored_.chunks = chunks;
-    weight.bytes_ = memory->bytes();
-    weight.owner_ = std::move(memory);
     return weight;
   }
 
@@ -166,7 +184,58 @@ class QuantizedWeight {
     }
   }
 
+  /// False for blocks that are read in place. Formats of 16 bits only, as the tiles: lines are inputs, as in
+  /// PackedWeight.
+  [[nodiscard]] bool writable() const noexcept requires can_be_merged_into { return stored_.rows == nullptr; }
+  [[nodiscard]] Index tile_count() const noexcept requires can_be_merged_into {
+    if (!writable()) return 0;
+    return stored_.layout.panels.panels() * tiles_per_panel();
+  }
+  [[nodiscard]] WeightTile<std::uint16_t> tile(Index t) requires can_be_merged_into {
+    if (!writable()) throw StateError("QuantizedWeight::tile", "weight", "blocks of its own", "blocks read in place");
+    return make_tile(reinterpret_cast<std::uint16_t*>(const_cast<std::uint8_t*>(stored_.chunks)), t);
+  }
+  /// Pre: the blocks are not read in place.
+  [[nodiscard]] WeightTile<const std::uint16_t> tile(Index t) const noexcept requires can_be_merged_into {
+    return make_tile(reinterpret_cast<const std::uint16_t*>(stored_.chunks), t);
+  }
+
  private:
+  static constexpr Index lines_per_tile = max_tile_size / kernels::panel_width<float>;
+
+  [[nodiscard]] Index tiles_per_panel() const noexcept {
+    return kernels::ceil_div(stored_.layout.panels.inputs, lines_per_tile);
+  }
+
+  // A chunk of a format of one number is a line of a panel.
+  template <class Element>
+  [[nodiscard]] WeightTile<Element> make_tile(Element* numbers, Index t) const noexcept {
+    static_assert(Format::block_size == 1 && Format::block_bytes == sizeof(Element));
+    const kernels::PanelLayout<float>& panels = stored_.layout.panels;
+    const Index b = t / tiles_per_panel();
+    const Index q = t % tiles_per_panel() * lines_per_tile;
+    const Index width = panels.width(b);
+    return {.data = numbers + panels.offset(b) + q * width,
+            .lines = std::min(lines_per_tile, panels.inputs - q),
+            .length = panels.columns(b),
+            .line_stride = width,
+            .first_line = q,
+            .first_position = panels.first_output(b),
+            .lines_are_outputs = false};
+  }
+
+  [[nodiscard]] std::size_t layout_bytes() const noexcept { return static_cast<std::size_t>(stored_.layout.bytes()); }
+
+  // Gives the weight memory of its own for the chunks.
+  std::uint8_t* reserve() {
+    auto memory = std::make_shared<AlignedBuffer>();
+    auto* const chunks = memory->reserve<std::uint8_t>(layout_bytes());
+    stored_.chunks = chunks;
+    bytes_ = memory->bytes();
+    owner_ = std::move(memory);
+    return chunks;
+  }
+
   static void require_blocks(std::string_view operation, Index in_features) {
     if (in_features % Format::block_size == 0) return;
     throw ShapeError(

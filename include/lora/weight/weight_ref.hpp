@@ -76,17 +76,28 @@ class WeightRef {
   /// Whether the weight is a MergeableWeight, const or not.
   [[nodiscard]] bool has_tiles() const noexcept { return table_->tile_count != nullptr; }
 
+  /// How the elements of its tiles are stored.
+  [[nodiscard]] WeightStorage storage() const noexcept { return table_->storage; }
+
   /// 0 if the weight has no tiles.
   [[nodiscard]] Index tile_count() const noexcept { return has_tiles() ? table_->tile_count(object_) : 0; }
 
-  /// @throws StateError unless mergeable().
-  [[nodiscard]] WeightTile<Scalar> tile(Index t) const {
+  /// Pre: Element is that of storage(): Scalar, or std::uint16_t. @throws StateError unless mergeable().
+  template <class Element = Scalar>
+  [[nodiscard]] WeightTile<Element> tile(Index t) const {
     require_mergeable("WeightRef::tile");
-    return table_->tile(object_, t);
+    WeightTile<Element> tile;
+    table_->tile(object_, t, &tile);
+    return tile;
   }
 
-  /// A read-only tile. Pre: has_tiles().
-  [[nodiscard]] WeightTile<const Scalar> const_tile(Index t) const { return table_->const_tile(object_, t); }
+  /// A read-only tile. Pre: has_tiles(), and Element is that of storage().
+  template <class Element = Scalar>
+  [[nodiscard]] WeightTile<const Element> const_tile(Index t) const {
+    WeightTile<const Element> tile;
+    table_->const_tile(object_, t, &tile);
+    return tile;
+  }
 
   /// @throws StateError unless mergeable().
   void require_mergeable(std::string_view operation) const {
@@ -113,8 +124,10 @@ class WeightRef {
     MatrixView<const Scalar> (*dense_view)(const void*) noexcept = nullptr;
     bool (*writable)(const void*) noexcept = nullptr;
     Index (*tile_count)(const void*) noexcept = nullptr;
-    WeightTile<const Scalar> (*const_tile)(const void*, Index) = nullptr;
-    WeightTile<Scalar> (*tile)(void*, Index) = nullptr;
+    WeightStorage storage = WeightStorage::scalars;
+    // These write a WeightTile, const or not, of the element of `storage`.
+    void (*const_tile)(const void*, Index, void*) = nullptr;
+    void (*tile)(void*, Index, void*) = nullptr;
   };
 
   template <class W>
@@ -147,8 +160,16 @@ class WeightRef {
     if constexpr (MergeableWeight<W>) {
       table.writable = [](const void* w) noexcept { return as<W>(w).writable(); };
       table.tile_count = [](const void* w) noexcept { return as<W>(w).tile_count(); };
-      table.const_tile = [](const void* w, Index t) { return as<W>(w).tile(t); };
-      if constexpr (is_mutable) table.tile = [](void* w, Index t) { return static_cast<W*>(w)->tile(t); };
+      using Element = StoredElement<W>;
+      table.storage = storage_of<W>;
+      table.const_tile = [](const void* w, Index t, void* out) {
+        *static_cast<WeightTile<const Element>*>(out) = as<W>(w).tile(t);
+      };
+      if constexpr (is_mutable) {
+        table.tile = [](void* w, Index t, void* out) {
+          *static_cast<WeightTile<Element>*>(out) = static_cast<W*>(w)->tile(t);
+        };
+      }
     }
     return table;
   }
