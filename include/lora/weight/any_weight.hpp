@@ -18,8 +18,8 @@ namespace lora {
 /// Owns a weight of any kind: layers over it are of one type, whatever the formats of a model's tensors.
 /// `LoraLinear<float, AnyWeight<float>>` made from a matrix packs it.
 ///
-/// Reads and merges if the weight it holds does; otherwise read() and tile() throw StateError, and writable() is false.
-/// Costs one call through a pointer. Move-only; a moved-from weight is empty (0 x 0).
+/// Layers read it and merge into it if they can with the weight it holds; read() throws StateError otherwise.
+/// Move-only; a moved-from weight is empty (0 x 0).
 template <RealScalar Scalar_>
 class AnyWeight {
  public:
@@ -28,37 +28,37 @@ class AnyWeight {
   AnyWeight() = default;
 
   /// Holds `weight`. @throws std::bad_alloc
-  template <FrozenWeight W>
-    requires(!std::same_as<W, AnyWeight> && std::same_as<typename W::Scalar, Scalar>)
-  // NOLINTNEXTLINE(google-explicit-constructor): any weight is one of these.
-  AnyWeight(W weight) : held_(std::make_unique<Held<W>>(std::move(weight))) {}
+  template <class W>
+    requires(!std::same_as<W, AnyWeight>)
+  &&FrozenWeight<W> && (std::same_as<typename W::Scalar, Scalar>)
+      // NOLINTNEXTLINE(google-explicit-constructor): any weight is one of these.
+      AnyWeight(W weight)
+      : held_(std::make_unique<Held<W>>(std::move(weight))) {}
 
   /// Packs a copy of `weight` (out_features x in_features, any strides). @throws std::bad_alloc
   explicit AnyWeight(const MatrixView<const Scalar>& weight) : AnyWeight(PackedWeight<Scalar>(weight)) {}
 
-  [[nodiscard]] Index out_features() const noexcept { return held_ ? ref().out_features() : 0; }
-  [[nodiscard]] Index in_features() const noexcept { return held_ ? ref().in_features() : 0; }
-  [[nodiscard]] std::size_t bytes() const noexcept { return held_ ? ref().bytes() : 0; }
+  [[nodiscard]] Index out_features() const noexcept { return held().out_features(); }
+  [[nodiscard]] Index in_features() const noexcept { return held().in_features(); }
+  [[nodiscard]] std::size_t bytes() const noexcept { return held().bytes(); }
 
   void product(const MatrixView<const Scalar>& x, const Scalar* bias, const LowRankTerm<Scalar>& term,
                const MatrixView<Scalar>& y, Workspace& workspace) const {
-    ref().product(x, bias, term, y, workspace);
+    held().product(x, bias, term, y, workspace);
   }
   void product_transposed(const MatrixView<const Scalar>& dy, const LowRankTerm<Scalar>& term,
                           const MatrixView<Scalar>& dx, Workspace& workspace) const {
-    ref().product_transposed(dy, term, dx, workspace);
+    held().product_transposed(dy, term, dx, workspace);
   }
   void read(Index first_output, Index first_input, const MatrixView<Scalar>& out) const {
-    ref().read(first_output, first_input, out);
-  }
-  [[nodiscard]] MatrixView<const Scalar> view() const noexcept {
-    return held_ ? ref().dense_view() : MatrixView<const Scalar>{};
+    held().read(first_output, first_input, out);
   }
 
-  [[nodiscard]] bool writable() const noexcept { return held_ && held_->ref().mergeable(); }
-  [[nodiscard]] Index tile_count() const noexcept { return held_ ? ref().tile_count() : 0; }
-  [[nodiscard]] WeightTile<Scalar> tile(Index t) { return held_->ref().tile(t); }
-  [[nodiscard]] WeightTile<const Scalar> tile(Index t) const { return ref().const_tile(t); }
+  /// What a WeightRef to this weight refers to.
+  [[nodiscard]] WeightRef<Scalar> held() noexcept { return held_ ? held_->ref() : nothing(); }
+  [[nodiscard]] WeightRef<Scalar> held() const noexcept {
+    return held_ ? static_cast<const Holder&>(*held_).const_ref() : nothing();
+  }
 
  private:
   struct Holder {
@@ -77,7 +77,10 @@ class AnyWeight {
     W weight;
   };
 
-  [[nodiscard]] WeightRef<Scalar> ref() const noexcept { return static_cast<const Holder&>(*held_).const_ref(); }
+  [[nodiscard]] static WeightRef<Scalar> nothing() noexcept {
+    static const PackedWeight<Scalar> empty;
+    return empty;
+  }
 
   std::unique_ptr<Holder> held_;
 };

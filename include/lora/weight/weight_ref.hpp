@@ -14,8 +14,9 @@
 
 namespace lora {
 
-/// A non-owning reference to a FrozenWeight. Converts implicitly from a weight. A const weight can be read but not
-/// merged into. Copies refer to the same weight, which must outlive them. No allocation.
+/// A non-owning reference to a FrozenWeight. Converts implicitly from a weight; from one that holds another, such as
+/// AnyWeight, to what its held() refers to. A const weight can be read but not merged into. Copies refer to the same
+/// weight, which must outlive them. No allocation.
 template <RealScalar Scalar_>
 class WeightRef {
  public:
@@ -25,17 +26,27 @@ class WeightRef {
     requires(!std::is_same_v<std::remove_cv_t<W>, WeightRef>)
   &&FrozenWeight<W> && (std::is_same_v<typename W::Scalar, Scalar>)
       // NOLINTNEXTLINE(google-explicit-constructor): converts at the call, as FunctionRef does.
-      WeightRef(W& weight) noexcept
-      : object_(std::addressof(weight)),
-  table_(&table_of<W, true>) {}
+      WeightRef(W& weight) noexcept {
+    if constexpr (requires { weight.held(); }) {
+      *this = weight.held();
+    } else {
+      object_ = std::addressof(weight);
+      table_ = &table_of<W, true>;
+    }
+  }
 
   template <class W>
     requires(!std::is_same_v<std::remove_cv_t<W>, WeightRef>)
   &&FrozenWeight<W> && (std::is_same_v<typename W::Scalar, Scalar>)
       // NOLINTNEXTLINE(google-explicit-constructor)
-      WeightRef(const W& weight) noexcept
-      : object_(const_cast<W*>(std::addressof(weight))),
-  table_(&table_of<W, false>) {}
+      WeightRef(const W& weight) noexcept {
+    if constexpr (requires { weight.held(); }) {
+      *this = weight.held();
+    } else {
+      object_ = const_cast<W*>(std::addressof(weight));
+      table_ = &table_of<W, false>;
+    }
+  }
 
   [[nodiscard]] Index out_features() const noexcept { return table_->out_features(object_); }
   [[nodiscard]] Index in_features() const noexcept { return table_->in_features(object_); }
@@ -177,8 +188,8 @@ class WeightRef {
   template <class W, bool is_mutable>
   static constexpr Table table_of = make_table<W, is_mutable>();
 
-  void* object_;
-  const Table* table_;
+  void* object_ = nullptr;
+  const Table* table_ = nullptr;
 };
 
 /// Calls body(i, row) with every row of W in turn, in_features scalars that are valid during the call. Rows are read in
