@@ -70,6 +70,7 @@ class Case final : public LayerCase {
     rank = 2 * geometry.groups;
     positions = detail::saturated_product(1, output_extents("oracle", geometry, extents));
     mergeable = MergeableWeight<Weight>;
+    if (mergeable) storage = storage_of<Weight>;
     w0 = testing::stored_values<Weight>(random(geometry.out_channels, geometry.fan_in(), 1));
     if (with_bias) bias0 = random(1, geometry.out_channels, 2);
     for (Index j = 0; j < geometry.out_channels; ++j) adapted.push_back(j);

@@ -42,6 +42,7 @@ class Case final : public LayerCase {
     layer_name = "LoraEmbedding";
     epsilon = std::numeric_limits<Scalar>::epsilon();
     mergeable = MergeableWeight<Weight>;
+    if (mergeable) storage = storage_of<Weight>;
     w0 = testing::stored_values<Weight>(random(dimensions, ids, 1));
     for (Index j = 0; j < dimensions; ++j) adapted.push_back(j);
     by_row = !projects;

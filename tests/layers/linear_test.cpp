@@ -86,6 +86,7 @@ class Case final : public LinearLayerCase {
     layer_name = stacked ? "MergedLinear" : "LoraLinear";
     epsilon = std::numeric_limits<Scalar>::epsilon();
     mergeable = !read_only && MergeableWeight<Weight>;
+    if (mergeable) storage = storage_of<Weight>;
     w0 = testing::stored_values<Weight>(random(out_features, in_features, 1));
     if (with_bias) bias0 = random(1, out_features, 2);
     stacked ? set_blocks({0, 24}, 12) : set_blocks({0}, out_features);
@@ -141,8 +142,9 @@ std::vector<CasePointer> linear_cases() {
           std::make_shared<Stacked<DenseWeight<double>>>("StackedDenseTransposedDouble", Lies::by_input),
           std::make_shared<Stacked<MatrixWeight<double>>>("StackedMatrixDouble", Lies::by_output),
           std::make_shared<Plain<Quantized<formats::BF16>>>("LinearBf16Float", Lies::by_output),
+          std::make_shared<Stacked<Quantized<formats::F16>>>("StackedF16Float", Lies::by_output),
           std::make_shared<Plain<Quantized<formats::Q5_1>>>("LinearQ5_1Float", Lies::by_output, false, true, 32),
-          std::make_shared<Stacked<Quantized<formats::NF4<32>>>>("StackedNf4Float", Lies::by_input, false, true, 32)};
+          std::make_shared<Stacked<Quantized<formats::NF4<32>>>>("StackedNf4TransposedFloat", Lies::by_input, false, true, 32)};
 }
 
 }  // namespace lora::testing

@@ -12,7 +12,8 @@ namespace lora {
 /// The transpose of a readable weight. An embedding whose table is stored in blocks of fewer bits, token after token,
 /// takes TransposedWeight<QuantizedWeight<...>>: the blocks run along the embedding's dimensions.
 ///
-/// Models ReadableWeight. A bias is added after the other terms. Thread safety is that of the weight.
+/// Models MergeableWeight if the weight does, and otherwise ReadableWeight. A bias is added after the other terms.
+/// Thread safety is that of the weight.
 template <ReadableWeight Weight_>
 class TransposedWeight {
  public:
@@ -42,7 +43,24 @@ class TransposedWeight {
     weight_.read(first_input, first_output, out.transpose());
   }
 
+  /// See MergeableWeight.
+  static constexpr WeightStorage storage = storage_of<Weight>;
+  [[nodiscard]] bool writable() const noexcept requires MergeableWeight<Weight> { return weight_.writable(); }
+  [[nodiscard]] Index tile_count() const noexcept requires MergeableWeight<Weight> { return weight_.tile_count(); }
+  [[nodiscard]] WeightTile<StoredElement<Weight>> tile(Index t) requires MergeableWeight<Weight> {
+    return turned(weight_.tile(t));
+  }
+  [[nodiscard]] WeightTile<const StoredElement<Weight>> tile(Index t) const requires MergeableWeight<Weight> {
+    return turned(weight_.tile(t));
+  }
+
  private:
+  template <class Element>
+  [[nodiscard]] static WeightTile<Element> turned(WeightTile<Element> tile) noexcept {
+    tile.lines_are_outputs = !tile.lines_are_outputs;
+    return tile;
+  }
+
   Weight weight_;
 };
 
