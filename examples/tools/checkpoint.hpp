@@ -80,6 +80,11 @@ struct GgufFile {
 struct StoredTensor : TensorView {
   std::optional<GgufType> blocks;
 
+  [[nodiscard]] Index elements() const {
+    Index count = 1;
+    for (const Index extent : shape) count *= extent;
+    return count;
+  }
   /// "F16", "Q4_K".
   [[nodiscard]] std::string_view type_name() const { return blocks ? name_of(*blocks) : name_of(dtype); }
   /// Whether it is stored in the same way, of the same shape.

@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -128,20 +129,36 @@ namespace detail {
   return std::string(name).append(".").append(suffix);
 }
 
-/// Reads and checks the tensors of one weight.
-class BitsandbytesReader {
+}  // namespace detail
+
+/// The tensors of one 4-bit weight, checked, whose rows are read on demand. The const functions are reentrant.
+class BitsandbytesTensor {
  public:
-  BitsandbytesReader(const SafetensorsFile& file, std::string_view name) : file_(file), name_(name) {
+  /// The tensor of that name; nothing if there is none.
+  using Find = std::function<std::optional<TensorView>(std::string_view)>;
+
+  /// @throws like bitsandbytes_state
+  BitsandbytesTensor(const SafetensorsFile& file, std::string_view name)
+      : BitsandbytesTensor(
+            [file](std::string_view wanted) {
+              return file.contains(wanted) ? std::optional(file.tensor(wanted)) : std::nullopt;
+            },
+            file.label(), name) {}
+
+  /// Of tensors that may stand in several files; `label` names them in errors. What `find` returns must stay valid.
+  /// @throws like bitsandbytes_state
+  BitsandbytesTensor(Find find, std::string label, std::string_view name)
+      : find_(std::move(find)), label_(std::move(label)), name_(name) {
     const std::optional<BitsandbytesType> type = stored_type();
     if (!type) {
-      throw SafetensorsError(SafetensorsErrorKind::tensor_not_found, file.label(),
+      throw SafetensorsError(SafetensorsErrorKind::tensor_not_found, label_,
                              "the state of a 4-bit weight, " +
-                                 in_quotes(bitsandbytes_state_name(name, BitsandbytesType::nf4)) + " or __fp4",
+                                 in_quotes(detail::bitsandbytes_state_name(name, BitsandbytesType::nf4)) + " or __fp4",
                              "neither");
     }
     state_.type = *type;
-    read_state(file_.tensor(bitsandbytes_state_name(name, *type)));
-    codes_ = file_.tensor(name_);
+    read_state(tensor(detail::bitsandbytes_state_name(name, *type)));
+    codes_ = tensor(name_);
     check_codes();
     absmax_ = companion("absmax", nested() ? Dtype::U8 : Dtype::F32, blocks());
     check_quant_map();
@@ -155,14 +172,33 @@ class BitsandbytesReader {
   /// their size. @throws FormatError for a scale that is not finite
   void copy_rows(Index first, Index count, std::uint8_t* target) const {
     const Index row_blocks = state_.in_features / state_.block_size;
-    const auto code_bytes = static_cast<std::size_t>(state_.block_size / 2);
     for (Index block = first * row_blocks; block < (first + count) * row_blocks; ++block) {
-      const float scale = scale_of(block);
-      std::memcpy(target, &scale, sizeof(scale));
-      std::memcpy(target + sizeof(scale), codes_.bytes.data() + static_cast<std::size_t>(block) * code_bytes,
-                  code_bytes);
-      target += sizeof(scale) + code_bytes;
+      copy_block(block, target);
+      target += sizeof(float) + static_cast<std::size_t>(state_.block_size / 2);
     }
+  }
+
+  /// Decodes rows [first, first + count) to count * in_features floats.
+  /// @throws ShapeError when the rows are not the weight's, or `values` has another size; FormatError for a scale that
+  /// is not finite
+  void read_rows(Index first, Index count, std::span<float> values) const {
+    if (first < 0 || count < 0 || first > state_.out_features || count > state_.out_features - first ||
+        values.size() != static_cast<std::size_t>(count * state_.in_features)) {
+      throw ShapeError("read bitsandbytes weight", argument(name_),
+                       "rows of its " + std::to_string(state_.out_features) + " and elements for them",
+                       std::to_string(count) + " from row " + std::to_string(first) + " on, and " +
+                           std::to_string(values.size()) + " elements");
+    }
+    visit_format(state_.type, state_.block_size, [&]<class Format>(Format) {
+      std::array<std::uint8_t, static_cast<std::size_t>(Format::block_bytes)> block{};
+      const Index row_blocks = state_.in_features / Format::block_size;
+      float* target = values.data();
+      for (Index i = first * row_blocks; i < (first + count) * row_blocks; ++i) {
+        copy_block(i, block.data());
+        Format::decode(block.data(), target);
+        target += Format::block_size;
+      }
+    });
   }
 
  private:
@@ -172,16 +208,22 @@ class BitsandbytesReader {
   [[noreturn]] static void refuse(const std::string& argument, std::string_view expected, std::string_view got) {
     throw FormatError("read bitsandbytes weight", argument, expected, got);
   }
-  [[nodiscard]] std::string argument(std::string_view name) const { return tensor_argument(file_.label(), name); }
+  [[nodiscard]] std::string argument(std::string_view name) const { return detail::tensor_argument(label_, name); }
   [[nodiscard]] std::string argument(std::string_view name, std::string_view key) const {
     return argument(name) + ", " + in_quotes(key);
   }
   [[nodiscard]] bool nested() const noexcept { return state_.nested_block_size > 0; }
 
+  [[nodiscard]] TensorView tensor(const std::string& name) const {
+    auto found = find_(name);
+    if (found) return *std::move(found);
+    throw SafetensorsError(SafetensorsErrorKind::tensor_not_found, label_, "a tensor " + in_quotes(name), "none");
+  }
+
   [[nodiscard]] std::optional<BitsandbytesType> stored_type() const {
     std::optional<BitsandbytesType> found;
     for (const auto type : {BitsandbytesType::nf4, BitsandbytesType::fp4}) {
-      if (!file_.contains(bitsandbytes_state_name(name_, type))) continue;
+      if (!find_(detail::bitsandbytes_state_name(name_, type))) continue;
       if (found) refuse(argument(name_), "one quant_state", "that of nf4 and that of fp4");
       found = type;
     }
@@ -273,7 +315,7 @@ class BitsandbytesReader {
   }
 
   [[nodiscard]] TensorView companion(std::string_view suffix, Dtype dtype, Index size) const {
-    TensorView tensor = file_.tensor(with_suffix(name_, suffix));
+    TensorView tensor = this->tensor(detail::with_suffix(name_, suffix));
     if (tensor.dtype != dtype) refuse(argument(tensor.name), name_of(dtype), name_of(tensor.dtype));
     if (tensor.size() == size) return tensor;
     refuse(argument(tensor.name), std::to_string(size) + " elements", std::to_string(tensor.size()));
@@ -293,9 +335,9 @@ class BitsandbytesReader {
       const float value = float_at(map, code);
       if (value == book.values[static_cast<std::size_t>(code)]) continue;
       refuse(argument(map.name) + ", code " + std::to_string(code),
-             number_text(book.values[static_cast<std::size_t>(code)]) + ", as in the table of " +
+             detail::number_text(book.values[static_cast<std::size_t>(code)]) + ", as in the table of " +
                  std::string(name_of(state_.type)),
-             number_text(value));
+             detail::number_text(value));
     }
   }
 
@@ -304,6 +346,14 @@ class BitsandbytesReader {
     const Index scales = (blocks() + state_.nested_block_size - 1) / state_.nested_block_size;
     nested_absmax_ = companion("nested_absmax", Dtype::F32, scales);
     nested_map_ = companion("nested_quant_map", Dtype::F32, codes);
+  }
+
+  /// Writes the scale and the codes of a block.
+  void copy_block(Index block, std::uint8_t* target) const {
+    const float scale = scale_of(block);
+    const auto code_bytes = static_cast<std::size_t>(state_.block_size / 2);
+    std::memcpy(target, &scale, sizeof(scale));
+    std::memcpy(target + sizeof(scale), codes_.bytes.data() + static_cast<std::size_t>(block) * code_bytes, code_bytes);
   }
 
   [[nodiscard]] float scale_of(Index block) const {
@@ -322,7 +372,8 @@ class BitsandbytesReader {
     return formats::detail::sum(scale, state_.nested_offset);
   }
 
-  SafetensorsFile file_;
+  Find find_;
+  std::string label_;
   std::string name_;
   BitsandbytesState state_;
   TensorView codes_;
@@ -330,8 +381,6 @@ class BitsandbytesReader {
   TensorView nested_absmax_;
   TensorView nested_map_;
 };
-
-}  // namespace detail
 
 /// Whether `name` is a 4-bit weight of bitsandbytes: it has a quant_state.
 [[nodiscard]] inline bool is_bitsandbytes_weight(const SafetensorsFile& file, std::string_view name) {
@@ -344,7 +393,7 @@ class BitsandbytesReader {
 /// a state that is not the JSON of bitsandbytes, another type or block size, a row that is no multiple of it, a shape
 /// or dtype that does not fit, a quant_map that is not the format's table
 [[nodiscard]] inline BitsandbytesState bitsandbytes_state(const SafetensorsFile& file, std::string_view name) {
-  return detail::BitsandbytesReader(file, name).state();
+  return BitsandbytesTensor(file, name).state();
 }
 
 /// A 4-bit weight. Nested scales are decoded, so that a block has its scale as a float; blocks are laid out for the
@@ -353,7 +402,7 @@ class BitsandbytesReader {
 /// is not finite; std::bad_alloc
 template <FourBitFormat Format>
 [[nodiscard]] QuantizedWeight<Format> bitsandbytes_weight(const SafetensorsFile& file, std::string_view name) {
-  const detail::BitsandbytesReader reader(file, name);
+  const BitsandbytesTensor reader(file, name);
   const BitsandbytesState& state = reader.state();
   if (state.type != detail::BitsandbytesFormat<Format>::type || state.block_size != Format::block_size) {
     throw FormatError("bitsandbytes_weight", detail::tensor_argument(file.label(), name),
