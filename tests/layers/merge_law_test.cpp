@@ -207,8 +207,9 @@ TEST_P(Merging, AWeightThatCannotBeMergedIntoStaysUnmerged) {
   } catch (const StateError& error) {
     EXPECT_EQ(std::string(error.what()),
               c.layer_name +
-                  "::merge: weight: expected one that can be merged into (answer unmerged, or make the layer over a "
-                  "PackedWeight copy), got a read-only weight, or one of a kind that cannot be merged into");
+                  "::merge: weight: expected one that can be merged into (answer unmerged; or make the layer over a "
+                  "PackedWeight copy, as dequantized() gives; or over what requantize() makes of the weight and the "
+                  "update), got a read-only weight, or one of a kind that cannot be merged into");
   }
   EXPECT_THROW(layer->merge_and_unload(), StateError);
   EXPECT_TRUE(layer->training());

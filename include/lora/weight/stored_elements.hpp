@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "lora/core/types.hpp"
 #include "lora/kernels/exact_update.hpp"

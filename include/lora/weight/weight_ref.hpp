@@ -117,8 +117,8 @@ class WeightRef {
                             : table_->tile == nullptr ? "a const weight"
                                                       : "a view of const memory";
     throw StateError(operation, "weight",
-                     "a weight that can be merged into (leave the adapter unmerged, or hold the weight in a "
-                     "PackedWeight or a MatrixWeight)",
+                     "a weight that can be merged into (leave the adapter unmerged; or hold the weight in a "
+                     "PackedWeight, as dequantized() gives, or a MatrixWeight; or requantize() it with the update)",
                      got);
   }
 
