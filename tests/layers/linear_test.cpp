@@ -144,7 +144,8 @@ std::vector<CasePointer> linear_cases() {
           std::make_shared<Plain<Quantized<formats::BF16>>>("LinearBf16Float", Lies::by_output),
           std::make_shared<Stacked<Quantized<formats::F16>>>("StackedF16Float", Lies::by_output),
           std::make_shared<Plain<Quantized<formats::Q5_1>>>("LinearQ5_1Float", Lies::by_output, false, true, 32),
-          std::make_shared<Stacked<Quantized<formats::NF4<32>>>>("StackedNf4TransposedFloat", Lies::by_input, false, true, 32)};
+          std::make_shared<Stacked<Quantized<formats::NF4<32>>>>("StackedNf4TransposedFloat", Lies::by_input, false,
+                                                                 true, 32)};
 }
 
 }  // namespace lora::testing
