@@ -48,27 +48,30 @@ struct FourBitWeight {
   }
 };
 
-/// All 4-bit weights of a checkpoint, which must outlive them. Their tensors may stand in several shards.
-/// @throws FormatError for a quant_state whose weight is not complete or not right
-[[nodiscard]] inline std::vector<FourBitWeight> four_bit_weights(const Checkpoint& checkpoint) {
-  std::vector<FourBitWeight> weights;
+/// The names of the 4-bit weights of a checkpoint, with those of their quant_state.
+[[nodiscard]] inline std::vector<std::pair<std::string, std::string>> four_bit_names(const Checkpoint& checkpoint) {
+  std::vector<std::pair<std::string, std::string>> names;
+  for (const auto& state : checkpoint.names()) {
+    if (const auto weight = weight_of_state(state)) names.emplace_back(*weight, state);
+  }
+  return names;
+}
+
+/// The 4-bit weight of these names, whose tensors may stand in several shards. The checkpoint must outlive it.
+/// @throws FormatError for one that is not complete or not right
+[[nodiscard]] inline FourBitWeight four_bit_weight(const Checkpoint& checkpoint, const std::string& name,
+                                                   const std::string& state) {
   const auto find = [&checkpoint](std::string_view wanted) {
     const auto found = checkpoint.find(wanted);
     return found ? std::optional<TensorView>(*found) : std::nullopt;
   };
-  for (const auto& state : checkpoint.names()) {
-    const auto name = weight_of_state(state);
-    if (!name) continue;
-    FourBitWeight weight{
-        *name, BitsandbytesTensor(find, "checkpoint", *name), {}, checkpoint.find(*name)->bytes.size()};
-    for (const char* end : {".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map"}) {
-      if (checkpoint.find(*name + end)) weight.companions.push_back(*name + end);
-    }
-    weight.companions.push_back(state);
-    for (const auto& companion : weight.companions) weight.bytes += checkpoint.find(companion)->bytes.size();
-    weights.push_back(std::move(weight));
+  FourBitWeight weight{name, BitsandbytesTensor(find, "checkpoint", name), {}, checkpoint.find(name)->bytes.size()};
+  for (const char* end : {".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map"}) {
+    if (checkpoint.find(name + end)) weight.companions.push_back(name + end);
   }
-  return weights;
+  weight.companions.push_back(state);
+  for (const auto& companion : weight.companions) weight.bytes += checkpoint.find(companion)->bytes.size();
+  return weight;
 }
 
 /// Passes the values of a 4-bit weight, as `dtype`, to a sink.

@@ -111,10 +111,15 @@ std::map<std::string, Line> lines_of(const Checkpoint& checkpoint) {
     const auto tensor = *checkpoint.find(name);
     lines[name] = {std::string(tensor.type_name()), tensor.shape, tensor.bytes.size()};
   }
-  for (const FourBitWeight& weight : four_bit_weights(checkpoint)) {
-    for (const auto& companion : weight.companions) lines.erase(companion);
-    const BitsandbytesState& state = weight.tensor.state();
-    lines[weight.name] = {weight.type_name(), {state.out_features, state.in_features}, weight.bytes};
+  for (const auto& [name, state] : four_bit_names(checkpoint)) {
+    try {
+      const FourBitWeight weight = four_bit_weight(checkpoint, name, state);
+      for (const auto& companion : weight.companions) lines.erase(companion);
+      const BitsandbytesState& of_weight = weight.tensor.state();
+      lines[name] = {weight.type_name(), {of_weight.out_features, of_weight.in_features}, weight.bytes};
+    } catch (const FormatError& error) {
+      warn(error.what());  // its tensors are listed one by one
+    }
   }
   return lines;
 }

@@ -256,7 +256,8 @@ class Dequantization {
  public:
   /// @throws FormatError for 4-bit weights that are not complete; ConfigError where nothing is to be done
   Dequantization(const Checkpoint& checkpoint, Dtype dtype) {
-    for (const auto& weight : four_bit_weights(checkpoint)) {
+    for (const auto& [name, quant_state] : four_bit_names(checkpoint)) {
+      const FourBitWeight weight = four_bit_weight(checkpoint, name, quant_state);
       const BitsandbytesState& state = weight.tensor.state();
       changes_.tensors[weight.name] = {dtype, {state.out_features, state.in_features}, decoding(weight, dtype)};
       changes_.removed.insert(weight.companions.begin(), weight.companions.end());

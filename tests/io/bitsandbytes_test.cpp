@@ -88,6 +88,28 @@ TEST(BitsandbytesWeight, HasTheValuesOfTheRule) {
   }
 }
 
+// 48 blocks and 32 to a scale: the second scale is twice the first, and with no offset so are the weights.
+TEST(BitsandbytesWeight, EveryNestedScaleIsThatOfItsBlocks) {
+  Parts parts = golden_parts("nf4_b64_nested");
+  const auto state = [](const std::string& nested) {
+    return text(R"({"quant_type": "nf4", "blocksize": 64, "dtype": "float16", "shape": [6, 512], )"
+                R"("nested_blocksize": )" +
+                nested + R"(, "nested_offset": 0})");
+  };
+  const std::string name = "weight.quant_state.bitsandbytes__nf4";
+  const auto values = [&] {
+    const auto bytes = file_of(parts);
+    return values_of(bitsandbytes_weight<formats::NF4<64>>(SafetensorsFile::from_bytes(bytes), "weight"));
+  };
+  parts["weight.nested_absmax"] = stored(Dtype::F32, std::vector<float>{0.5F});
+  parts[name] = state("256");
+  Matrix<float> expected = values();
+  expected.bottomRows(2) *= 2.0F;
+  parts["weight.nested_absmax"] = stored(Dtype::F32, std::vector<float>{0.5F, 1.0F});
+  parts[name] = state("32");
+  EXPECT_TRUE(same_bits(values(), expected));
+}
+
 // Quantizing the golden weight and writing it gives the file that bitsandbytes' rule gives, byte for byte.
 TEST(BitsandbytesWeight, IsWrittenAsTheRuleSays) {
   for (const char* name : {"nf4_b64", "nf4_b128", "fp4_b64", "fp4_b128"}) {
@@ -149,34 +171,32 @@ std::string refusal_of_state(const std::string& json, const std::string& name = 
   return refusal([&](Parts& parts) { parts[nf4_state] = text(json); }, name);
 }
 
-#define EXPECT_REFUSED(call, words)                                       \
-  do {                                                                    \
-    const std::string message = call;                                     \
-    EXPECT_NE(message.find(words), std::string::npos) << message << "\n"; \
-  } while (false)
+void expect_words(const std::string& message, const std::string& words) {
+  EXPECT_NE(message.find(words), std::string::npos) << message;
+}
 
 TEST(BitsandbytesWeightRefuses, MissingTensors) {
-  EXPECT_REFUSED(refusal([](Parts& parts) { parts.erase(nf4_state); }), "a 4-bit weight");
+  expect_words(refusal([](Parts& parts) { parts.erase(nf4_state); }), "a 4-bit weight");
   for (const char* name : {"weight", "weight.absmax", "weight.quant_map"}) {
-    EXPECT_REFUSED(refusal([&](Parts& parts) { parts.erase(name); }), "TensorNotFound");
+    expect_words(refusal([&](Parts& parts) { parts.erase(name); }), "TensorNotFound");
   }
   for (const char* name : {"weight.nested_absmax", "weight.nested_quant_map"}) {
-    EXPECT_REFUSED(refusal([&](Parts& parts) { parts.erase(name); }, "nf4_b64_nested"), "TensorNotFound");
+    expect_words(refusal([&](Parts& parts) { parts.erase(name); }, "nf4_b64_nested"), "TensorNotFound");
   }
-  EXPECT_REFUSED(refusal([](Parts& parts) { parts["weight.quant_state.bitsandbytes__fp4"] = parts.at(nf4_state); }),
-                 "file: tensor \"weight\": expected one quant_state, got that of nf4 and that of fp4");
+  expect_words(refusal([](Parts& parts) { parts["weight.quant_state.bitsandbytes__fp4"] = parts.at(nf4_state); }),
+               "file: tensor \"weight\": expected one quant_state, got that of nf4 and that of fp4");
 }
 
 TEST(BitsandbytesWeightRefuses, StatesThatAreNotItsJson) {
-  EXPECT_REFUSED(refusal_of_state("{"), "expected an object in JSON, got other text");
-  EXPECT_REFUSED(refusal_of_state("[1]"), "an object in JSON");
-  EXPECT_REFUSED(refusal_of_state("{}"), "\"quant_type\": expected a text, got none");
-  EXPECT_REFUSED(refusal_of_state(R"({"quant_type": 4})"), "expected a text");
-  EXPECT_REFUSED(refusal_of_state(R"({"quant_type": "fp4"})"), "\"quant_type\": expected \"nf4\", got \"fp4\"");
-  EXPECT_REFUSED(refusal_of_state(std::string(4097, ' ')), "at most 4096 bytes, got 4097");
-  EXPECT_REFUSED(refusal_of_state(std::string(4096, '[')), "an object in JSON");
-  EXPECT_REFUSED(refusal([](Parts& parts) { parts[nf4_state] = stored(Dtype::F32, std::vector<float>{1}); }),
-                 "expected JSON as U8, got F32");
+  expect_words(refusal_of_state("{"), "expected an object in JSON, got other text");
+  expect_words(refusal_of_state("[1]"), "an object in JSON");
+  expect_words(refusal_of_state("{}"), "\"quant_type\": expected a text, got none");
+  expect_words(refusal_of_state(R"({"quant_type": 4})"), "expected a text");
+  expect_words(refusal_of_state(R"({"quant_type": "fp4"})"), "\"quant_type\": expected \"nf4\", got \"fp4\"");
+  expect_words(refusal_of_state(std::string(4097, ' ')), "at most 4096 bytes, got 4097");
+  expect_words(refusal_of_state(std::string(4096, '[')), "an object in JSON");
+  expect_words(refusal([](Parts& parts) { parts[nf4_state] = stored(Dtype::F32, std::vector<float>{1}); }),
+               "expected JSON as U8, got F32");
 }
 
 TEST(BitsandbytesWeightRefuses, BlockSizesDtypesAndShapesOutOfRange) {
@@ -185,60 +205,60 @@ TEST(BitsandbytesWeightRefuses, BlockSizesDtypesAndShapesOutOfRange) {
   };
   const std::string dtype = "\"float16\"";
   for (const char* block : {"0", "1", "48", "8192", "-64", "64.0", "\"64\"", "null", "18446744073709551615"}) {
-    EXPECT_REFUSED(refusal_of_state(state(block, dtype, "[6, 512]")),
-                   "\"blocksize\": expected a power of two from 32 to 4096");
+    expect_words(refusal_of_state(state(block, dtype, "[6, 512]")),
+                 "\"blocksize\": expected a power of two from 32 to 4096");
   }
-  EXPECT_REFUSED(refusal_of_state(state("64", "\"float64\"", "[6, 512]")), "got \"float64\"");
+  expect_words(refusal_of_state(state("64", "\"float64\"", "[6, 512]")), "got \"float64\"");
   for (const char* shape : {"6", "[6]", "[6, 512, 1]", "{}", "null"}) {
-    EXPECT_REFUSED(refusal_of_state(state("64", dtype, shape)), "\"shape\": expected a list of two extents");
+    expect_words(refusal_of_state(state("64", dtype, shape)), "\"shape\": expected a list of two extents");
   }
   for (const char* shape : {"[6, -512]", "[6, 512.0]", "[6, \"512\"]", "[9223372036854775808, 64]", "[0, 512]",
                             "[4611686018427387904, 0]", "[6, []]"}) {
-    EXPECT_REFUSED(refusal_of_state(state("64", dtype, shape)), "\"shape\": expected extents from 1 to 2^63 - 1");
+    expect_words(refusal_of_state(state("64", dtype, shape)), "\"shape\": expected extents from 1 to 2^63 - 1");
   }
-  EXPECT_REFUSED(refusal_of_state(state("64", dtype, "[4294967296, 4294967296]")), "fewer than 2^63 elements");
-  EXPECT_REFUSED(refusal_of_state(state("64", dtype, "[6, 480]")),
-                 "tensor \"weight\": expected rows of a multiple of 64 columns, the block size, got 480 columns");
-  EXPECT_REFUSED(refusal_of_state(state("64", dtype, "[6, 576]")),
-                 "tensor \"weight\": expected 1728 bytes for a shape of [6, 576], got 1536");
-  EXPECT_REFUSED(refusal_of_state(state("128", dtype, "[6, 512]")), "expected 24 elements, got 48");
+  expect_words(refusal_of_state(state("64", dtype, "[4294967296, 4294967296]")), "fewer than 2^63 elements");
+  expect_words(refusal_of_state(state("64", dtype, "[6, 480]")),
+               "tensor \"weight\": expected rows of a multiple of 64 columns, the block size, got 480 columns");
+  expect_words(refusal_of_state(state("64", dtype, "[6, 576]")),
+               "tensor \"weight\": expected 1728 bytes for a shape of [6, 576], got 1536");
+  expect_words(refusal_of_state(state("128", dtype, "[6, 512]")), "expected 24 elements, got 48");
 }
 
 TEST(BitsandbytesWeightRefuses, TensorsOfAnotherDtypeOrSize) {
   const std::vector<float> floats(48, 1.0F);
-  EXPECT_REFUSED(refusal([&](Parts& parts) { parts["weight"] = stored(Dtype::F32, floats); }), "codes as U8, got F32");
-  EXPECT_REFUSED(refusal([&](Parts& parts) { parts["weight.absmax"] = stored(Dtype::I32, floats); }),
-                 "\"weight.absmax\": expected F32, got I32");
-  EXPECT_REFUSED(refusal([&](Parts& parts) { parts["weight.absmax"] = stored(Dtype::F32, std::vector<float>(47)); }),
-                 "\"weight.absmax\": expected 48 elements, got 47");
-  EXPECT_REFUSED(refusal([&](Parts& parts) { parts["weight.quant_map"] = stored(Dtype::F32, std::vector<float>(17)); }),
-                 "\"weight.quant_map\": expected 16 elements, got 17");
+  expect_words(refusal([&](Parts& parts) { parts["weight"] = stored(Dtype::F32, floats); }), "codes as U8, got F32");
+  expect_words(refusal([&](Parts& parts) { parts["weight.absmax"] = stored(Dtype::I32, floats); }),
+               "\"weight.absmax\": expected F32, got I32");
+  expect_words(refusal([&](Parts& parts) { parts["weight.absmax"] = stored(Dtype::F32, std::vector<float>(47)); }),
+               "\"weight.absmax\": expected 48 elements, got 47");
+  expect_words(refusal([&](Parts& parts) { parts["weight.quant_map"] = stored(Dtype::F32, std::vector<float>(17)); }),
+               "\"weight.quant_map\": expected 16 elements, got 17");
   const auto nested = [](const char* name, std::size_t size) {
     return refusal([&](Parts& parts) { parts[name] = stored(Dtype::F32, std::vector<float>(size)); }, "nf4_b64_nested");
   };
-  EXPECT_REFUSED(nested("weight.nested_absmax", 2), "\"weight.nested_absmax\": expected 1 elements, got 2");
-  EXPECT_REFUSED(nested("weight.nested_quant_map", 255), "expected 256 elements, got 255");
-  EXPECT_REFUSED(nested("weight.absmax", 48), "\"weight.absmax\": expected U8, got F32");
+  expect_words(nested("weight.nested_absmax", 2), "\"weight.nested_absmax\": expected 1 elements, got 2");
+  expect_words(nested("weight.nested_quant_map", 255), "expected 256 elements, got 255");
+  expect_words(nested("weight.absmax", 48), "\"weight.absmax\": expected U8, got F32");
 }
 
 TEST(BitsandbytesWeightRefuses, AnotherTable) {
-  EXPECT_REFUSED(refusal([](Parts& parts) {
-                   const float other = 0.5F;
-                   std::memcpy(parts["weight.quant_map"].bytes.data() + 7 * sizeof(float), &other, sizeof(other));
-                 }),
-                 "tensor \"weight.quant_map\", code 7: expected 0, as in the table of nf4, got 0.5");
-  EXPECT_REFUSED(
+  expect_words(refusal([](Parts& parts) {
+                 const float other = 0.5F;
+                 std::memcpy(parts["weight.quant_map"].bytes.data() + 7 * sizeof(float), &other, sizeof(other));
+               }),
+               "tensor \"weight.quant_map\", code 7: expected 0, as in the table of nf4, got 0.5");
+  expect_words(
       refusal([](Parts& parts) { parts["weight.quant_map"] = golden_parts("fp4_b64").at("weight.quant_map"); }),
       "code 0: expected -1");
 }
 
 TEST(BitsandbytesWeightRefuses, ScalesThatAreNotFinite) {
   for (const float value : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
-    EXPECT_REFUSED(refusal([&](Parts& parts) {
-                     std::memcpy(parts["weight.absmax"].bytes.data() + 5 * sizeof(float), &value, sizeof(value));
-                   }),
-                   "tensor \"weight.absmax\", block 5: expected a finite scale");
-    EXPECT_REFUSED(
+    expect_words(refusal([&](Parts& parts) {
+                   std::memcpy(parts["weight.absmax"].bytes.data() + 5 * sizeof(float), &value, sizeof(value));
+                 }),
+                 "tensor \"weight.absmax\", block 5: expected a finite scale");
+    expect_words(
         refusal([&](Parts& parts) { std::memcpy(parts["weight.nested_absmax"].bytes.data(), &value, sizeof(value)); },
                 "nf4_b64_nested"),
         "tensor \"weight.absmax\", block 0: expected a finite scale");
@@ -249,7 +269,7 @@ TEST(BitsandbytesWeightRefuses, ScalesThatAreNotFinite) {
                                 value + "}",
                             "nf4_b64_nested");
   };
-  for (const char* value : {"null", "\"1\"", "1e300"}) EXPECT_REFUSED(offset(value), "\"nested_offset\"");
+  for (const char* value : {"null", "\"1\"", "1e300"}) expect_words(offset(value), "\"nested_offset\"");
 }
 
 TEST(BitsandbytesWeightRefuses, AnotherFormatThanTheFiles) {
