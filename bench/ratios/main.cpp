@@ -64,6 +64,7 @@ void measure(Session& session, bool with_sweeps) {
   measure_full_update(session);
   measure_merging(session);
   measure_decoding(session);
+  measure_quantized(session);
   measure_threads(session);
   if (!with_sweeps) return;
   sweep_batch_sizes(session);

@@ -14,6 +14,7 @@
 
 #include "lora/core/error.hpp"
 #include "lora/io/gguf_parser.hpp"
+#include "lora/io/gguf_type.hpp"
 #include "lora/io/mapped_file.hpp"
 #include "lora/io/safetensors.hpp"
 #include "output.hpp"
@@ -74,6 +75,24 @@ struct GgufFile {
   GgufContents contents;
 };
 
+/// A tensor of a checkpoint. One in the blocks of a GGUF file has the dtype U8 and the shape of its elements, not of
+/// its bytes.
+struct StoredTensor : TensorView {
+  std::optional<GgufType> blocks;
+
+  [[nodiscard]] Index elements() const {
+    Index count = 1;
+    for (const Index extent : shape) count *= extent;
+    return count;
+  }
+  /// "F16", "Q4_K".
+  [[nodiscard]] std::string_view type_name() const { return blocks ? name_of(*blocks) : name_of(dtype); }
+  /// Whether it is stored in the same way, of the same shape.
+  [[nodiscard]] bool is_stored_like(const StoredTensor& other) const {
+    return dtype == other.dtype && blocks == other.blocks && shape == other.shape;
+  }
+};
+
 /// One file of a checkpoint.
 class Shard {
  public:
@@ -85,14 +104,14 @@ class Shard {
       for (const GgufTensor& tensor : gguf_->contents.tensors) tensors_.push_back(view_of(tensor));
     } else {
       safetensors_ = SafetensorsFile::open(path);
-      for (const auto name : safetensors_->names()) tensors_.push_back(safetensors_->tensor(name));
+      for (const auto name : safetensors_->names()) tensors_.push_back({safetensors_->tensor(name), std::nullopt});
     }
     std::sort(tensors_.begin(), tensors_.end(), by_name);
   }
 
   [[nodiscard]] const std::string& name() const noexcept { return name_; }
-  [[nodiscard]] const std::vector<TensorView>& tensors() const noexcept { return tensors_; }
-  [[nodiscard]] const TensorView* find(std::string_view name) const {
+  [[nodiscard]] const std::vector<StoredTensor>& tensors() const noexcept { return tensors_; }
+  [[nodiscard]] const StoredTensor* find(std::string_view name) const {
     const TensorView wanted{{}, name, {}, {}, {}};
     const auto found = std::lower_bound(tensors_.begin(), tensors_.end(), wanted, by_name);
     return found != tensors_.end() && found->name == name ? &*found : nullptr;
@@ -115,10 +134,12 @@ class Shard {
     }
   }
 
-  [[nodiscard]] TensorView view_of(const GgufTensor& tensor) const {
+  [[nodiscard]] StoredTensor view_of(const GgufTensor& tensor) const {
     std::size_t dimensions = tensor.extents.size();
     while (dimensions > 1 && tensor.extents[dimensions - 1] == 1) --dimensions;
-    TensorView view{gguf_->label, tensor.name, tensor.dtype, {}, tensor.bytes};
+    const auto dtype = dtype_of_type(tensor.type);
+    StoredTensor view{{gguf_->label, tensor.name, dtype.value_or(Dtype::U8), {}, tensor.bytes}, std::nullopt};
+    if (!dtype) view.blocks = tensor.type;
     for (std::size_t i = dimensions; i > 0; --i) view.shape.push_back(static_cast<Index>(tensor.extents[i - 1]));
     return view;
   }
@@ -126,7 +147,7 @@ class Shard {
   std::string name_;
   std::optional<SafetensorsFile> safetensors_;
   std::shared_ptr<const GgufFile> gguf_;
-  std::vector<TensorView> tensors_;  // by ascending name
+  std::vector<StoredTensor> tensors_;  // by ascending name
 };
 
 /// Whether a file in a folder is part of a checkpoint in it.
@@ -179,9 +200,9 @@ class Checkpoint {
     std::sort(names.begin(), names.end());
     return names;
   }
-  [[nodiscard]] std::optional<TensorView> find(std::string_view name) const {
+  [[nodiscard]] std::optional<StoredTensor> find(std::string_view name) const {
     for (const Shard& shard : shards_) {
-      if (const TensorView* tensor = shard.find(name)) return *tensor;
+      if (const StoredTensor* tensor = shard.find(name)) return *tensor;
     }
     return std::nullopt;
   }

@@ -5,6 +5,8 @@
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -12,9 +14,11 @@
 
 #include "checkpoint.hpp"
 #include "lora/io/atomic_file.hpp"
+#include "lora/io/gguf_encoder.hpp"
 #include "lora/io/safetensors.hpp"
 #include "output.hpp"
 #include "progress.hpp"
+#include "storage.hpp"
 
 namespace lora::tools {
 
@@ -26,12 +30,25 @@ struct NewTensor {
   Dtype dtype = Dtype::F32;
   std::vector<Index> shape;
   Producer produce;
+  std::optional<GgufType> blocks{};  ///< in a GGUF file, with dtype U8 and the shape of the elements
+  std::string beside{};              ///< of a new tensor: the one in whose shard it is to be
+
+  [[nodiscard]] std::size_t bytes() const {
+    std::size_t elements = 1;
+    for (const Index extent : shape) elements *= static_cast<std::size_t>(extent);
+    return (blocks ? Storage(*blocks) : Storage(dtype)).bytes_of(elements);
+  }
+  [[nodiscard]] bool is_stored_like(const StoredTensor& other) const {
+    return dtype == other.dtype && blocks == other.blocks && shape == other.shape;
+  }
 };
 
 /// What differs from the checkpoint read. Tensors that it does not have are added to it.
 struct Changes {
   std::map<std::string, NewTensor, std::less<>> tensors;
-  std::string config;  ///< the new config.json; empty if it stays
+  std::set<std::string, std::less<>> removed;
+  GgufMetadata metadata;  ///< values that are new or replace others
+  std::string config;     ///< the new config.json; empty if it stays
 };
 
 namespace detail {
@@ -44,8 +61,9 @@ class CheckpointWriter {
     for (const auto& [name, tensor] : changes.tensors) {
       const auto there = source.find(name);
       if (!there) added_.push_back(name);
-      keeps_index_ = keeps_index_ && there && there->shape == tensor.shape;
+      keeps_index_ = keeps_index_ && there && tensor.is_stored_like(*there);
     }
+    keeps_index_ = keeps_index_ && changes.removed.empty();
   }
 
   void write(const std::filesystem::path& path, const std::filesystem::path& target) {
@@ -83,7 +101,8 @@ class CheckpointWriter {
   void write_safetensors(const Shard& shard, const std::filesystem::path& path) {
     SafetensorsWriter writer;
     for (const auto& [key, value] : shard.safetensors()->metadata()) writer.add_metadata(key, value);
-    for (const TensorView& tensor : shard.tensors()) {
+    for (const StoredTensor& tensor : shard.tensors()) {
+      if (changes_.removed.contains(tensor.name)) continue;
       const auto found = changes_.tensors.find(tensor.name);
       if (found != changes_.tensors.end()) {
         add(writer, found->first, found->second, [this, &shard, &tensor] {
@@ -96,10 +115,19 @@ class CheckpointWriter {
             [this, &shard, &tensor](const SafetensorsWriter::Sink& sink) { copy_bytes(shard, tensor.bytes, sink); });
       }
     }
-    if (&shard == &source_.shards().back()) {
-      for (const auto& name : added_) add(writer, name, changes_.tensors.find(name)->second, [] {});
+    for (const auto& name : added_) {
+      const NewTensor& tensor = changes_.tensors.find(name)->second;
+      if (&shard == &home_of(tensor)) add(writer, name, tensor, [] {});
     }
     writer.write(path);
+  }
+
+  /// The shard that is to have a new tensor.
+  [[nodiscard]] const Shard& home_of(const NewTensor& tensor) const {
+    for (const Shard& shard : source_.shards()) {
+      if (!tensor.beside.empty() && shard.find(tensor.beside) != nullptr) return shard;
+    }
+    return source_.shards().back();
   }
 
   template <class Done>
@@ -110,8 +138,66 @@ class CheckpointWriter {
     });
   }
 
-  // Changed tensors have the size of those they replace, so everything else stays where it is.
   void write_gguf(const Shard& shard, const std::filesystem::path& path) {
+    const bool in_place = std::all_of(changes_.tensors.begin(), changes_.tensors.end(), [&](const auto& entry) {
+      const StoredTensor* const there = shard.find(entry.first);
+      return there != nullptr && entry.second.is_stored_like(*there);
+    });
+    in_place&& changes_.metadata.empty() ? write_gguf_in_place(shard, path) : write_gguf_anew(shard, path);
+  }
+
+  /// Lays the file out anew, with the tensors in their order.
+  void write_gguf_anew(const Shard& shard, const std::filesystem::path& path) {
+    const GgufContents& contents = shard.gguf()->contents;
+    GgufMetadata metadata = contents.metadata;
+    for (const auto& [key, value] : changes_.metadata) metadata[key] = value;
+    const std::size_t alignment = alignment_of(metadata);
+    lora::detail::GgufEncoder encoder(alignment);
+    for (const auto& [key, value] : metadata) encoder.add_metadata(key, value);
+    for (const GgufTensor& tensor : contents.tensors) describe(tensor, encoder);
+    AtomicFile file(path);
+    file.write(encoder.head());
+    for (const GgufTensor& tensor : contents.tensors) {
+      std::size_t written = 0;
+      const SafetensorsWriter::Sink sink = [&](std::span<const std::byte> bytes) {
+        file.write(bytes);
+        written += bytes.size();
+      };
+      const auto found = changes_.tensors.find(tensor.name);
+      if (found == changes_.tensors.end()) {
+        copy_bytes(shard, tensor.bytes, sink);
+      } else {
+        found->second.produce(sink);
+        shard.release(tensor.bytes);
+        progress_.advance(tensor.bytes.size());
+      }
+      const std::vector<std::byte> padding(lora::detail::gguf_padded(written, alignment) - written);
+      file.write(padding);
+    }
+    file.commit();
+  }
+
+  [[nodiscard]] static std::size_t alignment_of(const GgufMetadata& metadata) {
+    const auto found = metadata.find("general.alignment");
+    return found == metadata.end() ? lora::detail::gguf_default_alignment : std::get<std::uint32_t>(found->second);
+  }
+
+  void describe(const GgufTensor& tensor, lora::detail::GgufEncoder& encoder) const {
+    std::size_t dimensions = tensor.extents.size();
+    while (dimensions > 1 && tensor.extents[dimensions - 1] == 1) --dimensions;
+    const auto extents = std::span(tensor.extents).first(dimensions);
+    const auto found = changes_.tensors.find(tensor.name);
+    if (found == changes_.tensors.end()) {
+      encoder.describe_tensor(tensor.name, extents, tensor.type, tensor.bytes.size());
+      return;
+    }
+    const NewTensor& changed = found->second;
+    const auto type = changed.blocks ? changed.blocks : gguf_type_of_dtype(changed.dtype);
+    encoder.describe_tensor(tensor.name, extents, *type, changed.bytes());
+  }
+
+  // Changed tensors have the size of those they replace, so everything else stays where it is.
+  void write_gguf_in_place(const Shard& shard, const std::filesystem::path& path) {
     AtomicFile file(path);
     const SafetensorsWriter::Sink sink = [&](std::span<const std::byte> bytes) { file.write(bytes); };
     const auto all = shard.gguf()->mapping.bytes();
@@ -135,16 +221,16 @@ class CheckpointWriter {
 
   [[nodiscard]] std::string index() const {
     auto json = parse_object(source_.index());
-    for (const auto& name : added_) json["weight_map"][name] = source_.shards().back().name();
+    for (const auto& name : added_) json["weight_map"][name] = home_of(changes_.tensors.find(name)->second).name();
+    for (const auto& name : changes_.removed) json["weight_map"].erase(name);
     std::uintmax_t total = 0;
     for (const auto& [name, tensor] : changes_.tensors) {
-      std::uintmax_t size = bits_of(tensor.dtype) / 8;
-      for (const Index extent : tensor.shape) size *= static_cast<std::uintmax_t>(extent);
-      total += size;
+      total += tensor.bytes();
     }
     for (const Shard& shard : source_.shards()) {
       for (const TensorView& tensor : shard.tensors()) {
-        if (!changes_.tensors.contains(tensor.name)) total += tensor.bytes.size();
+        const bool stays = !changes_.tensors.contains(tensor.name) && !changes_.removed.contains(tensor.name);
+        if (stays) total += tensor.bytes.size();
       }
     }
     if (json.contains("metadata") && json["metadata"].is_object()) json["metadata"]["total_size"] = total;

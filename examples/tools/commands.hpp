@@ -23,5 +23,8 @@ void add(CLI::App& app);
 namespace convert_command {
 void add(CLI::App& app);
 }
+namespace quantize_command {
+void add(CLI::App& app);  ///< quantize and dequantize
+}
 
 }  // namespace lora::tools

@@ -60,11 +60,13 @@ Difference compare_values(const std::string& name, const TensorView& a, const Te
   return difference;
 }
 
-Difference compare(const std::string& name, const std::optional<TensorView>& a, const std::optional<TensorView>& b) {
+Difference compare(const std::string& name, const std::optional<StoredTensor>& a,
+                   const std::optional<StoredTensor>& b) {
   if (!a) return {name, "only in second", 0, 0};
   if (!b) return {name, "only in first", 0, 0};
   if (a->shape != b->shape) return {name, "another shape", 0, 0};
-  const bool same_bytes = a->dtype == b->dtype && std::equal(a->bytes.begin(), a->bytes.end(), b->bytes.begin());
+  const bool same_bytes =
+      a->is_stored_like(*b) && std::equal(a->bytes.begin(), a->bytes.end(), b->bytes.begin(), b->bytes.end());
   if (same_bytes) return {name, "equal", 0, 0};
   if (!converts_to_real(a->dtype) || !converts_to_real(b->dtype)) return {name, "other bytes", 0, 0};
   Difference difference = compare_values(name, *a, *b);

@@ -1,5 +1,7 @@
 // lora inspect: what an adapter or checkpoint holds.
 #include <cmath>
+#include <cstdint>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -8,6 +10,7 @@
 #include "adapter_file.hpp"
 #include "checkpoint.hpp"
 #include "commands.hpp"
+#include "four_bit.hpp"
 #include "options.hpp"
 #include "print.hpp"
 #include "table.hpp"
@@ -95,14 +98,38 @@ void show_adapter(const AdapterFile& adapter, bool json) {
       std::to_string(parameters) + " parameters, " + size_text(adapter.bytes));
 }
 
+// What is printed of a tensor. The tensors of a 4-bit weight are one.
+struct Line {
+  std::string dtype;
+  std::vector<Index> shape;
+  std::uintmax_t bytes = 0;
+};
+
+std::map<std::string, Line> lines_of(const Checkpoint& checkpoint) {
+  std::map<std::string, Line> lines;
+  for (const auto& name : checkpoint.names()) {
+    const auto tensor = *checkpoint.find(name);
+    lines[name] = {std::string(tensor.type_name()), tensor.shape, tensor.bytes.size()};
+  }
+  for (const auto& [name, state] : four_bit_names(checkpoint)) {
+    try {
+      const FourBitWeight weight = four_bit_weight(checkpoint, name, state);
+      for (const auto& companion : weight.companions) lines.erase(companion);
+      const BitsandbytesState& of_weight = weight.tensor.state();
+      lines[name] = {weight.type_name(), {of_weight.out_features, of_weight.in_features}, weight.bytes};
+    } catch (const FormatError& error) {
+      warn(error.what());  // its tensors are listed one by one
+    }
+  }
+  return lines;
+}
+
 void show_checkpoint(const Checkpoint& checkpoint, bool json) {
   Table table({"tensor", "dtype", "shape", "bytes"});
   nlohmann::ordered_json tensors = nlohmann::ordered_json::array();
-  for (const auto& name : checkpoint.names()) {
-    const auto tensor = *checkpoint.find(name);
-    const std::string dtype(name_of(tensor.dtype));
-    table.add({name, dtype, shape_text(tensor.shape), std::to_string(tensor.bytes.size())});
-    tensors.push_back({{"name", name}, {"dtype", dtype}, {"shape", tensor.shape}, {"bytes", tensor.bytes.size()}});
+  for (const auto& [name, line] : lines_of(checkpoint)) {
+    table.add({name, line.dtype, shape_text(line.shape), std::to_string(line.bytes)});
+    tensors.push_back({{"name", name}, {"dtype", line.dtype}, {"shape", line.shape}, {"bytes", line.bytes}});
   }
   if (json) {
     const nlohmann::ordered_json all = {{"format", "checkpoint"},
@@ -136,7 +163,10 @@ void add(CLI::App& app) {
   command->add_option("--adapter", arguments->adapter, "Adapter to read from a directory with several")
       ->capture_default_str();
   command->add_flag("--json", arguments->json, "Print JSON");
-  command->footer("Example: lora inspect my-adapter --json | jq .parameters");
+  command->footer(
+      "A 4-bit weight of bitsandbytes is one line, \"NF4 64 nested\" with its block size, and the bytes of all its "
+      "parts.\n"
+      "Example: lora inspect my-adapter --json | jq .parameters");
   command->callback([arguments] { run(*arguments); });
 }
 

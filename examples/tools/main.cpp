@@ -1,4 +1,4 @@
-// build/bin/lora: looks at adapters and checkpoints, merges, compares, extracts, combines and converts them.
+// build/bin/lora: looks at adapters and checkpoints, merges, compares, extracts, combines, converts and quantizes them.
 #include <CLI/CLI.hpp>
 #include <csignal>
 #include <cstdio>
@@ -54,7 +54,8 @@ int main(int argc, char** argv) {
   std::signal(SIGXFSZ, SIG_IGN);
   CLI::App app(
       "Works on LoRA adapters (PEFT directories, GGUF files, safetensors files with pairs of factors) and on the\n"
-      "checkpoints they belong to (safetensors files, folders with an index of shards, GGUF files of F32, F16, BF16).");
+      "checkpoints they belong to (safetensors files, also with 4-bit weights of bitsandbytes; folders with an index\n"
+      "of shards; GGUF files of F32, F16, BF16 and the block formats of llama.cpp).");
   app.name("lora");
   app.require_subcommand(1);
   app.footer(
@@ -66,6 +67,7 @@ int main(int argc, char** argv) {
   lora::tools::extract_command::add(app);
   lora::tools::combine_command::add(app);
   lora::tools::convert_command::add(app);
+  lora::tools::quantize_command::add(app);
   try {
     return run(app, argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -27,6 +27,24 @@ struct Arguments {
   bool force = false;
 };
 
+/// How much of what was added is left in tensors whose blocks were encoded anew.
+void report_blocks(const Checkpoint& base, const MergePlan& plan) {
+  RoundingError total;
+  std::size_t count = 0;
+  Table table({"tensor", "type", "survived", "error"});
+  for (const auto& [name, error] : plan.errors()) {
+    const auto tensor = base.find(name);
+    if (!tensor || !tensor->blocks) continue;
+    ++count;
+    total += error;
+    table.add({name, std::string(tensor->type_name()), number(error.survived()), number(error.relative())});
+  }
+  if (count == 0) return;
+  table.print();
+  say("of what was added to " + std::to_string(count) + " tensors in blocks, " + number(total.survived()) +
+      " survived, with an error of " + number(total.relative()) + " of it");
+}
+
 void run(const Arguments& arguments) {
   const Checkpoint base = Checkpoint::open(arguments.base);
   Output output = place_for(base, arguments.output, arguments.force);
@@ -41,6 +59,7 @@ void run(const Arguments& arguments) {
   say((arguments.options.unmerge ? "unmerged " : "merged ") + std::to_string(adapter.weights.modules.size()) +
       " modules and " + std::to_string(adapter.weights.saved.size()) + " whole tensors into " + arguments.output +
       " (" + size_text(base.bytes()) + ")");
+  report_blocks(base, plan);
   say("rounding to the checkpoint's dtype: largest error " + number(plan.error().largest) + ", " +
       number(plan.error().relative()) + " of what was added (root mean square)");
 }
@@ -81,11 +100,18 @@ void add_one(CLI::App& app, bool unmerge) {
       ->check(at_least(1))
       ->needs(heads);
   command->add_flag("--force", arguments->force, "Overwrite an existing output, which may be the checkpoint itself");
-  command->footer(unmerge
-                      ? "Example: lora unmerge merged.safetensors my-adapter base.safetensors"
-                      : "An adapter that starts as PiSSA or OLoRA is merged as PEFT does it, which for PiSSA takes\n"
-                        "minutes for a weight of several thousand columns.\n"
-                        "Example: lora merge base-model my-adapter merged-model");
+  command->footer(
+      unmerge ? "Example: lora unmerge merged.safetensors my-adapter base.safetensors"
+              : "Weights in blocks of Q8_0, Q4_0, Q4_1, Q5_0 or Q5_1 (GGUF) are encoded anew in their type. With W\n"
+                "the stored weight, D what is added and W' what is stored then, the report says of each such\n"
+                "tensor, and of all together:\n"
+                "  survived = <W' - W, D> / <D, D>: 1 if the sum came through, 0 if rounding undid it\n"
+                "  error = |W' - (W + D)| / |D|, in Frobenius norms; it is 1 for a W' that is W\n"
+                "Weights of other block formats (K-quants, IQ4, MXFP4) are refused: merge into the output of\n"
+                "lora dequantize, or serve the adapter unmerged.\n"
+                "An adapter that starts as PiSSA or OLoRA is merged as PEFT does it, which for PiSSA takes\n"
+                "minutes for a weight of several thousand columns.\n"
+                "Example: lora merge base-model my-adapter merged-model");
   command->callback([arguments] { run(*arguments); });
 }
 

@@ -19,6 +19,7 @@
 #include "lora/core/error.hpp"
 #include "lora/model/adapter_weights.hpp"
 #include "orientation.hpp"
+#include "storage.hpp"
 #include "tensor_update.hpp"
 
 namespace lora::tools {
@@ -104,7 +105,13 @@ class MergePlan {
   /// What a person should know about the result.
   [[nodiscard]] const std::vector<std::string>& notes() const noexcept { return notes_; }
   /// Of writing the changes; known when they are written.
-  [[nodiscard]] const RoundingError& error() const noexcept { return error_; }
+  [[nodiscard]] RoundingError error() const {
+    RoundingError total;
+    for (const auto& [name, error] : errors_) total += error;
+    return total;
+  }
+  /// Of every tensor to which something is added, by name.
+  [[nodiscard]] const std::map<std::string, RoundingError>& errors() const noexcept { return errors_; }
 
  private:
   struct Update {
@@ -145,12 +152,13 @@ class MergePlan {
   void miss(const std::string& name) { missing_.append(missing_.empty() ? "" : ", ").append(in_quotes(name)); }
 
   /// The tensor as it is before factors are added: the adapter's own, if it replaces it.
-  [[nodiscard]] std::optional<TensorView> source(const std::string& name) const {
+  [[nodiscard]] std::optional<StoredTensor> source(const std::string& name) const {
     const auto base = base_.find(name);
     const auto saved = adapter_.weights.saved.find(name.substr(std::min(options_.prefix.size(), name.size())));
     if (saved == adapter_.weights.saved.end() || !name.starts_with(options_.prefix)) return base;
-    return TensorView{"adapter", saved->first, Dtype::F32, saved->second.shape,
-                      std::as_bytes(std::span(saved->second.values))};
+    return StoredTensor{
+        {"adapter", saved->first, Dtype::F32, saved->second.shape, std::as_bytes(std::span(saved->second.values))},
+        std::nullopt};
   }
 
   /// The one embedding of the checkpoint with a shape; nothing if there is none or more than one.
@@ -213,9 +221,11 @@ class MergePlan {
   }
 
   void add_update(const std::string& name, const std::string& weight, const ModuleWeights<float>& module) {
-    const TensorView from = *source(weight);
-    if (!converts_to_real(from.dtype)) {
-      throw FormatError("merge", in_quotes(weight), "F64, F32, F16 or BF16", name_of(from.dtype));
+    const StoredTensor from = *source(weight);
+    if (!Storage::of(from).readable()) {
+      throw FormatError("merge", in_quotes(weight),
+                        "F64, F32, F16 or BF16 (lora dequantize makes them of 4-bit weights of bitsandbytes)",
+                        from.type_name());
     }
     Update update{module, orientation_.transposed(name, module, from)};
     if (takes_from_weight(adapter_.config.lora.init_lora_weights)) {
@@ -254,9 +264,9 @@ class MergePlan {
     return config;
   }
 
-  [[nodiscard]] static Matrix<double> as_out_in(const std::string& name, const TensorView& tensor,
+  [[nodiscard]] static Matrix<double> as_out_in(const std::string& name, const StoredTensor& tensor,
                                                 const ModuleWeights<float>& module, bool transposed) {
-    Matrix<double> weight = tensor.matrix<double>();
+    Matrix<double> weight = values_of<double>(tensor);
     if (transposed) weight = Matrix<double>(weight.transpose());
     if (weight.rows() != module.B.rows() || weight.cols() != module.A.cols()) {
       throw ShapeError("merge", in_quotes(name),
@@ -266,16 +276,24 @@ class MergePlan {
     return weight;
   }
 
-  [[nodiscard]] Dtype dtype_of_result(const std::string& name) const {
+  /// As the tensor is stored in the checkpoint, if it holds real numbers there.
+  /// @throws FormatError for blocks that have no rule for writing
+  [[nodiscard]] Storage storage_of_result(const std::string& name) const {
     const auto there = base_.find(name);
-    return there && converts_to_real(there->dtype) ? there->dtype : usual_dtype();
+    if (!there || !Storage::of(*there).readable()) return usual_dtype();
+    const Storage storage = Storage::of(*there);
+    if (storage.writable()) return storage;
+    throw FormatError("merge", in_quotes(name),
+                      "a type that can be written: " + gguf_type_names(true) +
+                          " (run lora dequantize first and merge into that, or serve the adapter unmerged)",
+                      storage.name());
   }
 
   /// That of most of the checkpoint's numbers, for tensors that it does not have.
   [[nodiscard]] Dtype usual_dtype() const {
     std::map<Dtype, Index> sizes;
     for (const auto& name : base_.names()) {
-      const TensorView tensor = *base_.find(name);
+      const StoredTensor tensor = *base_.find(name);
       if (converts_to_real(tensor.dtype)) sizes[tensor.dtype] += tensor.size();
     }
     const auto most =
@@ -284,22 +302,27 @@ class MergePlan {
   }
 
   void finish(const std::string& name, Update& update) {
-    const TensorView from = *source(name);
-    const Dtype stored = dtype_of_result(name);
+    const StoredTensor from = *source(name);
+    const Storage stored = storage_of_result(name);
     const double sign = options_.unmerge ? -1.0 : 1.0;
     const auto set = [&](auto scalar) {
       using Scalar = decltype(scalar);
       const auto step =
           std::make_shared<TensorUpdate<Scalar>>(name, from, stored, update.module, update.transposed, sign);
-      changes_.tensors[name] = {stored, from.shape,
-                                [this, step](const SafetensorsWriter::Sink& sink) { step->produce(sink, error_); }};
+      changes_.tensors[name] = {stored.dtype(), from.shape,
+                                [this, name, step](const SafetensorsWriter::Sink& sink) {
+                                  RoundingError& error = errors_[name];
+                                  error = {};
+                                  step->produce(sink, error);
+                                },
+                                stored.blocks()};
     };
-    stored == Dtype::F64 ? set(double{}) : set(float{});
+    stored.dtype() == Dtype::F64 ? set(double{}) : set(float{});
   }
 
   void finish_bias(const std::string& name, const ModuleWeights<float>& module) {
-    const TensorView from = *source(name);
-    if (from.size() != module.lora_bias.size()) {
+    const StoredTensor from = *source(name);
+    if (from.elements() != module.lora_bias.size()) {
       throw ShapeError("merge", in_quotes(name), std::to_string(module.lora_bias.size()) + " elements",
                        shape_text(from.shape));
     }
@@ -309,17 +332,16 @@ class MergePlan {
   }
 
   template <class Change>
-  void set_values(const std::string& name, const TensorView& from, Change change) {
-    const Dtype stored = dtype_of_result(name);
-    changes_.tensors[name] = {stored, from.shape, [name, stored, from, change](const SafetensorsWriter::Sink& sink) {
-                                const Index rows = from.shape.size() < 2 ? 1 : from.shape.front();
-                                Matrix<double> values(rows, rows == 0 ? 0 : from.size() / rows);
-                                from.copy_to(std::span<double>(values.data(), static_cast<std::size_t>(values.size())));
-                                change(values);
-                                std::vector<std::byte> bytes;
-                                static_cast<void>(encode_finite(name, stored, values, bytes));
-                                sink(bytes);
-                              }};
+  void set_values(const std::string& name, const StoredTensor& from, Change change) {
+    const Storage stored = storage_of_result(name);
+    const auto produce = [name, stored, from, change](const SafetensorsWriter::Sink& sink) {
+      Matrix<double> values = values_of<double>(from);
+      change(values);
+      std::vector<std::byte> bytes;
+      static_cast<void>(encode_finite(name, stored, values, bytes));
+      sink(bytes);
+    };
+    changes_.tensors[name] = {stored.dtype(), from.shape, produce, stored.blocks()};
   }
 
   void plan_saved(const std::string& name, const SavedTensor<float>& saved) {
@@ -389,7 +411,7 @@ class MergePlan {
   Changes changes_;
   std::string missing_;
   std::vector<std::string> notes_;
-  RoundingError error_;
+  std::map<std::string, RoundingError> errors_;
 };
 
 }  // namespace lora::tools

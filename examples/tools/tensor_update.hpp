@@ -9,47 +9,12 @@
 #include <vector>
 
 #include "lora/core/error.hpp"
-#include "lora/io/dtype_conversion.hpp"
 #include "lora/io/safetensors.hpp"
 #include "lora/io/text.hpp"
 #include "lora/model/adapter_weights.hpp"
+#include "storage.hpp"
 
 namespace lora::tools {
-
-/// The distance of stored values from those computed in float.
-struct RoundingError {
-  double largest = 0;
-  double squares = 0;        ///< of the errors
-  double delta_squares = 0;  ///< of what was added
-
-  RoundingError& operator+=(const RoundingError& other) {
-    largest = std::max(largest, other.largest);
-    squares += other.squares;
-    delta_squares += other.delta_squares;
-    return *this;
-  }
-  /// Root of the squares, as a share of what was added.
-  [[nodiscard]] double relative() const { return delta_squares > 0 ? std::sqrt(squares / delta_squares) : 0.0; }
-};
-
-/// Encodes values whose first row is row `first` of the tensor `name`, and returns them as they are stored.
-/// @throws StateError naming the tensor and the row when one is not finite in `dtype`
-template <RealScalar Scalar>
-Matrix<Scalar> encode_finite(const std::string& name, Dtype dtype, const Matrix<Scalar>& values,
-                             std::vector<std::byte>& bytes, Index first = 0) {
-  const auto count = static_cast<std::size_t>(values.size());
-  bytes.resize(count * bits_of(dtype) / 8);
-  encode(dtype, std::span<const Scalar>(values.data(), count), bytes.data());
-  Matrix<Scalar> back(values.rows(), values.cols());
-  decode(dtype, bytes.data(), std::span<Scalar>(back.data(), count));
-  for (Index row = 0; row < back.rows(); ++row) {
-    if (back.row(row).allFinite()) continue;
-    throw StateError("write tensor", in_quotes(name) + ", row " + std::to_string(first + row),
-                     "values that are finite in " + std::string(name_of(dtype)),
-                     values.row(row).allFinite() ? "one beyond its range" : "an infinity or NaN");
-  }
-  return back;
-}
 
 /// W <- W + sign * s * B * A over the rows of a stored tensor, and with DoRA W <- (m / |W + s B A|) (W + s B A), where
 /// each output is a row of the tensor, or a column if the tensor is stored transposed (fan_in_fan_out, embeddings).
@@ -57,8 +22,8 @@ Matrix<Scalar> encode_finite(const std::string& name, Dtype dtype, const Matrix<
 template <RealScalar Scalar>
 class TensorUpdate {
  public:
-  /// `stored` is the dtype of the result. @throws ShapeError when the module's factors do not fit the tensor
-  TensorUpdate(std::string name, const TensorView& tensor, Dtype stored, const ModuleWeights<float>& module,
+  /// `stored` is how the result is stored. @throws ShapeError when the module's factors do not fit the tensor
+  TensorUpdate(std::string name, const StoredTensor& tensor, const Storage& stored, const ModuleWeights<float>& module,
                bool transposed, double sign)
       : name_(std::move(name)),
         tensor_(tensor),
@@ -69,13 +34,16 @@ class TensorUpdate {
         transposed_(transposed),
         scale_(static_cast<Scalar>(sign * module.scaling)) {
     rows_ = tensor.shape.empty() ? 0 : tensor.shape.front();
-    cols_ = rows_ == 0 ? 0 : tensor.size() / rows_;
+    cols_ = rows_ == 0 ? 0 : tensor.elements() / rows_;
     const Index outputs = transposed ? cols_ : rows_;
     const Index inputs = transposed ? rows_ : cols_;
     if (module.B.rows() != outputs || module.A.cols() != inputs) {
       throw ShapeError("merge", in_quotes(name_), "a weight for B " + shape(module.B) + " and A " + shape(module.A),
                        std::to_string(rows_) + " x " + std::to_string(cols_));
     }
+    if ((!tensor.blocks || tensor.shape.size() > 1) && cols_ % stored.block_size() == 0) return;
+    throw ShapeError("merge", in_quotes(name_), "rows of whole blocks of " + std::string(stored.name()),
+                     shape_text(tensor.shape));
   }
 
   /// Passes the bytes of the new tensor to `sink`, and adds the rounding errors of storing to `error`.
@@ -92,34 +60,19 @@ class TensorUpdate {
       } else if (magnitude_.size() > 0) {
         scale_rows(first, block);
       }
-      error.delta_squares += (block - before).template cast<double>().squaredNorm();
-      store(first, block, stored, error);
+      store(first, before, block, stored, error);
       sink(stored);
     });
   }
 
  private:
-  static constexpr Index block_elements = Index{1} << 18;
-
   static std::string shape(const Matrix<float>& m) {
     return std::to_string(m.rows()) + " x " + std::to_string(m.cols());
   }
 
   template <class Body>
   void for_each_block(const Body& body) const {
-    const Index step = std::max<Index>(1, block_elements / std::max<Index>(cols_, 1));
-    const std::size_t row_bytes = rows_ == 0 ? 0 : tensor_.bytes.size() / static_cast<std::size_t>(rows_);
-    Matrix<Scalar> block;
-    for (Index first = 0; first < rows_; first += step) {
-      const Index count = std::min(step, rows_ - first);
-      block.resize(count, cols_);
-      TensorView part = tensor_;
-      part.shape = {count, cols_};
-      part.bytes = tensor_.bytes.subspan(static_cast<std::size_t>(first) * row_bytes,
-                                         static_cast<std::size_t>(count) * row_bytes);
-      part.copy_to(std::span<Scalar>(block.data(), static_cast<std::size_t>(block.size())));
-      body(first, block);
-    }
+    for_each_row_block<Scalar>(tensor_, body);
   }
 
   void add_delta(Index first, Matrix<Scalar>& block) const {
@@ -149,16 +102,21 @@ class TensorUpdate {
     return factors;
   }
 
-  void store(Index first, const Matrix<Scalar>& block, std::vector<std::byte>& bytes, RoundingError& error) const {
-    const Matrix<Scalar> difference = encode_finite(name_, stored_, block, bytes, first) - block;
-    if (difference.size() == 0) return;
-    error.largest = std::max(error.largest, static_cast<double>(difference.cwiseAbs().maxCoeff()));
-    error.squares += difference.template cast<double>().squaredNorm();
+  void store(Index first, const Matrix<Scalar>& before, const Matrix<Scalar>& block, std::vector<std::byte>& bytes,
+             RoundingError& error) const {
+    const Matrix<Scalar> after = encode_finite(name_, stored_, block, bytes, first);
+    if (after.size() == 0) return;
+    const Matrix<double> delta = (block - before).template cast<double>();
+    error.delta_squares += delta.squaredNorm();
+    error.kept += (after - before).template cast<double>().cwiseProduct(delta).sum();
+    const Matrix<double> difference = (after - block).template cast<double>();
+    error.largest = std::max(error.largest, difference.cwiseAbs().maxCoeff());
+    error.squares += difference.squaredNorm();
   }
 
   std::string name_;
-  TensorView tensor_;
-  Dtype stored_;
+  StoredTensor tensor_;
+  Storage stored_;
   Matrix<Scalar> a_;
   Matrix<Scalar> b_;
   RowVector<Scalar> magnitude_;

@@ -15,6 +15,7 @@ void check_merged_linear(GoldenCase& golden, Comparison& comparison);
 void check_initialization(GoldenCase& golden, Comparison& comparison);
 void check_combination(GoldenCase& golden, Comparison& comparison);
 void check_training(GoldenCase& golden, Comparison& comparison);
+void check_number_format(GoldenCase& golden, Comparison& comparison);
 
 /// A directory written by PEFT's save_pretrained, its base model, and PEFT's results for both.
 void check_adapter(const std::filesystem::path& directory, Comparison& comparison);

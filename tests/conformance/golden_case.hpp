@@ -98,9 +98,15 @@ class GoldenCase {
   }
 
  private:
+  /// Files of number formats describe themselves in the metadata directly.
   static nlohmann::json description(const SafetensorsFile& file) {
     const auto found = file.metadata().find("case");
-    if (found == file.metadata().end()) throw UnknownCase("no description under __metadata__.case");
+    if (found == file.metadata().end()) {
+      if (!file.metadata().contains("format")) throw UnknownCase("no description under __metadata__.case");
+      nlohmann::json object(file.metadata());
+      object["kind"] = "number_format";
+      return object;
+    }
     return nlohmann::json::parse(found->second);
   }
 

@@ -37,9 +37,11 @@ void report(const std::string& name, const std::function<void(Comparison&)>& che
 
 void check_file(const std::filesystem::path& path, Comparison& comparison) {
   static const std::map<std::string, void (*)(GoldenCase&, Comparison&), std::less<>> kinds = {
-      {"linear", check_linear},       {"conv1d", check_convolution},  {"conv2d", check_convolution},
-      {"conv3d", check_convolution},  {"embedding", check_embedding}, {"merged_linear", check_merged_linear},
-      {"init", check_initialization}, {"combine", check_combination}, {"training", check_training},
+      {"linear", check_linear},       {"conv1d", check_convolution},
+      {"conv2d", check_convolution},  {"conv3d", check_convolution},
+      {"embedding", check_embedding}, {"merged_linear", check_merged_linear},
+      {"init", check_initialization}, {"combine", check_combination},
+      {"training", check_training},   {"number_format", check_number_format},
   };
   GoldenCase golden(path);
   const auto kind = golden.options().get<std::string>("kind");

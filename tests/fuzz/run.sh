@@ -19,15 +19,17 @@ cmake --build "$root/build/fuzz" --parallel "$(jobs)" --target lora_fuzzers >&2
 
 # What each reader starts from: files of its kind among the test data.
 golden=$root/tests/golden
+small=$root/tests/fuzz/seeds
 declare -A seeds=([safetensors]="$golden/malformed/*.safetensors" [peft_config]="$golden/*/adapter_config.json"
-  [gguf]="" [safetensors_index]="")
+  [gguf]="$small/*.gguf" [gguf_weight]="$small/*.gguf" [quantized_safetensors]="$small/*.safetensors"
+  [safetensors_index]="")
 findings=$root/build/fuzz/findings
 mkdir -p "$findings"
 for reader in "${!seeds[@]}"; do
   corpus=$root/build/fuzz/corpus/$reader
   mkdir -p "$corpus"
   for seed in ${seeds[$reader]}; do
-    [ ! -f "$seed" ] || cp "$seed" "$corpus/$(echo "${seed#"$golden"/}" | tr / _)"
+    [ ! -f "$seed" ] || cp "$seed" "$corpus/$(echo "${seed#"$root/tests"/}" | tr / _)"
   done
   say "Fuzzing $reader for $seconds s"
   "$root/build/fuzz/bin/${reader}_fuzz" "$corpus" -max_total_time="$seconds" -max_len=65536 -timeout=10 \

@@ -201,5 +201,19 @@ TEST(ReadGgufAdapterRefuses, OptionsThatDoNotFit) {
             std::string::npos);
 }
 
+TEST(ReadGgufAdapterRefuses, FactorsAndNormsInBlocks) {
+  GgufBytes file = adapter_header(2);
+  file.tensor("m.weight.lora_a", {32, 1}, 8, 0).tensor("m.weight.lora_b", {1, 1}, 0, 64).pad(32);
+  for (int i = 0; i < 68; ++i) file.u8(0);
+  EXPECT_NE(refusal(file).find("tensor \"m.weight.lora_a\": expected F32, F16 or BF16, got Q8_0"), std::string::npos)
+      << refusal(file);
+  GgufBytes norm = adapter_header(1);
+  norm.tensor("blk.0.attn_norm.weight", {32}, 2, 0).pad(32);
+  for (int i = 0; i < 18; ++i) norm.u8(0);
+  EXPECT_NE(refusal(norm).find("tensor \"blk.0.attn_norm.weight\": expected F32, F16 or BF16, got Q4_0"),
+            std::string::npos)
+      << refusal(norm);
+}
+
 }  // namespace
 }  // namespace lora::testing::gguf_adapter_reader_test

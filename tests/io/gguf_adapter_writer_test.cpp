@@ -14,6 +14,7 @@
 #include "io/files.hpp"
 #include "io/gguf_bytes.hpp"
 #include "lora/io/gguf_names.hpp"
+#include "lora/io/gguf_parser.hpp"
 
 namespace lora::testing::gguf_adapter_writer_test {
 namespace {
@@ -38,7 +39,7 @@ std::vector<float> elements(const GgufContents& contents, const std::string& nam
   for (const auto& tensor : contents.tensors) {
     if (tensor.name != name) continue;
     std::vector<float> values(tensor.size());
-    decode<float>(tensor.dtype, tensor.bytes.data(), values);
+    decode<float>(*dtype_of_type(tensor.type), tensor.bytes.data(), values);
     return values;
   }
   throw std::runtime_error("no tensor " + name);
@@ -178,7 +179,7 @@ TEST(WriteGgufAdapter, NormsMayStandBesideFactors) {
   adapter.weights.saved["blk.0.attn_norm.weight"] = {{2}, {1.5F, -1.5F}};
   const auto bytes = gguf_adapter_bytes(adapter, {.dtype = Dtype::F16});
   const GgufContents contents = parse_gguf(bytes);
-  EXPECT_EQ(contents.tensors.back().dtype, Dtype::F32);
+  EXPECT_EQ(contents.tensors.back().type, GgufType::F32);
   EXPECT_EQ(elements(contents, "blk.0.attn_norm.weight"), (std::vector<float>{1.5F, -1.5F}));
 }
 

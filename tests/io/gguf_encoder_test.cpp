@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "io/gguf_bytes.hpp"
+#include "lora/io/gguf_parser.hpp"
 
 namespace lora::testing::gguf_encoder_test {
 namespace {
@@ -17,9 +18,9 @@ TEST(GgufEncoder, LaysAFileOutAsTheFormatSays) {
   encoder.add_metadata("n", GgufValue(std::vector<std::uint16_t>{1, 2}));
   encoder.add_metadata("b", GgufValue(std::vector<bool>{true}));
   const std::array<std::uint64_t, 2> extents{2, 1};
-  std::byte* data = encoder.add_tensor("t", extents, Dtype::F16, 4);
+  std::byte* data = encoder.add_tensor("t", extents, GgufType::F16, 4);
   data[3] = std::byte{9};
-  data = encoder.add_tensor("u", std::span(extents).first(1), Dtype::BF16, 4);
+  data = encoder.add_tensor("u", std::span(extents).first(1), GgufType::BF16, 4);
   data[0] = std::byte{8};
 
   GgufBytes expected = GgufBytes::header(2, 3);

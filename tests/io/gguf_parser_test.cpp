@@ -39,7 +39,7 @@ TEST(ParseGguf, ReadsWhatTheBytesSay) {
   EXPECT_EQ(std::get<float>(contents.metadata.at("adapter.lora.alpha")), 8.0F);
   ASSERT_EQ(contents.tensors.size(), 2U);
   EXPECT_EQ(contents.tensors[0].name, "blk.0.attn_v.weight.lora_a");
-  EXPECT_EQ(contents.tensors[0].dtype, Dtype::F32);
+  EXPECT_EQ(contents.tensors[0].type, GgufType::F32);
   EXPECT_EQ(contents.tensors[0].extents, (std::array<std::uint64_t, 4>{3, 2, 1, 1}));
   EXPECT_EQ(contents.tensors[1].bytes.size(), 8U);
   float value = 0;
@@ -172,9 +172,86 @@ TEST(ParseGgufRefuses, ExtentsThatOverflow) {
   EXPECT_REFUSED(one_tensor("t", {1, 1, 1, 1, 1}), "number of extents: expected at most 4, got 5");
 }
 
-TEST(ParseGgufRefuses, ElementTypesThatDoNotConvert) {
-  EXPECT_REFUSED(one_tensor("t", {16}, 8), "F32 (0), F16 (1) or BF16 (30), got 8");
-  EXPECT_REFUSED(one_tensor("t", {16}, 0xFFFFFFFFU), "type");
+TEST(ParseGgufRefuses, TypesThatAreNotRead) {
+  // 9 is Q8_1, 16 is IQ2_XXS, 24 is I8.
+  for (const std::uint32_t type : {4U, 9U, 16U, 24U, 40U, 0xFFFFFFFFU}) {
+    EXPECT_REFUSED(one_tensor("t", {256}, type), "tensor \"t\", type: expected the number of one of F32, F16, Q4_0");
+    EXPECT_REFUSED(one_tensor("t", {256}, type), ", got " + std::to_string(type));
+  }
+}
+
+/// Number, elements and bytes of a block. Source: ggml-common.h.
+struct BlockOfGgml {
+  std::uint32_t number;
+  const char* name;
+  std::uint64_t size;
+  std::uint64_t bytes;
+};
+
+constexpr std::array<BlockOfGgml, 16> blocks_of_ggml{{{0, "F32", 1, 4},
+                                                      {1, "F16", 1, 2},
+                                                      {2, "Q4_0", 32, 18},
+                                                      {3, "Q4_1", 32, 20},
+                                                      {6, "Q5_0", 32, 22},
+                                                      {7, "Q5_1", 32, 24},
+                                                      {8, "Q8_0", 32, 34},
+                                                      {10, "Q2_K", 256, 84},
+                                                      {11, "Q3_K", 256, 110},
+                                                      {12, "Q4_K", 256, 144},
+                                                      {13, "Q5_K", 256, 176},
+                                                      {14, "Q6_K", 256, 210},
+                                                      {20, "IQ4_NL", 32, 18},
+                                                      {23, "IQ4_XS", 256, 136},
+                                                      {30, "BF16", 1, 2},
+                                                      {39, "MXFP4", 32, 17}}};
+
+/// A tensor of two rows of two blocks with as many bytes, of which the last `missing` are not there.
+GgufBytes two_rows(const BlockOfGgml& block, std::uint64_t missing = 0) {
+  GgufBytes file = GgufBytes::header(1, 0).tensor("t", {2 * block.size, 2}, block.number, 0).pad(32);
+  for (std::uint64_t i = 0; i < 4 * block.bytes - missing; ++i) file.u8(1);
+  return file;
+}
+
+TEST(ParseGguf, ReadsEveryTypeOfBlocks) {
+  for (const BlockOfGgml& block : blocks_of_ggml) {
+    const GgufBytes file = two_rows(block);
+    const GgufContents contents = parse_gguf(file.bytes());
+    EXPECT_EQ(name_of(contents.tensors[0].type), block.name);
+    EXPECT_EQ(contents.tensors[0].bytes.size(), 4 * block.bytes) << block.name;
+    EXPECT_EQ(contents.tensors[0].rows(), 2U);
+    EXPECT_REFUSED(two_rows(block, 1), "data of tensor \"t\"") << block.name;
+    EXPECT_EQ(parse_gguf_type(block.name), contents.tensors[0].type);
+    const GgufTypeInfo info = info_of(contents.tensors[0].type);
+    EXPECT_EQ(info.block_size, block.size);
+    EXPECT_EQ(info.block_bytes, block.bytes);
+  }
+  EXPECT_EQ(blocks_of_ggml.size(), gguf_types.size());
+}
+
+TEST(ParseGgufRefuses, RowsThatAreNotWholeBlocks) {
+  for (const BlockOfGgml& block : blocks_of_ggml) {
+    if (block.size == 1) continue;
+    for (const std::uint64_t cols : {block.size - 1, block.size / 2, 3 * block.size + 1}) {
+      // The number of elements is a multiple all the same.
+      EXPECT_REFUSED(one_tensor("t", {cols, block.size}, block.number),
+                     "tensor \"t\", extents: expected rows of a multiple of " + std::to_string(block.size) +
+                         " elements, the block size of " + block.name + ", got " + std::to_string(cols));
+    }
+  }
+}
+
+TEST(ParseGgufRefuses, BlocksThatTheFileCannotHold) {
+  for (const BlockOfGgml& block : blocks_of_ggml) {
+    const std::uint64_t most = std::numeric_limits<std::int64_t>::max();
+    EXPECT_REFUSED(one_tensor("t", {most / block.size * block.size}, block.number), "expected at most");
+    EXPECT_REFUSED(one_tensor("t", {block.size, most / block.size}, block.number), "expected at most");
+  }
+}
+
+TEST(VisitFormat, HasNoFormatForFloatsThemselves) {
+  EXPECT_THROW(static_cast<void>(visit_format(GgufType::F32, [](auto) { return 0; })), ConfigError);
+  EXPECT_EQ(gguf_type_of_format<formats::NF4<64>>(), std::nullopt);
+  EXPECT_EQ(gguf_type_of_format<formats::IQ4_XS>(), GgufType::IQ4_XS);
 }
 
 TEST(ParseGgufRefuses, Names) {

@@ -10,6 +10,7 @@
 #include "lora/layers/tensor.hpp"
 #include "lora/weight/dense.hpp"
 #include "lora/weight/packed.hpp"
+#include "lora/weight/quantized.hpp"
 #include "support/bits.hpp"
 #include "support/message_of.hpp"
 #include "support/native_layer.hpp"
@@ -68,7 +69,9 @@ class Case final : public LayerCase {
     epsilon = std::numeric_limits<Scalar>::epsilon();
     rank = 2 * geometry.groups;
     positions = detail::saturated_product(1, output_extents("oracle", geometry, extents));
-    w0 = random(geometry.out_channels, geometry.fan_in(), 1);
+    mergeable = MergeableWeight<Weight>;
+    if (mergeable) storage = storage_of<Weight>;
+    w0 = testing::stored_values<Weight>(random(geometry.out_channels, geometry.fan_in(), 1));
     if (with_bias) bias0 = random(1, geometry.out_channels, 2);
     for (Index j = 0; j < geometry.out_channels; ++j) adapted.push_back(j);
     for_each_product(geometry, extents, [&](Index o, Index q, Index k, Index element) {
@@ -165,7 +168,9 @@ std::vector<CasePointer> conv_cases() {
           std::make_shared<Case<DenseWeight<double>, 1>>("Conv1dDenseNoBiasDouble", line, ImageExtents<1>{11}, false),
           std::make_shared<Case<MatrixWeight<double>, 2>>("Conv2dMatrixGroupsDouble", grouped, ImageExtents<2>{5, 7}),
           std::make_shared<Case<DenseWeight<float>, 2>>("Conv2dDenseFloat", plain, ImageExtents<2>{4, 5}),
-          std::make_shared<Case<DenseWeight<float>, 2>>("Conv2dDenseGroupsFloat", grouped, ImageExtents<2>{5, 7})};
+          std::make_shared<Case<DenseWeight<float>, 2>>("Conv2dDenseGroupsFloat", grouped, ImageExtents<2>{5, 7}),
+          std::make_shared<Case<QuantizedWeight<formats::BF16>, 2>>("Conv2dBf16GroupsFloat", grouped,
+                                                                    ImageExtents<2>{5, 7})};
 }
 
 }  // namespace lora::testing

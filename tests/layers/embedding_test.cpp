@@ -10,6 +10,8 @@
 #include <vector>
 
 #include "lora/weight/packed.hpp"
+#include "lora/weight/quantized.hpp"
+#include "lora/weight/transposed.hpp"
 #include "support/bits.hpp"
 #include "support/message_of.hpp"
 #include "support/native_layer.hpp"
@@ -39,7 +41,9 @@ class Case final : public LayerCase {
     name = std::move(of);
     layer_name = "LoraEmbedding";
     epsilon = std::numeric_limits<Scalar>::epsilon();
-    w0 = random(dimensions, ids, 1);
+    mergeable = MergeableWeight<Weight>;
+    if (mergeable) storage = storage_of<Weight>;
+    w0 = testing::stored_values<Weight>(random(dimensions, ids, 1));
     for (Index j = 0; j < dimensions; ++j) adapted.push_back(j);
     by_row = !projects;
     drops = has_lora_bias = false;
@@ -88,12 +92,15 @@ class Case final : public LayerCase {
 namespace lora::testing {
 
 std::vector<CasePointer> embedding_cases() {
+  using QuantizedTable = TransposedWeight<QuantizedWeight<formats::F16>>;
   using embedding_test::Case;
   return {std::make_shared<Case<MatrixWeight<float>, false>>("EmbeddingMatrixFloat"),
           std::make_shared<Case<MatrixWeight<double>, false>>("EmbeddingMatrixPaddedDouble", 4),
           std::make_shared<Case<PackedWeight<float>, false>>("EmbeddingPackedFloat", 0),
           std::make_shared<Case<MatrixWeight<double>, true>>("ProjectionMatrixDouble"),
-          std::make_shared<Case<PackedWeight<float>, true>>("ProjectionPackedPaddedFloat", 4)};
+          std::make_shared<Case<PackedWeight<float>, true>>("ProjectionPackedPaddedFloat", 4),
+          std::make_shared<Case<QuantizedTable, false>>("EmbeddingF16PaddedFloat", 4),
+          std::make_shared<Case<QuantizedTable, true>>("ProjectionF16Float")};
 }
 
 }  // namespace lora::testing

@@ -12,6 +12,7 @@
 #include "lora/layers/tensor.hpp"
 #include "lora/weight/dense.hpp"
 #include "lora/weight/matrix_weight.hpp"
+#include "lora/weight/quantized.hpp"
 #include "support/bits.hpp"
 #include "support/message_of.hpp"
 #include "support/native_layer.hpp"
@@ -29,7 +30,6 @@ using testing::Rows;
 using testing::same_bits;
 using testing::WideRows;
 
-constexpr Index in_features = 21;
 constexpr Index out_features = 36;
 
 // The naive product, of all outputs or of blocks of 12.
@@ -37,6 +37,7 @@ class LinearLayerCase : public LayerCase {
  public:
   std::vector<Index> blocks;  ///< first output of each
   Index features = 0;         ///< outputs of a block
+  Index in_features = 21;
 
   void set_blocks(const std::vector<Index>& first, Index outputs_of_each) {
     blocks = first;
@@ -78,12 +79,15 @@ class Case final : public LinearLayerCase {
   using Scalar = typename Layer::Scalar;
 
  public:
-  Case(std::string of, Lies lies, bool read_only = false, bool with_bias = true) : lies_(lies), read_only_(read_only) {
+  Case(std::string of, Lies lies, bool read_only = false, bool with_bias = true, Index inputs = 21)
+      : lies_(lies), read_only_(read_only) {
+    in_features = inputs;
     name = std::move(of);
     layer_name = stacked ? "MergedLinear" : "LoraLinear";
     epsilon = std::numeric_limits<Scalar>::epsilon();
-    mergeable = !read_only;
-    w0 = random(out_features, in_features, 1);
+    mergeable = !read_only && MergeableWeight<Weight>;
+    if (mergeable) storage = storage_of<Weight>;
+    w0 = testing::stored_values<Weight>(random(out_features, in_features, 1));
     if (with_bias) bias0 = random(1, out_features, 2);
     stacked ? set_blocks({0, 24}, 12) : set_blocks({0}, out_features);
   }
@@ -114,6 +118,8 @@ class Case final : public LinearLayerCase {
   bool read_only_;
 };
 
+template <class Format>
+using Quantized = QuantizedWeight<Format>;
 template <class Weight>
 using Plain = Case<LoraLinear<typename Weight::Scalar, Weight>, false>;
 template <class Weight>
@@ -125,7 +131,7 @@ using Stacked = Case<MergedLinear<typename Weight::Scalar, Weight>, true>;
 namespace lora::testing {
 
 std::vector<CasePointer> linear_cases() {
-  using linear_test::Plain, linear_test::Stacked;
+  using linear_test::Plain, linear_test::Stacked, linear_test::Quantized;
   return {std::make_shared<Plain<PackedWeight<float>>>("LinearPackedFloat", Lies::by_output),
           std::make_shared<Plain<PackedWeight<double>>>("LinearPackedTransposedDouble", Lies::by_input),
           std::make_shared<Plain<DenseWeight<float>>>("LinearDenseTransposedFloat", Lies::by_input),
@@ -134,7 +140,12 @@ std::vector<CasePointer> linear_cases() {
           std::make_shared<Plain<MatrixWeight<float>>>("LinearMatrixNoBiasFloat", Lies::by_output, false, false),
           std::make_shared<Stacked<PackedWeight<float>>>("StackedPackedFloat", Lies::by_output),
           std::make_shared<Stacked<DenseWeight<double>>>("StackedDenseTransposedDouble", Lies::by_input),
-          std::make_shared<Stacked<MatrixWeight<double>>>("StackedMatrixDouble", Lies::by_output)};
+          std::make_shared<Stacked<MatrixWeight<double>>>("StackedMatrixDouble", Lies::by_output),
+          std::make_shared<Plain<Quantized<formats::BF16>>>("LinearBf16Float", Lies::by_output),
+          std::make_shared<Stacked<Quantized<formats::F16>>>("StackedF16Float", Lies::by_output),
+          std::make_shared<Plain<Quantized<formats::Q5_1>>>("LinearQ5_1Float", Lies::by_output, false, true, 32),
+          std::make_shared<Stacked<Quantized<formats::NF4<32>>>>("StackedNf4TransposedFloat", Lies::by_input, false,
+                                                                 true, 32)};
 }
 
 }  // namespace lora::testing

@@ -241,7 +241,8 @@ class Walk {
       ASSERT_THROW(static_cast<void>(layer_->infer(x_)), StateError) << story_;
       return;
     }
-    const auto formula = expected(case_, adapters_of(*layer_, answering), x_, Rows());
+    auto formula = expected(case_, adapters_of(*layer_, answering), x_, Rows());
+    if (!model_.merged.empty()) formula = formula.of_merged();
     ASSERT_TRUE(formula.near(layer_->infer(x_), formula.exact.y, formula.size.y, "y")) << story_;
   }
 

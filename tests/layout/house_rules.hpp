@@ -21,8 +21,8 @@ namespace fs = std::filesystem;
 using Violations = std::vector<std::string>;
 
 /// The folders of include/lora from the lowest to the highest. A header includes only its own folder and those before.
-inline constexpr std::array<std::string_view, 9> folder_order = {"core",  "kernels", "weight", "adapter", "layers",
-                                                                 "model", "optim",   "io",     "mpi"};
+inline constexpr std::array<std::string_view, 10> folder_order = {"core",   "format", "kernels", "weight", "adapter",
+                                                                  "layers", "model",  "optim",   "io",     "mpi"};
 
 /// A header of the library, or a piece of one that is included several times (.inc): its path below include/,
 /// "lora/core/view.hpp", and its text.

@@ -11,7 +11,7 @@
 #include "lora/lora.hpp"
 
 inline constexpr std::ptrdiff_t out_features = 9;
-inline constexpr std::ptrdiff_t in_features = 13;
+inline constexpr std::ptrdiff_t in_features = 32;
 inline const Eigen::MatrixXf W0 = Eigen::MatrixXf::Constant(out_features, in_features, 0.25F);
 inline const Eigen::VectorXf bias = Eigen::VectorXf::Ones(out_features);
 inline const lora::Matrix<float> X = lora::Matrix<float>::Constant(4, in_features, 0.5F);

@@ -30,7 +30,8 @@ class Golden {
  public:
   [[nodiscard]] static Golden load(const std::filesystem::path& path) { return Golden(path); }
 
-  /// The description of the case: kind, dtype, lora, layer, optimizer, ...
+  /// The description of the case: kind, dtype, lora, layer, optimizer, ... In files of number formats, which have no
+  /// description under "case", the metadata itself.
   [[nodiscard]] const nlohmann::json& description() const noexcept { return description_; }
   [[nodiscard]] bool contains(const std::string& name) const { return header_.contains(name); }
   [[nodiscard]] std::vector<Index> shape(const std::string& name) const { return header_.at(name).at("shape"); }
@@ -56,6 +57,17 @@ class Golden {
     return result;
   }
 
+  /// The elements of a tensor of U8.
+  [[nodiscard]] std::vector<std::uint8_t> bytes(const std::string& name) const {
+    const std::string dtype = header_.at(name).at("dtype");
+    if (dtype != "U8") throw std::runtime_error("golden tensor " + name + " has dtype " + dtype);
+    std::size_t size = 1;
+    for (const Index extent : shape(name)) size *= static_cast<std::size_t>(extent);
+    std::vector<std::uint8_t> result(size);
+    std::memcpy(result.data(), data(name, size), size);
+    return result;
+  }
+
  private:
   explicit Golden(const std::filesystem::path& path) {
     std::ifstream file(path, std::ios::binary);
@@ -67,20 +79,25 @@ class Golden {
     if (header_size > bytes_.size() - sizeof(header_size)) throw std::runtime_error(path.string() + " is truncated");
     data_begin_ = sizeof(header_size) + static_cast<std::size_t>(header_size);
     header_ = nlohmann::json::parse(bytes_.data() + sizeof(header_size), bytes_.data() + data_begin_);
-    description_ = nlohmann::json::parse(header_.at("__metadata__").at("case").get<std::string>());
+    const auto& metadata = header_.at("__metadata__");
+    description_ = metadata.contains("case") ? nlohmann::json::parse(metadata.at("case").get<std::string>()) : metadata;
+  }
+
+  /// The stored bytes of a tensor that must have `size` of them.
+  [[nodiscard]] const char* data(const std::string& name, std::size_t size) const {
+    const auto [begin, end] = header_.at(name).at("data_offsets").get<std::pair<std::size_t, std::size_t>>();
+    if (end < begin || end - begin != size || end > bytes_.size() - data_begin_) {
+      throw std::runtime_error("golden tensor " + name + " has offsets that do not fit");
+    }
+    return bytes_.data() + data_begin_ + begin;
   }
 
   template <class Stored, class Scalar>
   void fill(const std::string& name, Matrix<Scalar>& result) const {
-    const auto [begin, end] = header_.at(name).at("data_offsets").get<std::pair<std::size_t, std::size_t>>();
-    const std::size_t wanted = static_cast<std::size_t>(result.size()) * sizeof(Stored);
-    if (end < begin || end - begin != wanted || end > bytes_.size() - data_begin_) {
-      throw std::runtime_error("golden tensor " + name + " has offsets that do not fit");
-    }
+    const char* stored_bytes = data(name, static_cast<std::size_t>(result.size()) * sizeof(Stored));
     for (Index i = 0; i < result.size(); ++i) {
       Stored stored;
-      std::memcpy(&stored, bytes_.data() + data_begin_ + begin + static_cast<std::size_t>(i) * sizeof(Stored),
-                  sizeof(Stored));
+      std::memcpy(&stored, stored_bytes + static_cast<std::size_t>(i) * sizeof(Stored), sizeof(Stored));
       result.data()[i] = static_cast<Scalar>(stored);
     }
   }

@@ -18,6 +18,8 @@
 #include "lora/adapter/config.hpp"
 #include "lora/core/executor.hpp"
 #include "lora/core/types.hpp"
+#include "lora/weight/frozen_weight.hpp"
+#include "support/half_numbers.hpp"
 #include "support/random_matrix.hpp"
 
 namespace lora::testing {
@@ -167,6 +169,7 @@ class LayerCase {
   std::string name;
   std::string layer_name;  ///< in error messages
   double epsilon = 0;      ///< of the layer's scalar
+  WeightStorage storage = WeightStorage::scalars;
   Index rank = 3;
   Index positions = 1;         ///< places of an output channel
   std::vector<Index> adapted;  ///< outputs that adapters adapt
@@ -203,6 +206,21 @@ class LayerCase {
 
   /// Rounds to the layer's scalar.
   [[nodiscard]] Rows rounded(const Rows& m) const { return epsilon > 1e-10 ? Rows(m.cast<float>().cast<double>()) : m; }
+  /// `w` after merging `delta` into it.
+  [[nodiscard]] Rows merged(const Rows& w, const Rows& delta) const {
+    if (storage == WeightStorage::scalars) return rounded(w + delta);
+    Rows sum(w.rows(), w.cols());
+    for (Index i = 0; i < w.size(); ++i) {
+      const auto of = [i](const Rows& m) { return static_cast<float>(m.data()[i]); };
+      sum.data()[i] = static_cast<double>(merged_half(storage, of(w), of(delta), 1.0F));
+    }
+    return sum;
+  }
+  /// The relative error of rounding to what the weight stores; 0 if that is the layer's scalar.
+  [[nodiscard]] double storage_error() const {
+    if (storage == WeightStorage::scalars) return 0;
+    return storage == WeightStorage::f16 ? 0x1p-11 : 0x1p-9;
+  }
   [[nodiscard]] Rows random(Index rows, Index cols, std::uint64_t seed, double bound = 1.0) const {
     return rounded(random_matrix<double>(rows, cols, seed, bound));
   }

@@ -158,7 +158,8 @@ struct Signs {
 /// The answer of a layer as it stands, by its active adapters and those that are merged.
 struct Expected {
   WideAnswer exact, size;
-  double bound;  ///< relative to `size`
+  double bound;              ///< relative to `size`
+  double storage_error = 0;  ///< the same, of rounding all adapters into the weight
 
   [[nodiscard]] ::testing::AssertionResult near(const Rows& got, const WideRows& value, const WideRows& magnitude,
                                                 const char* what) const {
@@ -178,6 +179,13 @@ struct Expected {
     return ::testing::AssertionSuccess();
   }
   void check_y(const Rows& y) const { EXPECT_TRUE(near(y, exact.y, size.y, "y")); }
+  /// The answer of a weight that adapters are merged into; each is rounded to what the weight stores.
+  [[nodiscard]] Expected of_merged() const {
+    Expected merged = *this;
+    merged.bound += storage_error;
+    return merged;
+  }
+  void check_merged_y(const Rows& y) const { of_merged().check_y(y); }
   void check_dx(const Rows& dx) const { EXPECT_TRUE(near(dx, exact.dx, size.dx, "dx")); }
   void check(std::size_t i, const GradientValues& got) const {
     const WideGradients& e = exact.gradients.at(i);
@@ -218,7 +226,7 @@ struct Expected {
     if (a.magnitude.size() > 0) terms += 2 * c.longest_sum();
   }
   return {exact_answer(c, adapters, bias, x, dy, masks), exact_answer(c, adapters, bias, x, dy, masks, true),
-          c.epsilon * static_cast<double>(terms)};
+          c.epsilon * static_cast<double>(terms), c.storage_error() * static_cast<double>(adapters.size())};
 }
 [[nodiscard]] inline Expected expected(const LayerCase& c, const std::vector<AdapterValues>& adapters, const Rows& x,
                                        const Rows& dy, const Masks& masks = {}) {

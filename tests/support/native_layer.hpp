@@ -403,13 +403,29 @@ template <class Weight>
   memory = std::make_shared<std::vector<Scalar>>(stored.data(), stored.data() + stored.size());
   const MatrixView<Scalar> view{memory->data(), stored.rows(), stored.cols(), stored.cols(), 1};
   const MatrixView<Scalar> whole = transposed ? view.transpose() : view;
+  if constexpr (requires { typename Weight::Format; }) return Weight::quantize(MatrixView<const Scalar>(whole));
+  if constexpr (requires { typename Weight::Weight; }) {
+    return Weight(Weight::Weight::quantize(MatrixView<const Scalar>(whole.transpose())));
+  }
   if constexpr (std::is_constructible_v<Weight, const MatrixView<Scalar>&>) {
     if (!read_only) return Weight(whole);
   }
   if constexpr (std::is_same_v<Weight, MatrixWeight<Scalar>>) {
     if (transposed) return Weight(stored, true);
   }
-  return Weight(MatrixView<const Scalar>(whole));
+  if constexpr (std::is_constructible_v<Weight, const MatrixView<const Scalar>&>) {
+    return Weight(MatrixView<const Scalar>(whole));
+  }
+}
+
+/// The values that a weight of this kind has when it is made from `w`: rounded, in formats of fewer bits.
+template <class Weight>
+[[nodiscard]] Rows stored_values(const Rows& w) {
+  std::shared_ptr<std::vector<typename Weight::Scalar>> memory;
+  const auto weight = weight_over<Weight>(w, Lies::by_output, true, memory);
+  Matrix<typename Weight::Scalar> values(w.rows(), w.cols());
+  read_back(weight, view_of(values));
+  return values.template cast<double>();
 }
 
 }  // namespace lora::testing

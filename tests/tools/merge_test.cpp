@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "lora/io/gguf_weight.hpp"
 #include "tools/tool.hpp"
 
 namespace lora::merge_test {
@@ -292,7 +293,7 @@ class MergeGguf : public MergeTool {
       const std::array<std::uint64_t, 2> extents{static_cast<std::uint64_t>(values.cols()),
                                                  static_cast<std::uint64_t>(values.rows())};
       const auto count = static_cast<std::size_t>(values.size());
-      std::byte* const bytes = file.add_tensor(tensor, extents, dtype, count * bits_of(dtype) / 8);
+      std::byte* const bytes = file.add_tensor(tensor, extents, *gguf_type_of_dtype(dtype), count * bits_of(dtype) / 8);
       encode(dtype, std::span<const float>(values.data(), count), bytes);
     };
     add("blk.0.attn_q.weight", permuted(query));
@@ -323,7 +324,7 @@ class MergeGguf : public MergeTool {
     for (const auto& one : contents.tensors) {
       if (one.name != tensor) continue;
       Matrix<float> values(static_cast<Index>(one.extents[1]), static_cast<Index>(one.extents[0]));
-      decode(one.dtype, one.bytes.data(), std::span<float>(values.data(), static_cast<std::size_t>(values.size())));
+      read_gguf_rows(one, 0, one.rows(), {values.data(), static_cast<std::size_t>(values.size())});
       return values;
     }
     ADD_FAILURE() << "no " << tensor;

@@ -14,6 +14,7 @@
 #include <sys/stat.h>
 #include <vector>
 
+#include "support/sanitized.hpp"
 #include "tools/faults.hpp"
 #include "tools/tool.hpp"
 
@@ -120,7 +121,8 @@ class OutputOfTool : private FoldersInMemory, public testing::ToolTest {
       expect_all_old_or_all_new(when);
       if (fault == Fault::no_space) {
         EXPECT_TRUE(end.exit_code == 0 || end.exit_code == 1) << when << ": " << end.exit_code;
-        EXPECT_EQ(contents(path("base")) == new_, end.exit_code == 0) << when;
+        // A sanitizer's own calls fail as well, and then it ends the program.
+        if (!testing::sanitized) EXPECT_EQ(contents(path("base")) == new_, end.exit_code == 0) << when;
         // The next run would clean these in calls that fail again.
         for (const auto& name : leftovers()) std::filesystem::remove_all(path(name));
       }

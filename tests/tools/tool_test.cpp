@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "support/sanitized.hpp"
+
 namespace lora::tool_test {
 namespace {
 
@@ -226,6 +228,7 @@ TEST_F(Tool, InspectCountsWhatPeftCounts) {
 }
 
 TEST_F(Tool, MemoryDoesNotGrowWithTheCheckpoint) {
+  if (testing::sanitized) GTEST_SKIP() << "a sanitizer keeps memory that has been freed";
   constexpr Index tensors = 16;
   const Matrix<float> large = random_matrix<float>(1024, 2048, 3);
   SafetensorsWriter writer;
@@ -279,6 +282,7 @@ class BaseFor {
 TEST_F(Tool, ServesPublishedAdapters) {
   const std::filesystem::path real(LORA_REAL_DIR);
   if (!exists(real)) GTEST_SKIP() << "no folder " << real;
+  if (testing::sanitized) GTEST_SKIP() << "takes minutes, and runs no code that smaller adapters do not run";
   for (const std::string name : {"analog_svd_rank4.safetensors", "unet_skin_lesion", "sift_opf_zh"}) {
     const auto listing = tool({"inspect", (real / name).string(), "--json"});
     ASSERT_EQ(listing.exit_code, 0) << listing.output;

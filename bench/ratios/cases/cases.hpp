@@ -14,6 +14,7 @@ void measure_torch(Session& session);        ///< torch_forward, torch_step
 void measure_full_update(Session& session);  ///< full_step
 void measure_merging(Session& session);      ///< merge, unmerge
 void measure_decoding(Session& session);     ///< decode, decode_lora
+void measure_quantized(Session& session);    ///< quantized_row, quantized_product, quantized_dx, quantized_bytes
 void measure_threads(Session& session);      ///< threads
 void measure_counts(Session& session);       ///< allocations, saved, resident: exact, not timed
 

@@ -34,13 +34,11 @@ template <RealScalar Scalar>
 [[nodiscard]] std::vector<double> squared_row_norms(const WeightRef<Scalar>& weight) {
   const Index inputs = weight.in_features();
   std::vector<double> squares(static_cast<std::size_t>(weight.out_features()));
-  std::vector<Scalar> row(static_cast<std::size_t>(inputs));
-  for (Index j = 0; j < weight.out_features(); ++j) {
-    weight.read(j, 0, MatrixView<Scalar>{row.data(), 1, inputs, inputs, 1});
+  for_each_row(weight, [&](Index j, const Scalar* row) {
     double sum = 0;
-    for (const Scalar element : row) sum += static_cast<double>(element) * static_cast<double>(element);
+    for (Index i = 0; i < inputs; ++i) sum += static_cast<double>(row[i]) * static_cast<double>(row[i]);
     squares[static_cast<std::size_t>(j)] = sum;
-  }
+  });
   return squares;
 }
 

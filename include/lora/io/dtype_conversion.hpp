@@ -6,9 +6,9 @@
 #include <cstring>
 #include <span>
 
+#include "lora/core/half.hpp"
 #include "lora/core/types.hpp"
 #include "lora/io/dtype.hpp"
-#include "lora/io/half.hpp"
 
 namespace lora {
 

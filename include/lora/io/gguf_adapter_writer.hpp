@@ -189,7 +189,8 @@ class GgufAdapterEncoder {
     if (name.size() >= gguf_name_limit || name.find('\0') != std::string::npos) {
       throw ConfigError(operation, label, "a name in the file of less than 64 bytes, none of them 0", in_quotes(name));
     }
-    std::byte* const bytes = file.add_tensor(name, extents, dtype, values.size() * (bits_of(dtype) / 8));
+    std::byte* const bytes =
+        file.add_tensor(name, extents, *gguf_type_of_dtype(dtype), values.size() * (bits_of(dtype) / 8));
     lora::encode<float>(dtype, values, bytes);
     std::vector<float> stored(values.size());
     decode<float>(dtype, bytes, stored);

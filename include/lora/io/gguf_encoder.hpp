@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "lora/core/error.hpp"
-#include "lora/io/gguf_parser.hpp"
+#include "lora/io/gguf_type.hpp"
 #include "lora/io/gguf_value.hpp"
 #include "lora/io/text.hpp"
 
@@ -35,23 +35,30 @@ class GgufEncoder {
     ++values_;
   }
 
-  /// Appends a tensor with `bytes` zero bytes of data; returns where to write the data, valid until the next call.
-  [[nodiscard]] std::byte* add_tensor(std::string_view name, std::span<const std::uint64_t> extents, Dtype dtype,
-                                      std::size_t bytes) {
+  /// Describes a tensor of `bytes` bytes. The caller writes its data after head(), in the order of the descriptions,
+  /// each padded to the alignment; or calls add_tensor instead.
+  void describe_tensor(std::string_view name, std::span<const std::uint64_t> extents, GgufType type,
+                       std::uint64_t bytes) {
     put_text(tensors_, name);
     put(tensors_, static_cast<std::uint32_t>(extents.size()));
     for (const std::uint64_t extent : extents) put(tensors_, extent);
-    const auto type =
-        std::find_if(ggml_types.begin(), ggml_types.end(), [&](auto& one) { return one.second == dtype; });
-    put(tensors_, type->first);
-    const std::size_t begin = data_.size();
-    put(tensors_, std::uint64_t{begin});
-    data_.resize(gguf_padded(begin + bytes, alignment_));
+    put(tensors_, static_cast<std::uint32_t>(type));
+    put(tensors_, data_bytes_);
+    data_bytes_ += gguf_padded(static_cast<std::size_t>(bytes), alignment_);
     ++count_;
+  }
+
+  /// Appends a tensor with `bytes` zero bytes of data; returns where to write the data, valid until the next call.
+  [[nodiscard]] std::byte* add_tensor(std::string_view name, std::span<const std::uint64_t> extents, GgufType type,
+                                      std::size_t bytes) {
+    const std::size_t begin = data_.size();
+    describe_tensor(name, extents, type, bytes);
+    data_.resize(static_cast<std::size_t>(data_bytes_));
     return data_.data() + begin;
   }
 
-  [[nodiscard]] std::vector<std::byte> finish() && {
+  /// All that precedes the data, padded.
+  [[nodiscard]] std::vector<std::byte> head() const {
     std::vector<std::byte> file;
     put(file, gguf_magic);
     put(file, std::uint32_t{3});
@@ -60,6 +67,11 @@ class GgufEncoder {
     file.insert(file.end(), metadata_.begin(), metadata_.end());
     file.insert(file.end(), tensors_.begin(), tensors_.end());
     file.resize(gguf_padded(file.size(), alignment_));
+    return file;
+  }
+
+  [[nodiscard]] std::vector<std::byte> finish() && {
+    std::vector<std::byte> file = head();
     file.insert(file.end(), data_.begin(), data_.end());
     return file;
   }
@@ -96,6 +108,7 @@ class GgufEncoder {
   std::size_t alignment_;
   std::uint64_t values_ = 0;
   std::uint64_t count_ = 0;
+  std::uint64_t data_bytes_ = 0;
   std::vector<std::byte> metadata_;
   std::vector<std::byte> tensors_;
   std::vector<std::byte> data_;

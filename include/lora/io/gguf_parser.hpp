@@ -18,7 +18,7 @@
 #include <vector>
 
 #include "lora/core/error.hpp"
-#include "lora/io/dtype.hpp"
+#include "lora/io/gguf_type.hpp"
 #include "lora/io/gguf_value.hpp"
 #include "lora/io/text.hpp"
 
@@ -27,12 +27,14 @@ namespace lora {
 /// A tensor in a parsed file.
 struct GgufTensor {
   std::string name;
-  Dtype dtype = Dtype::F32;              ///< F32, F16 or BF16
+  GgufType type = GgufType::F32;
   std::array<std::uint64_t, 4> extents;  ///< the first one is contiguous, like ggml's `ne`; missing ones are 1
   std::span<const std::byte> bytes;      ///< points into the file's bytes
 
   /// extents[0] * extents[1] * ..., which does not overflow.
   [[nodiscard]] std::uint64_t size() const noexcept { return extents[0] * extents[1] * extents[2] * extents[3]; }
+  /// Rows of extents[0] elements; they stand one after the other in `bytes`.
+  [[nodiscard]] std::uint64_t rows() const noexcept { return extents[1] * extents[2] * extents[3]; }
 };
 
 /// A parsed file. Valid as long as the bytes it was parsed from.
@@ -43,10 +45,6 @@ struct GgufContents {
 };
 
 namespace detail {
-
-/// The numbers of ggml's tensor types that we convert.
-inline constexpr std::array<std::pair<std::uint32_t, Dtype>, 3> ggml_types{
-    {{0, Dtype::F32}, {1, Dtype::F16}, {30, Dtype::BF16}}};
 
 /// A position in a file that never passes its end.
 class GgufCursor {
@@ -223,27 +221,42 @@ class GgufParser {
     tensor.name = name;
     const std::string what = "tensor " + in_quotes(name);
     tensor.extents = extents(what);
-    const auto type = cursor_.number<std::uint32_t>(what + ", type");
-    const auto known = std::find_if(ggml_types.begin(), ggml_types.end(), [&](auto& one) { return one.first == type; });
-    if (known == ggml_types.end()) {
-      cursor_.refuse(what + ", type", "F32 (0), F16 (1) or BF16 (30)", std::to_string(type));
-    }
-    tensor.dtype = known->second;
-    const std::uint64_t element_bytes = bits_of(tensor.dtype) / 8;
-    const std::size_t room = data_bytes_ <= bytes_.size() ? bytes_.size() - data_bytes_ : 0;
-    if (tensor.size() > room / element_bytes) {
-      cursor_.refuse(what, "at most the " + std::to_string(room) + " bytes that the file has for it",
-                     std::to_string(tensor.size()) + " elements");
-    }
+    tensor.type = read_type(what);
+    const std::uint64_t bytes = data_bytes_of(tensor, what);
     const auto offset = cursor_.number<std::uint64_t>(what + ", offset");
     if (offset != data_bytes_) {
       cursor_.refuse(what + ", offset", std::to_string(data_bytes_) + ", where the tensor before it ends, aligned",
                      std::to_string(offset));
     }
     begins_.push_back(data_bytes_);
-    ends_.push_back(data_bytes_ + static_cast<std::size_t>(tensor.size() * element_bytes));
+    ends_.push_back(data_bytes_ + static_cast<std::size_t>(bytes));
     data_bytes_ = padded(ends_.back(), what);
     contents_.tensors.push_back(std::move(tensor));
+  }
+
+  [[nodiscard]] GgufType read_type(const std::string& what) {
+    const auto number = cursor_.number<std::uint32_t>(what + ", type");
+    const auto type = gguf_type_of_number(number);
+    if (!type) cursor_.refuse(what + ", type", "the number of one of " + gguf_type_names(), std::to_string(number));
+    return *type;
+  }
+
+  /// The bytes of a tensor, which are no more than the file has. Rows are whole blocks.
+  [[nodiscard]] std::uint64_t data_bytes_of(const GgufTensor& tensor, const std::string& what) const {
+    const GgufTypeInfo info = info_of(tensor.type);
+    if (tensor.extents[0] % info.block_size != 0) {
+      cursor_.refuse(what + ", extents",
+                     "rows of a multiple of " + std::to_string(info.block_size) + " elements, the block size of " +
+                         std::string(info.name),
+                     std::to_string(tensor.extents[0]));
+    }
+    const std::size_t room = data_bytes_ <= bytes_.size() ? bytes_.size() - data_bytes_ : 0;
+    const std::uint64_t blocks = tensor.size() / info.block_size;
+    if (blocks > room / info.block_bytes) {
+      cursor_.refuse(what, "at most the " + std::to_string(room) + " bytes that the file has for it",
+                     std::to_string(tensor.size()) + " elements of " + std::string(info.name));
+    }
+    return blocks * info.block_bytes;
   }
 
   [[nodiscard]] std::array<std::uint64_t, 4> extents(const std::string& what) {
@@ -301,8 +314,8 @@ class GgufParser {
 /// claims. Bytes after the tensors are ignored, as in llama.cpp. Pure and reentrant.
 /// @throws FormatError naming the byte and the item: a different magic or version; counts, lengths, extents or offsets
 /// that do not fit the file; text that is not UTF-8; duplicate keys or names; an alignment that is not a power of two;
-/// tensors that overlap or leave gaps; element types other than F32, F16 and BF16; std::bad_alloc. Source:
-/// ggml-org/ggml, docs/gguf.md, and the checks of its gguf.cpp.
+/// tensors that overlap or leave gaps; types that GgufType does not have; rows that are not whole blocks;
+/// std::bad_alloc. Source: ggml-org/ggml, docs/gguf.md, and the checks of its gguf.cpp.
 [[nodiscard]] inline GgufContents parse_gguf(std::span<const std::byte> bytes,
                                              std::string_view label = "bytes in memory") {
   return detail::GgufParser(bytes, label).parse();

@@ -67,6 +67,8 @@ LORA_TARGET_AVX2 LORA_INLINE void masked_store(double* p, Int64s mask, Doubles v
 /// The signs, one bit a lane.
 LORA_TARGET_AVX2 LORA_INLINE int signs(Floats v) { return __builtin_ia32_movmskps256(v); }
 LORA_TARGET_AVX2 LORA_INLINE int signs(Doubles v) { return __builtin_ia32_movmskpd256(v); }
+/// v[index mod 8] in each lane.
+LORA_TARGET_AVX2 LORA_INLINE Floats permute(Floats v, Int32s index) { return __builtin_ia32_permvarsf256(v, index); }
 /// The first bytes, each widened with its sign.
 LORA_TARGET_AVX2 LORA_INLINE Int32s widen_to_int32(Bytes16 bytes) { return __builtin_ia32_pmovsxbd256(bytes); }
 LORA_TARGET_AVX2 LORA_INLINE Int64s widen_to_int64(Bytes16 bytes) {
@@ -89,6 +91,9 @@ LORA_TARGET_AVX2 LORA_INLINE void masked_store(double* p, Int64s mask, Doubles v
 }
 LORA_TARGET_AVX2 LORA_INLINE int signs(Floats v) { return _mm256_movemask_ps(v); }
 LORA_TARGET_AVX2 LORA_INLINE int signs(Doubles v) { return _mm256_movemask_pd(v); }
+LORA_TARGET_AVX2 LORA_INLINE Floats permute(Floats v, Int32s index) {
+  return _mm256_permutevar8x32_ps(v, reinterpret_cast<__m256i>(index));
+}
 LORA_TARGET_AVX2 LORA_INLINE Int32s widen_to_int32(Bytes16 bytes) {
   return reinterpret_cast<Int32s>(_mm256_cvtepi8_epi32(reinterpret_cast<__m128i>(bytes)));
 }
@@ -107,6 +112,7 @@ using Int32s __attribute__((vector_size(64))) = std::int32_t;
 using Int64s __attribute__((vector_size(64))) = std::int64_t;
 using Uint32s __attribute__((vector_size(64))) = std::uint32_t;
 using Uint64s __attribute__((vector_size(64))) = std::uint64_t;
+using Halves __attribute__((vector_size(32))) = short;
 using x86::Bytes16;
 using x86::Mask16;
 using x86::Mask8;
@@ -161,6 +167,14 @@ LORA_TARGET_AVX512 LORA_INLINE Bytes16 low_bytes(Int32s v) {
 LORA_TARGET_AVX512 LORA_INLINE Bytes16 low_bytes(Int64s v) {
   return __builtin_ia32_pmovqb512_mask(reinterpret_cast<LongLongs>(v), Bytes16{}, all8);
 }
+/// The values of F16 numbers; a signalling NaN becomes a quiet one.
+LORA_TARGET_AVX512 LORA_INLINE Floats floats_of_f16(Halves halves) {
+  return __builtin_ia32_vcvtph2ps512_mask(halves, Floats{}, all16, current_rounding);
+}
+/// v[index mod 16] in each lane.
+LORA_TARGET_AVX512 LORA_INLINE Floats permute(Floats v, Int32s index) {
+  return __builtin_ia32_permvarsf512_mask(v, index, Floats{}, all16);
+}
 /// The first bytes, each widened with its sign.
 LORA_TARGET_AVX512 LORA_INLINE Int32s widen_to_int32(Bytes16 bytes) {
   return __builtin_ia32_pmovsxbd512_mask(bytes, Int32s{}, all16);
@@ -200,6 +214,12 @@ LORA_TARGET_AVX512 LORA_INLINE Bytes16 low_bytes(Int32s v) {
 }
 LORA_TARGET_AVX512 LORA_INLINE Bytes16 low_bytes(Int64s v) {
   return reinterpret_cast<Bytes16>(_mm512_maskz_cvtepi64_epi8(all8, reinterpret_cast<__m512i>(v)));
+}
+LORA_TARGET_AVX512 LORA_INLINE Floats floats_of_f16(Halves halves) {
+  return _mm512_maskz_cvtph_ps(all16, reinterpret_cast<__m256i>(halves));
+}
+LORA_TARGET_AVX512 LORA_INLINE Floats permute(Floats v, Int32s index) {
+  return _mm512_maskz_permutexvar_ps(all16, reinterpret_cast<__m512i>(index), v);
 }
 LORA_TARGET_AVX512 LORA_INLINE Int32s widen_to_int32(Bytes16 bytes) {
   return reinterpret_cast<Int32s>(_mm512_maskz_cvtepi8_epi32(all16, reinterpret_cast<__m128i>(bytes)));

@@ -65,7 +65,8 @@ void AdapterMerging<Kind>::merge(const Operation& operation, const std::vector<I
   if (!adapters_.enabled()) throw StateError(operation.text(), "layer", "enabled adapters", "disabled ones");
   if (!weight_.mergeable()) {
     throw StateError(operation.text(), "weight",
-                     "one that can be merged into (answer unmerged, or make the layer over a PackedWeight copy)",
+                     "one that can be merged into (answer unmerged; or make the layer over a PackedWeight copy, as "
+                     "dequantized() gives; or over what requantize() makes of the weight and the update)",
                      "a read-only weight, or one of a kind that cannot be merged into");
   }
   if (dora_count(order) > 1) {

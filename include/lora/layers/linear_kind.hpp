@@ -219,11 +219,7 @@ class LinearKind {
     const Index outputs = weight.out_features();
     const Index inputs = weight.in_features();
     std::vector<Wide> values(static_cast<std::size_t>(outputs * inputs));
-    std::vector<Scalar> row(static_cast<std::size_t>(inputs));
-    for (Index i = 0; i < outputs; ++i) {
-      weight.read(i, 0, MatrixView<Scalar>{row.data(), 1, inputs, inputs, 1});
-      std::copy(row.begin(), row.end(), values.begin() + i * inputs);
-    }
+    for_each_row(weight, [&](Index i, const Scalar* row) { std::copy_n(row, inputs, values.begin() + i * inputs); });
     const MatrixView<const Wide> w{values.data(), outputs, inputs, inputs, 1};
     const auto found = factors_from_weight(operation, w, config, seed);
     LoraFactors<Scalar> factors{Matrix<Scalar>(config.rank, inputs), Matrix<Scalar>(outputs, config.rank)};

@@ -3,8 +3,10 @@
 
 #include <concepts>
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 #include "lora/core/error.hpp"
 #include "lora/core/shape.hpp"
@@ -23,12 +25,15 @@ struct LowRankTerm {
   [[nodiscard]] Index rank() const noexcept { return up.rows; }
 };
 
-/// A piece of a weight's memory: `lines` runs of `length` contiguous scalars, `line_stride` apart.
+/// How a weight that can be merged into stores its elements: as its scalars, or rounded to 16 bits.
+enum class WeightStorage : std::uint8_t { scalars, f16, bf16 };
+
+/// A piece of a weight's memory: `lines` runs of `length` contiguous elements, `line_stride` apart.
 /// Line l, position p is W(first_line + l, first_position + p) when lines are outputs,
 /// W(first_position + p, first_line + l) when lines are inputs; W is out_features x in_features.
-template <class Scalar>
+template <class Element>
 struct WeightTile {
-  Scalar* data = nullptr;
+  Element* data = nullptr;
   Index lines = 0;
   Index length = 0;
   Index line_stride = 0;
@@ -37,7 +42,7 @@ struct WeightTile {
   bool lines_are_outputs = true;
 };
 
-/// No tile holds more scalars than this, so that scratch for a tile has a fixed size.
+/// No tile holds more elements than this, so that scratch for a tile has a fixed size.
 inline constexpr Index max_tile_size = 16384;
 
 /// A frozen weight W (out_features x in_features) with any storage. A new kind is one new file.
@@ -70,15 +75,31 @@ concept ReadableWeight = FrozenWeight<W> && requires(const W& source, MatrixView
   { source.read(i, i, out) } -> std::same_as<void>;
 };
 
+/// W::storage, or WeightStorage::scalars for a kind that does not say.
+template <class W>
+inline constexpr WeightStorage storage_of = WeightStorage::scalars;
+template <class W>
+  requires requires {
+    { W::storage } -> std::convertible_to<WeightStorage>;
+  }
+inline constexpr WeightStorage storage_of<W> = W::storage;
+
+/// The type of a weight's elements in memory: its scalar, or the bits of a 16-bit number.
+template <class W>
+using StoredElement = std::conditional_t<storage_of<W> == WeightStorage::scalars, typename W::Scalar, std::uint16_t>;
+
 /// A readable weight that can be updated in place.
 ///
 /// - `tile_count()` and `tile(t)`: every element of W exactly once, in a fixed order, without padding.
 /// - `writable()`: false if the memory is const; then `tile(t)` of a mutable weight throws StateError.
+/// - `storage`: a static constant, for kinds that store 16-bit numbers. Their scalar is float.
 template <class W>
-concept MergeableWeight = ReadableWeight<W> && requires(W& target, const W& source, Index t) {
+concept MergeableWeight = ReadableWeight<W> &&
+    (storage_of<W> == WeightStorage::scalars ||
+     std::same_as<typename W::Scalar, float>)&&requires(W& target, const W& source, Index t) {
   { source.tile_count() } -> std::same_as<Index>;
-  { target.tile(t) } -> std::same_as<WeightTile<typename W::Scalar>>;
-  { source.tile(t) } -> std::same_as<WeightTile<const typename W::Scalar>>;
+  { target.tile(t) } -> std::same_as<WeightTile<StoredElement<W>>>;
+  { source.tile(t) } -> std::same_as<WeightTile<const StoredElement<W>>>;
   { source.writable() } -> std::same_as<bool>;
 };
 

@@ -8,6 +8,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -18,6 +19,7 @@
 #include "lora/kernels/exact_update.hpp"
 #include "lora/weight/frozen_weight.hpp"
 #include "lora/weight/low_rank_update.hpp"
+#include "lora/weight/stored_elements.hpp"
 #include "lora/weight/tile_pieces.hpp"
 #include "lora/weight/weight_ref.hpp"
 
@@ -28,12 +30,13 @@ namespace lora {
 /// For each element of the weight, one signed byte: the distance, in units of last place, between the weight and
 /// (merged - delta), or merged * (1 / f_j) - delta when outputs are scaled. Weights whose distance does not fit a byte
 /// are kept whole in a list; if the list would exceed a twentieth of the weight's size, a plain copy is kept instead.
-/// The factors are copied, so the caller may change A, B and f.
+/// For weights of 16 bits the units are those of 16 bits. The factors are copied, so the caller may change A, B and f.
 template <RealScalar Scalar>
 class MergeUndo {
  public:
   /// W <- f (.) (W + s*B*A): row j is multiplied by output_factors[j], if there are any.
   ///   merged(j, i) = round(round(W(j, i) + delta(j, i)) * f_j)
+  /// A weight of 16 bits is rounded once, from the exact sum, or with factors from its product in double.
   /// `output_factors`: out_features scalars or none. @throws ShapeError when their number is neither 0 nor
   /// out_features, or the factors do not fit the weight's shape; StateError naming `operation` when the weight is not
   /// mergeable, when a factor or an element of the update is not finite, or when merging makes a finite element of W
@@ -52,20 +55,10 @@ class MergeUndo {
     MergeUndo undo;
     undo.keep_factors(operation, weight.out_features(), output_factors);
     if ((update.a.rows == 0 && output_factors.empty()) || weight.tile_count() == 0) return undo;
-    undo.delta_ = DeltaSource<Scalar>(update, weight.const_tile(0).lines_are_outputs);
-    const Index size = weight.out_features() * weight.in_features();
-    undo.codes_ = LargePageBytes(static_cast<std::size_t>(size));
-    Transaction transaction{undo, weight};
-    const Outcome outcome = undo.apply(weight, size / 20, transaction.done);
-    if (outcome == Outcome::complete) {
-      undo.exceptions_.shrink_to_fit();
-      transaction.commit();
-      return undo;
-    }
-    transaction.roll_back();
-    if (outcome == Outcome::not_finite) undo.refuse(operation);
-    undo.release_codes();
-    undo.merge_with_copy(operation, weight);
+    detail::with_elements<Scalar>(weight.storage(), [&]<class Elements>(Elements /*elements*/) {
+      undo.delta_ = DeltaSource<Scalar>(update, lines_are_outputs<Elements>(weight));
+      undo.template merge_elements<Elements>(operation, weight);
+    });
     return undo;
   }
 
@@ -74,24 +67,17 @@ class MergeUndo {
   void unmerge(WeightRef<Scalar> weight) const noexcept {
     if (empty()) return;
     const DefaultFloatingPoint environment;
-    restore(weight, weight.out_features() * weight.in_features());
+    detail::with_elements<Scalar>(weight.storage(), [&]<class Elements>(Elements /*elements*/) {
+      restore<Elements>(weight, weight.out_features() * weight.in_features());
+    });
   }
 
   /// Merges the same update again, after unmerge(): the weight gets the bits that merge() gave it. No allocation.
   void merge_again(WeightRef<Scalar> weight) noexcept {
     if (empty()) return;
     const DefaultFloatingPoint environment;
-    std::array<Scalar, piece_size> scratch;
-    std::int8_t* codes = codes_.data();
-    for (TilePieces<Scalar> pieces(weight); pieces.next();) {
-      const WeightTile<Scalar>& piece = pieces.piece();
-      if (copy_.empty()) {
-        apply_piece(piece, codes, scratch.data());
-        codes += piece.lines * piece.length;
-      } else {
-        add_piece(piece, scratch.data());
-      }
-    }
+    detail::with_elements<Scalar>(
+        weight.storage(), [&]<class Elements>(Elements /*elements*/) { merge_elements_again<Elements>(weight); });
   }
 
   /// Writes W as it was before merge() to `out` (out_features x in_features, any strides), while `weight` stays merged.
@@ -116,35 +102,13 @@ class MergeUndo {
     if (!any) return read_back(weight, out);
     check_shape("MergeUndo::read_unmerged", "out", out, weight.out_features(), weight.in_features());
     const DefaultFloatingPoint environment;
-    std::array<Scalar, piece_size> values;
-    TilePieces<const Scalar> pieces(weight);
-    while (pieces.next()) {
-      const WeightTile<const Scalar>& merged = pieces.piece();
-      const WeightTile<Scalar> piece{.data = values.data(),
-                                     .lines = merged.lines,
-                                     .length = merged.length,
-                                     .line_stride = merged.length,
-                                     .first_line = merged.first_line,
-                                     .first_position = merged.first_position,
-                                     .lines_are_outputs = merged.lines_are_outputs};
-      for (Index l = 0; l < piece.lines; ++l) {
-        const Scalar* const line = merged.data + l * merged.line_stride;
-        std::copy(line, line + piece.length, piece.data + l * piece.length);
-      }
-      for (std::size_t i = undos.size(); i-- > 0;) {
-        if (!undos[i].empty()) undos[i].restore_piece(piece, cursors[i]);
-      }
-      const MatrixView<const Scalar> restored{piece.data, piece.lines, piece.length};
-      const MatrixView<Scalar> whole = piece.lines_are_outputs ? out : out.transpose();
-      copy_elements(restored,
-                    whole.middle_rows(piece.first_line, piece.lines).middle_cols(piece.first_position, piece.length));
-    }
+    detail::with_elements<Scalar>(weight.storage(), [&]<class Elements>(Elements /*elements*/) {
+      read_unmerged_elements<Elements>(weight, undos, cursors, out);
+    });
   }
 
   /// Bytes held besides the copies of the factors.
-  [[nodiscard]] std::size_t bytes() const noexcept {
-    return codes_.size() + (exceptions_.capacity() + copy_.capacity()) * sizeof(Scalar);
-  }
+  [[nodiscard]] std::size_t bytes() const noexcept { return codes_.size() + scalars_.bytes() + halves_.bytes(); }
   /// Bytes of the copies of the factors: A, B, and f with its reciprocals.
   [[nodiscard]] std::size_t factor_bytes() const noexcept {
     return delta_.bytes() + (factors_.size() + reciprocals_.size()) * sizeof(Scalar);
@@ -154,7 +118,33 @@ class MergeUndo {
   static constexpr auto piece_size = static_cast<std::size_t>(max_piece_size);
   enum class Outcome : std::uint8_t { complete, not_finite, too_many_exceptions };
 
+  template <class Elements>
+  using ElementOf = typename Elements::Element;
+  template <class Elements>
+  using PieceOf = WeightTile<ElementOf<Elements>>;
+  template <class Elements>
+  using PiecesOf = TilePieces<ElementOf<Elements>, Scalar>;
+  template <class Elements>
+  using ConstPiecesOf = TilePieces<const ElementOf<Elements>, Scalar>;
+
+  // Elements as they were: those whose code does not fit a byte, in order, or all of them.
+  template <class Element>
+  struct Originals {
+    std::vector<Element> exceptions;
+    std::vector<Element> copy;
+
+    [[nodiscard]] std::size_t bytes() const noexcept {
+      return (exceptions.capacity() + copy.capacity()) * sizeof(Element);
+    }
+    // Makes room for `more` exceptions, so that nothing throws between writing a line and keeping its elements.
+    void reserve_exceptions(std::size_t more) {
+      const std::size_t wanted = exceptions.size() + more;
+      if (wanted > exceptions.capacity()) exceptions.reserve(wanted + wanted / 8);
+    }
+  };
+
   // Restores what apply() did when the scope is left early.
+  template <class Elements>
   struct Transaction {
     MergeUndo& undo;
     WeightRef<Scalar> weight;
@@ -165,144 +155,247 @@ class MergeUndo {
     ~Transaction() { roll_back(); }
     void commit() noexcept { done = 0; }
     void roll_back() noexcept {
-      if (done > 0) undo.restore(weight, done);
+      if (done > 0) undo.template restore<Elements>(weight, done);
       done = 0;
     }
   };
 
+  template <class Elements>
+  [[nodiscard]] static bool lines_are_outputs(const WeightRef<Scalar>& weight) {
+    return weight.template const_tile<ElementOf<Elements>>(0).lines_are_outputs;
+  }
+
+  template <class Elements>
+  [[nodiscard]] auto& originals() noexcept {
+    if constexpr (std::is_same_v<ElementOf<Elements>, Scalar>) {
+      return scalars_;
+    } else {
+      return halves_;
+    }
+  }
+  template <class Elements>
+  [[nodiscard]] const auto& originals() const noexcept {
+    return const_cast<MergeUndo*>(this)->originals<Elements>();
+  }
+
+  template <class Elements>
+  void merge_elements(std::string_view operation, const WeightRef<Scalar>& weight) {
+    const Index size = weight.out_features() * weight.in_features();
+    codes_ = LargePageBytes(static_cast<std::size_t>(size));
+    Transaction<Elements> transaction{*this, weight};
+    const Outcome outcome = apply<Elements>(weight, size / 20, transaction.done);
+    if (outcome == Outcome::complete) {
+      originals<Elements>().exceptions.shrink_to_fit();
+      transaction.commit();
+      return;
+    }
+    transaction.roll_back();
+    if (outcome == Outcome::not_finite) refuse(operation);
+    release_codes<Elements>();
+    merge_with_copy<Elements>(operation, weight);
+  }
+
+  template <class Elements>
   Outcome apply(const WeightRef<Scalar>& weight, Index exception_limit, Index& done) {
-    std::array<Scalar, piece_size> originals;
-    TilePieces<Scalar> pieces(weight);
+    std::array<ElementOf<Elements>, piece_size> former;
+    auto& kept = originals<Elements>();
+    PiecesOf<Elements> pieces(weight);
     while (pieces.next()) {
-      const WeightTile<Scalar>& piece = pieces.piece();
-      reserve_exceptions(static_cast<std::size_t>(piece.lines * piece.length));
-      const kernels::ExactUpdate update = apply_piece(piece, codes_.data() + done, originals.data());
-      exceptions_.insert(exceptions_.end(), originals.data(), originals.data() + update.exceptions);
+      const PieceOf<Elements>& piece = pieces.piece();
+      kept.reserve_exceptions(static_cast<std::size_t>(piece.lines * piece.length));
+      const kernels::ExactUpdate update = apply_piece<Elements>(piece, codes_.data() + done, former.data());
+      kept.exceptions.insert(kept.exceptions.end(), former.data(), former.data() + update.exceptions);
       done += piece.lines * piece.length;
       if (!update.applied) return Outcome::not_finite;
-      if (static_cast<Index>(exceptions_.size()) > exception_limit) return Outcome::too_many_exceptions;
+      if (static_cast<Index>(kept.exceptions.size()) > exception_limit) return Outcome::too_many_exceptions;
     }
     return Outcome::complete;
   }
 
   // Applies the update to all of a piece, finite or not.
-  kernels::ExactUpdate apply_piece(const WeightTile<Scalar>& piece, std::int8_t* codes,
-                                   Scalar* originals) const noexcept {
-    if (factors_.empty()) return delta_.update(kernels::UpdateStep::apply, piece, codes, originals);
+  template <class Elements>
+  kernels::ExactUpdate apply_piece(const PieceOf<Elements>& piece, std::int8_t* codes,
+                                   ElementOf<Elements>* former) const noexcept {
+    if constexpr (Elements::fuses_update) {
+      if (factors_.empty()) return delta_.update(kernels::UpdateStep::apply, piece, codes, former);
+    }
     kernels::ExactUpdate total{.applied = true};
     std::array<Scalar, piece_size> delta;
     evaluate(piece, delta.data());
     for (Index l = 0; l < piece.lines; ++l) {
-      const auto line = kernels::apply_scaled(piece.data + l * piece.line_stride, delta.data() + l * piece.length,
-                                              factors_of(piece, l), codes + l * piece.length, piece.length,
-                                              originals + total.exceptions);
+      const auto line =
+          Elements::apply(piece.data + l * piece.line_stride, delta.data() + l * piece.length, factors_of(piece, l),
+                          codes + l * piece.length, piece.length, former + total.exceptions);
       total.applied = total.applied && line.applied;
       total.exceptions += line.exceptions;
     }
     return total;
   }
 
-  void evaluate(const WeightTile<Scalar>& piece, Scalar* delta) const noexcept {
+  template <class Element>
+  void evaluate(const WeightTile<Element>& piece, Scalar* delta) const noexcept {
     delta_.evaluate(piece.first_line, piece.lines, piece.first_position, piece.length, delta);
   }
 
-  [[nodiscard]] kernels::RunFactors<Scalar> factors_of(const WeightTile<Scalar>& piece, Index line) const noexcept {
+  template <class Element>
+  [[nodiscard]] kernels::RunFactors<Scalar> factors_of(const WeightTile<Element>& piece, Index line) const noexcept {
+    static constexpr Scalar one = 1;
+    if (factors_.empty()) return {&one, &one, 0};
     const Index first = piece.lines_are_outputs ? piece.first_line + line : piece.first_position;
     return {factors_.data() + first, reciprocals_.data() + first, piece.lines_are_outputs ? 0 : 1};
   }
 
-  // Makes room for `more` exceptions, so that nothing throws between writing a line and keeping its original elements.
-  void reserve_exceptions(std::size_t more) {
-    const std::size_t wanted = exceptions_.size() + more;
-    if (wanted > exceptions_.capacity()) exceptions_.reserve(wanted + wanted / 8);
-  }
-
+  template <class Elements>
   void restore(const WeightRef<Scalar>& weight, Index count) const noexcept {
     Cursor cursor;
-    TilePieces<Scalar> pieces(weight);
-    while (cursor.element < count && pieces.next()) restore_piece(pieces.piece(), cursor);
+    PiecesOf<Elements> pieces(weight);
+    while (cursor.element < count && pieces.next()) restore_piece<Elements>(pieces.piece(), cursor);
   }
 
   // Undoes merging on a piece. The cursor is at the piece, and is moved past it.
-  void restore_piece(const WeightTile<Scalar>& piece, Cursor& cursor) const noexcept {
+  template <class Elements>
+  void restore_piece(const PieceOf<Elements>& piece, Cursor& cursor) const noexcept {
+    const auto& kept = originals<Elements>();
     const Index start = cursor.element;
     cursor.element += piece.lines * piece.length;
-    if (!copy_.empty()) {
-      const Scalar* source = copy_.data() + start;
+    if (!kept.copy.empty()) {
+      const auto* source = kept.copy.data() + start;
       for (Index l = 0; l < piece.lines; ++l, source += piece.length) {
         std::copy(source, source + piece.length, piece.data + l * piece.line_stride);
       }
       return;
     }
-    std::int8_t* const codes = codes_.data() + start;
-    auto* const originals = const_cast<Scalar*>(exceptions_.data() + cursor.exception);  // only read
-    Index taken = 0;
-    if (factors_.empty()) {
-      taken = delta_.update(kernels::UpdateStep::restore, piece, codes, originals).exceptions;
-    } else {
-      std::array<Scalar, piece_size> delta;
-      evaluate(piece, delta.data());
-      for (Index l = 0; l < piece.lines; ++l) {
-        taken +=
-            kernels::restore_scaled(piece.data + l * piece.line_stride, delta.data() + l * piece.length,
-                                    factors_of(piece, l), codes + l * piece.length, piece.length, originals + taken);
-      }
-    }
+    const Index taken =
+        restore_codes<Elements>(piece, codes_.data() + start, kept.exceptions.data() + cursor.exception);
     cursor.exception += static_cast<std::size_t>(taken);
   }
 
+  // Returns how many of the exceptions, which start at `former`, the piece has.
+  template <class Elements>
+  Index restore_codes(const PieceOf<Elements>& piece, std::int8_t* codes,
+                      const ElementOf<Elements>* former) const noexcept {
+    if constexpr (Elements::fuses_update) {
+      auto* const read_only = const_cast<Scalar*>(former);  // this step only reads them
+      if (factors_.empty()) return delta_.update(kernels::UpdateStep::restore, piece, codes, read_only).exceptions;
+    }
+    std::array<Scalar, piece_size> delta;
+    evaluate(piece, delta.data());
+    Index taken = 0;
+    for (Index l = 0; l < piece.lines; ++l) {
+      taken += Elements::restore(piece.data + l * piece.line_stride, delta.data() + l * piece.length,
+                                 factors_of(piece, l), codes + l * piece.length, piece.length, former + taken);
+    }
+    return taken;
+  }
+
+  template <class Elements>
+  void merge_elements_again(const WeightRef<Scalar>& weight) noexcept {
+    std::array<ElementOf<Elements>, piece_size> former;
+    std::array<Scalar, piece_size> delta;
+    std::int8_t* codes = codes_.data();
+    const bool copied = !originals<Elements>().copy.empty();
+    for (PiecesOf<Elements> pieces(weight); pieces.next();) {
+      const PieceOf<Elements>& piece = pieces.piece();
+      if (copied) {
+        add_piece<Elements>(piece, delta.data());
+      } else {
+        apply_piece<Elements>(piece, codes, former.data());
+        codes += piece.lines * piece.length;
+      }
+    }
+  }
+
+  template <class Elements>
+  static void read_unmerged_elements(const WeightRef<Scalar>& weight, std::span<const MergeUndo> undos,
+                                     std::span<Cursor> cursors, const MatrixView<Scalar>& out) {
+    std::array<ElementOf<Elements>, piece_size> elements;
+    ConstPiecesOf<Elements> pieces(weight);
+    while (pieces.next()) {
+      const auto& merged = pieces.piece();
+      const PieceOf<Elements> piece{.data = elements.data(),
+                                    .lines = merged.lines,
+                                    .length = merged.length,
+                                    .line_stride = merged.length,
+                                    .first_line = merged.first_line,
+                                    .first_position = merged.first_position,
+                                    .lines_are_outputs = merged.lines_are_outputs};
+      for (Index l = 0; l < piece.lines; ++l) {
+        const auto* const line = merged.data + l * merged.line_stride;
+        std::copy(line, line + piece.length, piece.data + l * piece.length);
+      }
+      for (std::size_t i = undos.size(); i-- > 0;) {
+        if (!undos[i].empty()) undos[i].template restore_piece<Elements>(piece, cursors[i]);
+      }
+      write_piece<Elements>(piece, out);
+    }
+  }
+
+  // Writes the values of a piece to its place in `out`.
+  template <class Elements>
+  static void write_piece(const PieceOf<Elements>& piece, const MatrixView<Scalar>& out) noexcept {
+    const MatrixView<Scalar> whole = piece.lines_are_outputs ? out : out.transpose();
+    const MatrixView<Scalar> target =
+        whole.middle_rows(piece.first_line, piece.lines).middle_cols(piece.first_position, piece.length);
+    if constexpr (std::is_same_v<ElementOf<Elements>, Scalar>) {
+      copy_elements<Scalar>({piece.data, piece.lines, piece.length}, target);
+    } else {
+      std::array<Scalar, piece_size> values;
+      std::transform(piece.data, piece.data + piece.lines * piece.length, values.begin(), Elements::value);
+      copy_elements<Scalar>({values.data(), piece.lines, piece.length}, target);
+    }
+  }
+
   // `vector = {}` would keep the memory.
+  template <class Elements>
   void release_codes() noexcept {
-    std::vector<Scalar>().swap(exceptions_);
+    std::vector<ElementOf<Elements>>().swap(originals<Elements>().exceptions);
     codes_ = LargePageBytes();
   }
 
   // For updates much larger than the weight.
+  template <class Elements>
   void merge_with_copy(std::string_view operation, const WeightRef<Scalar>& weight) {
-    copy_.reserve(static_cast<std::size_t>(weight.out_features() * weight.in_features()));
-    TilePieces<const Scalar> originals(weight);
-    while (originals.next()) {
-      const WeightTile<const Scalar>& piece = originals.piece();
+    auto& copy = originals<Elements>().copy;
+    copy.reserve(static_cast<std::size_t>(weight.out_features() * weight.in_features()));
+    ConstPiecesOf<Elements> read(weight);
+    while (read.next()) {
+      const auto& piece = read.piece();
       for (Index l = 0; l < piece.lines; ++l) {
-        const Scalar* line = piece.data + l * piece.line_stride;
-        copy_.insert(copy_.end(), line, line + piece.length);
+        const auto* line = piece.data + l * piece.line_stride;
+        copy.insert(copy.end(), line, line + piece.length);
       }
     }
     bool finite = true;
     Index done = 0;
     std::array<Scalar, piece_size> delta;
-    TilePieces<Scalar> pieces(weight);
+    PiecesOf<Elements> pieces(weight);
     while (finite && pieces.next()) {
-      finite = add_piece(pieces.piece(), delta.data());
+      finite = add_piece<Elements>(pieces.piece(), delta.data());
       done += pieces.piece().lines * pieces.piece().length;
     }
     if (finite) return;
-    restore(weight, done);
+    restore<Elements>(weight, done);
     refuse(operation);
   }
 
   // Applies the update to all of a piece without codes, and returns whether all stayed finite. `delta` is scratch.
-  bool add_piece(const WeightTile<Scalar>& piece, Scalar* delta) const noexcept {
+  template <class Elements>
+  bool add_piece(const PieceOf<Elements>& piece, Scalar* delta) const noexcept {
     evaluate(piece, delta);
     bool finite = true;
     for (Index l = 0; l < piece.lines; ++l) {
-      Scalar* const weights = piece.data + l * piece.line_stride;
+      auto* const weights = piece.data + l * piece.line_stride;
       const Scalar* const deltas = delta + l * piece.length;
+      const kernels::RunFactors<Scalar> run = factors_of(piece, l);
       for (Index p = 0; p < piece.length; ++p) {
-        const Scalar value = merged_value(piece, l, p, weights[p], deltas[p]);
-        finite = finite && kernels::detail::finite(deltas[p]) &&
-                 (kernels::detail::finite(value) || !kernels::detail::finite(weights[p]));
+        const Scalar* const factor = factors_.empty() ? nullptr : run.factors + p * run.step;
+        const auto value = Elements::merged(weights[p], deltas[p], factor);
+        finite =
+            finite && kernels::detail::finite(deltas[p]) && (Elements::finite(value) || !Elements::finite(weights[p]));
         weights[p] = value;
       }
     }
     return finite;
-  }
-
-  [[nodiscard]] Scalar merged_value(const WeightTile<Scalar>& piece, Index line, Index position, Scalar weight,
-                                    Scalar delta) const noexcept {
-    if (factors_.empty()) return weight + delta;
-    const auto run = factors_of(piece, line);
-    return kernels::detail::rounded<Scalar>(weight + delta) * run.factors[position * run.step];
   }
 
   void keep_factors(std::string_view operation, Index out_features, std::span<const Scalar> factors) {
@@ -327,14 +420,17 @@ class MergeUndo {
   }
 
   // Whether nothing is merged.
-  [[nodiscard]] bool empty() const noexcept { return codes_.size() == 0 && copy_.empty(); }
+  [[nodiscard]] bool empty() const noexcept {
+    return codes_.size() == 0 && scalars_.copy.empty() && halves_.copy.empty();
+  }
 
   DeltaSource<Scalar> delta_;
   std::vector<Scalar> factors_;
   std::vector<Scalar> reciprocals_;
   LargePageBytes codes_;
-  std::vector<Scalar> exceptions_;
-  std::vector<Scalar> copy_;
+  // What is kept of a weight that stores scalars, or of one that stores 16-bit numbers.
+  Originals<Scalar> scalars_;
+  Originals<std::uint16_t> halves_;
 };
 
 #if defined(LORA_COMPILED)

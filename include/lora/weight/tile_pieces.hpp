@@ -8,17 +8,15 @@
 
 namespace lora {
 
-/// No piece holds more scalars than this.
+/// No piece holds more elements than this.
 inline constexpr Index max_piece_size = 4096;
 
 /// Walks over all of a weight, in a fixed order: `while (pieces.next()) use(pieces.piece());`. A piece is itself a
 /// tile: several whole lines of a tile, a multiple of eight if there are that many, or part of one line. `Element` is
-/// const for reading only; a const weight is enough then. No allocation.
-template <class Element>
+/// that of the weight's storage(), and const for reading only; a const weight is enough then. No allocation.
+template <class Element, class Scalar = std::remove_const_t<Element>>
 class TilePieces {
  public:
-  using Scalar = std::remove_const_t<Element>;
-
   /// Pre: `weight` has tiles, and is mergeable unless Element is const.
   explicit TilePieces(const WeightRef<Scalar>& weight) noexcept : weight_(weight), tiles_(weight.tile_count()) {}
 
@@ -50,9 +48,9 @@ class TilePieces {
  private:
   [[nodiscard]] WeightTile<Element> fetch(Index t) const {
     if constexpr (std::is_const_v<Element>) {
-      return weight_.const_tile(t);
+      return weight_.template const_tile<std::remove_const_t<Element>>(t);
     } else {
-      return weight_.tile(t);
+      return weight_.template tile<Element>(t);
     }
   }
 

@@ -1,19 +1,22 @@
 // A reference to a frozen weight of any kind: code that works on weights is compiled once, not once for each kind.
 #pragma once
 
+#include <algorithm>
 #include <concepts>
 #include <cstddef>
 #include <memory>
 #include <string_view>
 #include <type_traits>
+#include <vector>
 
 #include "lora/core/error.hpp"
 #include "lora/weight/frozen_weight.hpp"
 
 namespace lora {
 
-/// A non-owning reference to a FrozenWeight. Converts implicitly from a weight. A const weight can be read but not
-/// merged into. Copies refer to the same weight, which must outlive them. No allocation.
+/// A non-owning reference to a FrozenWeight. Converts implicitly from a weight; from one that holds another, such as
+/// AnyWeight, to what its held() refers to. A const weight can be read but not merged into. Copies refer to the same
+/// weight, which must outlive them. No allocation.
 template <RealScalar Scalar_>
 class WeightRef {
  public:
@@ -23,17 +26,27 @@ class WeightRef {
     requires(!std::is_same_v<std::remove_cv_t<W>, WeightRef>)
   &&FrozenWeight<W> && (std::is_same_v<typename W::Scalar, Scalar>)
       // NOLINTNEXTLINE(google-explicit-constructor): converts at the call, as FunctionRef does.
-      WeightRef(W& weight) noexcept
-      : object_(std::addressof(weight)),
-  table_(&table_of<W, true>) {}
+      WeightRef(W& weight) noexcept {
+    if constexpr (requires { weight.held(); }) {
+      *this = weight.held();
+    } else {
+      object_ = std::addressof(weight);
+      table_ = &table_of<W, true>;
+    }
+  }
 
   template <class W>
     requires(!std::is_same_v<std::remove_cv_t<W>, WeightRef>)
   &&FrozenWeight<W> && (std::is_same_v<typename W::Scalar, Scalar>)
       // NOLINTNEXTLINE(google-explicit-constructor)
-      WeightRef(const W& weight) noexcept
-      : object_(const_cast<W*>(std::addressof(weight))),
-  table_(&table_of<W, false>) {}
+      WeightRef(const W& weight) noexcept {
+    if constexpr (requires { weight.held(); }) {
+      *this = weight.held();
+    } else {
+      object_ = const_cast<W*>(std::addressof(weight));
+      table_ = &table_of<W, false>;
+    }
+  }
 
   [[nodiscard]] Index out_features() const noexcept { return table_->out_features(object_); }
   [[nodiscard]] Index in_features() const noexcept { return table_->in_features(object_); }
@@ -74,17 +87,28 @@ class WeightRef {
   /// Whether the weight is a MergeableWeight, const or not.
   [[nodiscard]] bool has_tiles() const noexcept { return table_->tile_count != nullptr; }
 
+  /// How the elements of its tiles are stored.
+  [[nodiscard]] WeightStorage storage() const noexcept { return table_->storage; }
+
   /// 0 if the weight has no tiles.
   [[nodiscard]] Index tile_count() const noexcept { return has_tiles() ? table_->tile_count(object_) : 0; }
 
-  /// @throws StateError unless mergeable().
-  [[nodiscard]] WeightTile<Scalar> tile(Index t) const {
+  /// Pre: Element is that of storage(): Scalar, or std::uint16_t. @throws StateError unless mergeable().
+  template <class Element = Scalar>
+  [[nodiscard]] WeightTile<Element> tile(Index t) const {
     require_mergeable("WeightRef::tile");
-    return table_->tile(object_, t);
+    WeightTile<Element> tile;
+    table_->tile(object_, t, &tile);
+    return tile;
   }
 
-  /// A read-only tile. Pre: has_tiles().
-  [[nodiscard]] WeightTile<const Scalar> const_tile(Index t) const { return table_->const_tile(object_, t); }
+  /// A read-only tile. Pre: has_tiles(), and Element is that of storage().
+  template <class Element = Scalar>
+  [[nodiscard]] WeightTile<const Element> const_tile(Index t) const {
+    WeightTile<const Element> tile;
+    table_->const_tile(object_, t, &tile);
+    return tile;
+  }
 
   /// @throws StateError unless mergeable().
   void require_mergeable(std::string_view operation) const {
@@ -93,8 +117,8 @@ class WeightRef {
                             : table_->tile == nullptr ? "a const weight"
                                                       : "a view of const memory";
     throw StateError(operation, "weight",
-                     "a weight that can be merged into (leave the adapter unmerged, or hold the weight in a "
-                     "PackedWeight or a MatrixWeight)",
+                     "a weight that can be merged into (leave the adapter unmerged; or hold the weight in a "
+                     "PackedWeight, as dequantized() gives, or a MatrixWeight; or requantize() it with the update)",
                      got);
   }
 
@@ -111,8 +135,10 @@ class WeightRef {
     MatrixView<const Scalar> (*dense_view)(const void*) noexcept = nullptr;
     bool (*writable)(const void*) noexcept = nullptr;
     Index (*tile_count)(const void*) noexcept = nullptr;
-    WeightTile<const Scalar> (*const_tile)(const void*, Index) = nullptr;
-    WeightTile<Scalar> (*tile)(void*, Index) = nullptr;
+    WeightStorage storage = WeightStorage::scalars;
+    // These write a WeightTile, const or not, of the element of `storage`.
+    void (*const_tile)(const void*, Index, void*) = nullptr;
+    void (*tile)(void*, Index, void*) = nullptr;
   };
 
   template <class W>
@@ -145,8 +171,16 @@ class WeightRef {
     if constexpr (MergeableWeight<W>) {
       table.writable = [](const void* w) noexcept { return as<W>(w).writable(); };
       table.tile_count = [](const void* w) noexcept { return as<W>(w).tile_count(); };
-      table.const_tile = [](const void* w, Index t) { return as<W>(w).tile(t); };
-      if constexpr (is_mutable) table.tile = [](void* w, Index t) { return static_cast<W*>(w)->tile(t); };
+      using Element = StoredElement<W>;
+      table.storage = storage_of<W>;
+      table.const_tile = [](const void* w, Index t, void* out) {
+        *static_cast<WeightTile<const Element>*>(out) = as<W>(w).tile(t);
+      };
+      if constexpr (is_mutable) {
+        table.tile = [](void* w, Index t, void* out) {
+          *static_cast<WeightTile<Element>*>(out) = static_cast<W*>(w)->tile(t);
+        };
+      }
     }
     return table;
   }
@@ -154,8 +188,23 @@ class WeightRef {
   template <class W, bool is_mutable>
   static constexpr Table table_of = make_table<W, is_mutable>();
 
-  void* object_;
-  const Table* table_;
+  void* object_ = nullptr;
+  const Table* table_ = nullptr;
 };
+
+/// Calls body(i, row) with every row of W in turn, in_features scalars that are valid during the call. Rows are read in
+/// groups, as weights that are packed or decoded in panels read single rows slowly.
+/// @throws StateError when the weight cannot be read; std::bad_alloc
+template <RealScalar Scalar, class Body>
+void for_each_row(const WeightRef<Scalar>& weight, const Body& body) {
+  constexpr Index group = 48;
+  const Index inputs = weight.in_features();
+  std::vector<Scalar> rows(static_cast<std::size_t>(std::min(group, weight.out_features()) * inputs));
+  for (Index first = 0; first < weight.out_features(); first += group) {
+    const Index count = std::min(group, weight.out_features() - first);
+    weight.read(first, 0, MatrixView<Scalar>{rows.data(), count, inputs, inputs, 1});
+    for (Index i = 0; i < count; ++i) body(first + i, static_cast<const Scalar*>(rows.data() + i * inputs));
+  }
+}
 
 }  // namespace lora

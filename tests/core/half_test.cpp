@@ -1,4 +1,4 @@
-#include "lora/io/half.hpp"
+#include "lora/core/half.hpp"
 
 #include <bit>
 #include <cmath>

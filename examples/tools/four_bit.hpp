@@ -1,0 +1,186 @@
+// The 4-bit weights of bitsandbytes in a checkpoint: found, and made.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "checkpoint.hpp"
+#include "checkpoint_writer.hpp"
+#include "lora/core/error.hpp"
+#include "lora/io/bitsandbytes.hpp"
+#include "storage.hpp"
+
+namespace lora::tools {
+
+/// The weight whose quant_state a tensor is; nothing for other tensors.
+[[nodiscard]] inline std::optional<std::string> weight_of_state(std::string_view tensor) {
+  for (const auto type : {BitsandbytesType::nf4, BitsandbytesType::fp4}) {
+    const std::string end = lora::detail::bitsandbytes_state_name("", type);
+    if (tensor.size() > end.size() && tensor.ends_with(end)) {
+      return std::string(tensor.substr(0, tensor.size() - end.size()));
+    }
+  }
+  return std::nullopt;
+}
+
+/// A 4-bit weight of a checkpoint, and all tensors that it consists of.
+struct FourBitWeight {
+  std::string name;
+  BitsandbytesTensor tensor;
+  std::vector<std::string> companions;  ///< beside the one that has its name
+  std::uintmax_t bytes = 0;
+
+  /// "NF4 64", "FP4 128 nested": with the block size.
+  [[nodiscard]] std::string type_name() const {
+    const BitsandbytesState& state = tensor.state();
+    const std::string type = state.type == BitsandbytesType::nf4 ? "NF4 " : "FP4 ";
+    return type + std::to_string(state.block_size) + (state.nested_block_size > 0 ? " nested" : "");
+  }
+};
+
+/// The names of the 4-bit weights of a checkpoint, with those of their quant_state.
+[[nodiscard]] inline std::vector<std::pair<std::string, std::string>> four_bit_names(const Checkpoint& checkpoint) {
+  std::vector<std::pair<std::string, std::string>> names;
+  for (const auto& state : checkpoint.names()) {
+    if (const auto weight = weight_of_state(state)) names.emplace_back(*weight, state);
+  }
+  return names;
+}
+
+/// The 4-bit weight of these names, whose tensors may stand in several shards. The checkpoint must outlive it.
+/// @throws FormatError for one that is not complete or not right
+[[nodiscard]] inline FourBitWeight four_bit_weight(const Checkpoint& checkpoint, const std::string& name,
+                                                   const std::string& state) {
+  const auto find = [&checkpoint](std::string_view wanted) {
+    const auto found = checkpoint.find(wanted);
+    return found ? std::optional<TensorView>(*found) : std::nullopt;
+  };
+  FourBitWeight weight{name, BitsandbytesTensor(find, "checkpoint", name), {}, checkpoint.find(name)->bytes.size()};
+  for (const char* end : {".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map"}) {
+    if (checkpoint.find(name + end)) weight.companions.push_back(name + end);
+  }
+  weight.companions.push_back(state);
+  for (const auto& companion : weight.companions) weight.bytes += checkpoint.find(companion)->bytes.size();
+  return weight;
+}
+
+/// Passes the values of a 4-bit weight, as `dtype`, to a sink.
+[[nodiscard]] inline Producer decoding(const FourBitWeight& weight, Dtype dtype) {
+  return [name = weight.name, tensor = weight.tensor, dtype](const SafetensorsWriter::Sink& sink) {
+    const BitsandbytesState& state = tensor.state();
+    const Index step = std::max<Index>(1, (Index{1} << 18) / state.in_features);
+    std::vector<std::byte> bytes;
+    Matrix<float> rows;
+    for (Index first = 0; first < state.out_features; first += step) {
+      rows.resize(std::min(step, state.out_features - first), state.in_features);
+      tensor.read_rows(first, rows.rows(), {rows.data(), static_cast<std::size_t>(rows.size())});
+      static_cast<void>(encode_finite(name, dtype, rows, bytes, first));
+      sink(bytes);
+    }
+  };
+}
+
+/// Encodes a weight in blocks of NF4 or FP4, row by row.
+class FourBitEncoder {
+ public:
+  FourBitEncoder(std::string name, StoredTensor source, BitsandbytesType type, Index block_size)
+      : name_(std::move(name)), source_(std::move(source)), block_bytes_(4 + static_cast<std::size_t>(block_size) / 2) {
+    visit_format(type, block_size, [this]<class Format>(Format) {
+      encode_ = &formats::encode_row<Format>;
+      decode_ = &formats::decode_row<Format>;
+    });
+  }
+
+  /// @throws StateError naming the row for values that are not finite
+  void codes(const SafetensorsWriter::Sink& sink, RoundingError& error) const {
+    error = {};
+    for_each_row_block<float>(source_, [&](Index first, const Matrix<float>& rows) {
+      const auto blocks = encoded(first, rows, &error);
+      std::vector<std::byte> codes;
+      for (std::size_t at = 0; at < blocks.size(); at += block_bytes_) {
+        const auto part = std::as_bytes(std::span(blocks).subspan(at + sizeof(float), block_bytes_ - sizeof(float)));
+        codes.insert(codes.end(), part.begin(), part.end());
+      }
+      sink(codes);
+    });
+  }
+  void absmax(const SafetensorsWriter::Sink& sink) const {
+    for_each_row_block<float>(source_, [&](Index first, const Matrix<float>& rows) {
+      const auto blocks = encoded(first, rows, nullptr);
+      std::vector<std::byte> scales;
+      for (std::size_t at = 0; at < blocks.size(); at += block_bytes_) {
+        const auto part = std::as_bytes(std::span(blocks).subspan(at, sizeof(float)));
+        scales.insert(scales.end(), part.begin(), part.end());
+      }
+      sink(scales);
+    });
+  }
+
+ private:
+  [[nodiscard]] std::vector<std::uint8_t> encoded(Index first, const Matrix<float>& rows, RoundingError* error) const {
+    if (rows.size() == 0) return {};
+    const Index block_size = static_cast<Index>(2 * (block_bytes_ - sizeof(float)));
+    std::vector<std::uint8_t> blocks(static_cast<std::size_t>(rows.size() / block_size) * block_bytes_);
+    encode_(rows.data(), rows.size(), blocks.data());
+    Matrix<float> back(rows.rows(), rows.cols());
+    decode_(blocks.data(), back.size(), back.data());
+    for (Index row = 0; row < back.rows(); ++row) {
+      if (back.row(row).allFinite()) continue;
+      throw StateError("write tensor", in_quotes(name_) + ", row " + std::to_string(first + row),
+                       "values that are finite in 4 bits", "an infinity or NaN");
+    }
+    if (error != nullptr) {
+      const Matrix<double> difference = (back - rows).cast<double>();
+      *error += {difference.cwiseAbs().maxCoeff(), difference.squaredNorm(), rows.cast<double>().squaredNorm(), 0};
+    }
+    return blocks;
+  }
+
+  std::string name_;
+  StoredTensor source_;
+  std::size_t block_bytes_;
+  void (*encode_)(const float*, Index, std::uint8_t*) noexcept = nullptr;
+  void (*decode_)(const std::uint8_t*, Index, float*) noexcept = nullptr;
+};
+
+/// Replaces a weight by the tensors of one of 4 bits. `error` is known when they are written.
+/// Pre: two dimensions of 1 or more, the columns a multiple of the block size, values that are real numbers.
+inline void make_four_bit(const StoredTensor& source, BitsandbytesType type, Index block_size,
+                          const std::shared_ptr<RoundingError>& error, Changes& changes) {
+  const std::string name(source.name);
+  const bool half = source.dtype == Dtype::F16 || source.dtype == Dtype::BF16;
+  const BitsandbytesState state{type, block_size, source.shape[0], source.shape[1], half ? source.dtype : Dtype::F32};
+  const auto encoder = std::make_shared<const FourBitEncoder>(name, source, type, block_size);
+  const auto as_it_is = [](std::vector<std::byte> bytes) {
+    return [bytes = std::move(bytes)](const SafetensorsWriter::Sink& sink) { sink(bytes); };
+  };
+  const auto bytes_of = [](const auto& values) {
+    const auto bytes = std::as_bytes(std::span(values));
+    return std::vector<std::byte>(bytes.begin(), bytes.end());
+  };
+  const std::string text = bitsandbytes_state_text(state);
+  const auto& book = type == BitsandbytesType::nf4 ? formats::detail::nf4_codebook : formats::detail::fp4_codebook;
+  changes.tensors[name] = {Dtype::U8,
+                           {source.elements() / 2, 1},
+                           [encoder, error](const SafetensorsWriter::Sink& sink) { encoder->codes(sink, *error); }};
+  changes.tensors[name + ".absmax"] = {Dtype::F32,
+                                       {source.elements() / block_size},
+                                       [encoder](const SafetensorsWriter::Sink& sink) { encoder->absmax(sink); },
+                                       std::nullopt,
+                                       name};
+  changes.tensors[name + ".quant_map"] = {Dtype::F32, {16}, as_it_is(bytes_of(book.values)), std::nullopt, name};
+  changes.tensors[lora::detail::bitsandbytes_state_name(name, type)] = {
+      Dtype::U8, {static_cast<Index>(text.size())}, as_it_is(bytes_of(text)), std::nullopt, name};
+}
+
+}  // namespace lora::tools

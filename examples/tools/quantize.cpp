@@ -1,0 +1,366 @@
+// lora quantize, lora dequantize: stores a checkpoint's weights in fewer bits, or in whole numbers of bytes again.
+#include <algorithm>
+#include <array>
+#include <cctype>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "checkpoint.hpp"
+#include "checkpoint_writer.hpp"
+#include "commands.hpp"
+#include "four_bit.hpp"
+#include "options.hpp"
+#include "orientation.hpp"
+#include "print.hpp"
+#include "storage.hpp"
+#include "table.hpp"
+
+namespace lora::tools::quantize_command {
+namespace {
+
+struct Arguments {
+  std::string input;
+  std::string output;
+  std::string format;
+  Index block_size = 64;
+  std::vector<std::string> modules;
+  bool force = false;
+};
+
+std::string in_capitals(std::string text) {
+  std::transform(text.begin(), text.end(), text.begin(),
+                 [](unsigned char letter) { return static_cast<char>(std::toupper(letter)); });
+  return text;
+}
+
+std::string module_of(std::string_view name) {
+  return std::string(name.ends_with(".weight") ? name.substr(0, name.size() - 7) : name);
+}
+
+bool ends_with_name(const std::string& module, const std::string& end) {
+  return module == end || (module.ends_with(end) && module[module.size() - end.size() - 1] == '.');
+}
+
+bool is_head_name(std::string_view module) {
+  const std::string_view last = module.substr(module.rfind('.') + 1);
+  return last == "lm_head" || last == "embed_out" || last == "proj_out";
+}
+
+/// Matrices that llama.cpp keeps as they are, by parts of their names. Source: llama.cpp, src/llama-quant.cpp.
+bool is_kept_by_llama_cpp(std::string_view name) {
+  constexpr std::array<std::string_view, 8> parts{
+      "_norm.weight",      "ffn_gate_inp.weight",  "altup", "laurel", "position_embd.weight", "token_types.weight",
+      "ssm_conv1d.weight", "shortconv.conv.weight"};
+  return std::any_of(parts.begin(), parts.end(),
+                     [&](std::string_view part) { return name.find(part) != std::string_view::npos; });
+}
+
+/// The number that general.file_type has for files of mostly one type. Source: llama.cpp, `enum llama_ftype`.
+std::uint32_t file_type_of(GgufType type) {
+  switch (type) {
+    case GgufType::F16:
+      return 1;
+    case GgufType::Q4_0:
+      return 2;
+    case GgufType::Q4_1:
+      return 3;
+    case GgufType::Q8_0:
+      return 7;
+    case GgufType::Q5_0:
+      return 8;
+    case GgufType::Q5_1:
+      return 9;
+    case GgufType::BF16:
+      return 32;
+    default:
+      return 0;  // F32
+  }
+}
+
+void set_file_type(GgufType type, Changes& changes) {
+  changes.metadata["general.file_type"] = file_type_of(type);
+  changes.metadata["general.quantization_version"] = std::uint32_t{2};
+}
+
+/// Passes the values of a tensor, stored in another way, to a sink. `error` is known then.
+Producer converting(const StoredTensor& from, const Storage& to, const std::shared_ptr<RoundingError>& error) {
+  return [from, to, error](const SafetensorsWriter::Sink& sink) {
+    *error = {};
+    std::vector<std::byte> bytes;
+    const auto convert = [&](auto scalar) {
+      using Scalar = decltype(scalar);
+      for_each_row_block<Scalar>(from, [&](Index first, const Matrix<Scalar>& rows) {
+        const Matrix<Scalar> back = encode_finite(std::string(from.name), to, rows, bytes, first);
+        const Matrix<double> difference = (back - rows).template cast<double>();
+        const double largest = difference.size() == 0 ? 0.0 : difference.cwiseAbs().maxCoeff();
+        *error += {largest, difference.squaredNorm(), rows.template cast<double>().squaredNorm(), 0};
+        sink(bytes);
+      });
+    };
+    from.dtype == Dtype::F64 ? convert(double{}) : convert(float{});
+  };
+}
+
+/// What is to be stored in fewer bits, and how.
+class Quantization {
+ public:
+  /// @throws ConfigError for a format that the kind of file does not have, or modules that do not fit
+  Quantization(const Checkpoint& checkpoint, const Arguments& arguments)
+      : checkpoint_(checkpoint), arguments_(arguments), gguf_(checkpoint.gguf() != nullptr) {
+    if (arguments.format == "nf4") four_bit_ = BitsandbytesType::nf4;
+    if (arguments.format == "fp4") four_bit_ = BitsandbytesType::fp4;
+    const bool half = arguments.format == "f16" || arguments.format == "bf16";
+    if (gguf_ ? four_bit_.has_value() : !four_bit_ && !half) {
+      throw ConfigError("quantize", "--format",
+                        gguf_ ? "a type of GGUF files: q8_0, q4_0, q4_1, q5_0, q5_1, f16, bf16"
+                              : "a type of safetensors files: nf4, fp4, f16, bf16",
+                        arguments.format);
+    }
+    if (!four_bit_) target_ = Storage(*parse_gguf_type(in_capitals(arguments.format)));
+    for (const auto& name : checkpoint.names()) plan(*checkpoint.find(name));
+    for (std::size_t i = 0; i < arguments.modules.size(); ++i) {
+      if (!used_.contains(i))
+        refuse(in_quotes(arguments.modules[i]), "a module of the checkpoint, by the end of its name", "none");
+    }
+    if (changes_.tensors.empty()) refuse("checkpoint", "a weight that fits", "none");
+    if (gguf_) set_file_type(*parse_gguf_type(in_capitals(arguments.format)), changes_);
+    if (four_bit_) describe_in_config();
+  }
+
+  [[nodiscard]] const Changes& changes() const noexcept { return changes_; }
+  [[nodiscard]] std::size_t count() const noexcept { return errors_.size(); }
+  /// Names of matrices that stay because they do not fit.
+  [[nodiscard]] const std::vector<std::string>& left_out() const noexcept { return left_out_; }
+  [[nodiscard]] RoundingError error() const {
+    RoundingError total;
+    for (const auto& error : errors_) total += *error;
+    return total;
+  }
+
+ private:
+  [[noreturn]] static void refuse(std::string_view argument, std::string_view expected, std::string_view got) {
+    throw ConfigError("quantize", argument, expected, got);
+  }
+
+  [[nodiscard]] Index block_size() const { return four_bit_ ? arguments_.block_size : target_.block_size(); }
+
+  /// Whether the user has named it.
+  [[nodiscard]] bool is_named(const std::string& module) {
+    bool named = false;
+    for (std::size_t i = 0; i < arguments_.modules.size(); ++i) {
+      if (!ends_with_name(module, arguments_.modules[i])) continue;
+      used_[i] = true;
+      named = true;
+    }
+    return named;
+  }
+
+  /// Weights of linear layers and, in GGUF files, embeddings: bitsandbytes has linear layers alone.
+  [[nodiscard]] bool is_usual(const std::string& name, const std::string& module) const {
+    if (gguf_) return !is_kept_by_llama_cpp(name);
+    return !four_bit_ || (!is_embedding_name(module) && !is_head_name(module));
+  }
+
+  void plan(const StoredTensor& tensor) {
+    const std::string name(tensor.name);
+    if (!name.ends_with("weight")) return;
+    const std::string module = module_of(name);
+    const bool named = is_named(module);
+    if (!arguments_.modules.empty() && !named) return;
+    const bool matrix = tensor.shape.size() == 2 && tensor.elements() > 0 && !tensor.blocks &&
+                        converts_to_real(tensor.dtype) && !(gguf_ && tensor.dtype == Dtype::F64);
+    if (!matrix) {
+      if (named) {
+        refuse(in_quotes(name), "a matrix of F32, F16 or BF16",
+               std::string(tensor.type_name()) + " " + shape_text(tensor.shape));
+      }
+      return;
+    }
+    if (!named && !is_usual(name, module)) return;
+    if (tensor.shape[1] % block_size() != 0) {
+      if (named) {
+        refuse(in_quotes(name),
+               "a multiple of " + std::to_string(block_size()) + " columns, the block size of " + arguments_.format,
+               std::to_string(tensor.shape[1]));
+      }
+      left_out_.push_back(name);
+      return;
+    }
+    if (!four_bit_ && target_.dtype() == tensor.dtype && !target_.blocks()) return;
+    const auto error = errors_.emplace_back(std::make_shared<RoundingError>());
+    if (four_bit_) {
+      require_free_names(name);
+      make_four_bit(tensor, *four_bit_, arguments_.block_size, error, changes_);
+    } else {
+      changes_.tensors[name] = {target_.dtype(), tensor.shape, converting(tensor, target_, error), target_.blocks()};
+    }
+  }
+
+  void require_free_names(const std::string& name) const {
+    for (const char* end : {".absmax", ".quant_map"}) {
+      if (checkpoint_.find(name + end)) refuse(in_quotes(name + end), "a name that is free", "a tensor");
+    }
+  }
+
+  /// transformers reads the weights as what config.json says.
+  void describe_in_config() {
+    auto config = checkpoint_.config();
+    if (!config.is_object()) return;
+    auto skipped = nlohmann::ordered_json::array();
+    for (const auto& name : checkpoint_.names()) {
+      if (!name.ends_with(".weight") || checkpoint_.find(name)->shape.size() != 2) continue;
+      if (!changes_.tensors.contains(name) && !is_embedding_name(module_of(name))) skipped.push_back(module_of(name));
+    }
+    config["quantization_config"] = {{"quant_method", "bitsandbytes"},
+                                     {"load_in_4bit", true},
+                                     {"load_in_8bit", false},
+                                     {"bnb_4bit_quant_type", arguments_.format},
+                                     {"bnb_4bit_use_double_quant", false},
+                                     {"bnb_4bit_quant_storage", "uint8"},
+                                     {"llm_int8_skip_modules", std::move(skipped)}};
+    changes_.config = config.dump(2) + "\n";
+  }
+
+  const Checkpoint& checkpoint_;
+  const Arguments& arguments_;
+  bool gguf_;
+  std::optional<BitsandbytesType> four_bit_;
+  Storage target_ = Dtype::F32;
+  Changes changes_;
+  std::map<std::size_t, bool> used_;  // of the modules named, those that are there
+  std::vector<std::string> left_out_;
+  std::vector<std::shared_ptr<RoundingError>> errors_;
+};
+
+void quantize(const Arguments& arguments) {
+  const Checkpoint checkpoint = Checkpoint::open(arguments.input);
+  const Quantization quantization(checkpoint, arguments);
+  Output output = place_for(checkpoint, arguments.output, arguments.force);
+  for (const auto& name : quantization.left_out()) {
+    warn(in_quotes(name) + " stays as it is: its columns are no multiple of the block size");
+  }
+  write_checkpoint(checkpoint, output, quantization.changes(), "Quantizing");
+  say("stored " + std::to_string(quantization.count()) + " weights as " + arguments.format + " in " + arguments.output);
+  say("rounding: largest error " + number(quantization.error().largest) + ", " +
+      number(quantization.error().relative()) + " of the weights (root mean square)");
+}
+
+/// The changes that store blocks, and 4-bit weights of bitsandbytes, as values again; narrower values widen.
+class Dequantization {
+ public:
+  /// @throws FormatError for 4-bit weights that are not complete; ConfigError where nothing is to be done
+  Dequantization(const Checkpoint& checkpoint, Dtype dtype) {
+    for (const auto& [name, quant_state] : four_bit_names(checkpoint)) {
+      const FourBitWeight weight = four_bit_weight(checkpoint, name, quant_state);
+      const BitsandbytesState& state = weight.tensor.state();
+      changes_.tensors[weight.name] = {dtype, {state.out_features, state.in_features}, decoding(weight, dtype)};
+      changes_.removed.insert(weight.companions.begin(), weight.companions.end());
+    }
+    for (const auto& name : checkpoint.names()) {
+      const StoredTensor tensor = *checkpoint.find(name);
+      const bool half = tensor.dtype == Dtype::F16 || tensor.dtype == Dtype::BF16;
+      if (!tensor.blocks && !(half && dtype == Dtype::F32)) continue;
+      changes_.tensors[name] = {dtype, tensor.shape, converting(tensor, dtype, std::make_shared<RoundingError>())};
+    }
+    if (changes_.tensors.empty()) {
+      throw ConfigError("dequantize", "checkpoint", "weights in blocks, of 4 bits, or (for --dtype F32) of F16 or BF16",
+                        "none");
+    }
+    if (checkpoint.gguf() != nullptr) set_file_type(*gguf_type_of_dtype(dtype), changes_);
+    auto config = checkpoint.config();
+    if (!changes_.removed.empty() && config.is_object() && config.erase("quantization_config") > 0) {
+      changes_.config = config.dump(2) + "\n";
+    }
+  }
+
+  [[nodiscard]] const Changes& changes() const noexcept { return changes_; }
+
+ private:
+  Changes changes_;
+};
+
+void dequantize(const Arguments& arguments) {
+  const Checkpoint checkpoint = Checkpoint::open(arguments.input);
+  const Dequantization dequantization(checkpoint, *parse_dtype(arguments.format));
+  Output output = place_for(checkpoint, arguments.output, arguments.force);
+  write_checkpoint(checkpoint, output, dequantization.changes(), "Dequantizing");
+  say("stored " + std::to_string(dequantization.changes().tensors.size()) + " tensors as " + arguments.format + " in " +
+      arguments.output);
+}
+
+CLI::Validator block_sizes() {
+  return {[](std::string& text) {
+            for (const Index size : bitsandbytes_block_sizes) {
+              if (text == std::to_string(size)) return std::string();
+            }
+            return "expected a power of two from 32 to 4096, got \"" + text + "\"";
+          },
+          "N"};
+}
+
+void add_quantize(CLI::App& app) {
+  auto* command = app.add_subcommand("quantize", "Store a checkpoint's weights in fewer bits");
+  const auto arguments = std::make_shared<Arguments>();
+  command->add_option("checkpoint", arguments->input, "Safetensors or GGUF file, index, or folder")
+      ->required()
+      ->check(existing_path());
+  command->add_option("output", arguments->output, "New file or folder of the same kind")->required();
+  command
+      ->add_option("--format", arguments->format,
+                   "Safetensors: nf4, fp4, f16, bf16; GGUF: q8_0, q4_0, q4_1, q5_0, q5_1, f16, bf16")
+      ->required()
+      ->check(CLI::IsMember({"q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "f16", "bf16", "nf4", "fp4"}));
+  command->add_option("--block", arguments->block_size, "Weights that share a scale, for nf4 and fp4")
+      ->capture_default_str()
+      ->check(block_sizes());
+  command
+      ->add_option("--modules", arguments->modules,
+                   "Only these modules, by the end of their names; refused if one does not fit")
+      ->delimiter(',')
+      ->allow_extra_args(false);
+  command->add_flag("--force", arguments->force, "Overwrite an existing output, which may be the checkpoint itself");
+  command->footer(
+      "Takes the matrices called \"...weight\" of F32, F16 and BF16 whose columns are a multiple of the block size. "
+      "All\n"
+      "else stays as it is; so do, unless --modules names them, embeddings and heads with nf4 and fp4 and, in GGUF\n"
+      "files, what llama.cpp keeps (norms, routers, positions, convolutions).\n"
+      "nf4 and fp4 give files as bitsandbytes has them, with scales as floats; config.json says so to transformers.\n"
+      "Example: lora quantize base-model base-nf4 --format nf4\n"
+      "         lora quantize base-f16.gguf base-q4_0.gguf --format q4_0");
+  command->callback([arguments] { quantize(*arguments); });
+}
+
+void add_dequantize(CLI::App& app) {
+  auto* command = app.add_subcommand("dequantize", "Store weights of fewer bits as F32, F16 or BF16 again");
+  const auto arguments = std::make_shared<Arguments>();
+  arguments->format = "F32";
+  command->add_option("checkpoint", arguments->input, "Safetensors or GGUF file, index, or folder")
+      ->required()
+      ->check(existing_path());
+  command->add_option("output", arguments->output, "New file or folder of the same kind")->required();
+  command->add_option("--dtype", arguments->format, "F32 (exact), F16 or BF16")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"F32", "F16", "BF16"}));
+  command->add_flag("--force", arguments->force, "Overwrite an existing output, which may be the checkpoint itself");
+  command->footer(
+      "Decodes every block format that inspect shows in a GGUF file, and 4-bit weights of bitsandbytes. With F32, "
+      "tensors\n"
+      "of F16 and BF16 widen too; otherwise they stay as they are.\n"
+      "Example: lora dequantize model-q4_k.gguf model-bf16.gguf --dtype BF16");
+  command->callback([arguments] { dequantize(*arguments); });
+}
+
+}  // namespace
+
+void add(CLI::App& app) {
+  add_quantize(app);
+  add_dequantize(app);
+}
+
+}  // namespace lora::tools::quantize_command

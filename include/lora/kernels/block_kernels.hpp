@@ -1,0 +1,69 @@
+// The kernels that read a number format, for one instruction set each.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+
+#include "lora/format/formats.hpp"
+#include "lora/kernels/block_layout.hpp"
+#include "lora/kernels/block_tables.hpp"
+#include "lora/kernels/isa.hpp"
+#include "lora/kernels/simd.hpp"
+
+namespace lora::kernels {
+
+/// Inputs [first, first + count) of a panel of `width` outputs, decoded to `out` (count lines of `width` floats).
+/// `first` and `count` are multiples of block_group<Format>.
+using DecodeKernel = void (*)(const std::uint8_t* panel, Index width, Index first, Index count, float* out);
+
+/// One row of a product with consecutive chunks of a panel: out (columns) = start + sum of x(q) W(., q), where start is
+/// `out` itself (`accumulate`), or `initial` (`width` floats), or zero. Each output is one chain of fused multiply-adds
+/// over the inputs in order.
+struct BlockRow {
+  const std::uint8_t* chunks = nullptr;
+  Index width = 0;
+  Index blocks = 0;
+  const float* x = nullptr;
+  Index x_step = 1;
+  const float* initial = nullptr;
+  bool accumulate = false;
+  float* out = nullptr;
+  Index columns = 0;
+};
+
+struct BlockKernels {
+  DecodeKernel decode;
+  void (*multiply_row)(const BlockRow&);
+};
+
+/// Inputs that share a scale, and are decoded together.
+template <class Format>
+[[nodiscard]] constexpr Index block_group() noexcept;
+
+/// The kernels for `isa`, which this machine supports.
+template <class Format>
+[[nodiscard]] const BlockKernels& block_kernels(Isa isa = active_isa()) noexcept;
+
+}  // namespace lora::kernels
+
+#define LORA_KERNEL_SOURCE "lora/kernels/block_kernels.inc"
+#include "lora/kernels/for_each_isa.inc"
+
+namespace lora::kernels {
+
+template <class Format>
+constexpr Index block_group() noexcept {
+  return portable::BlockDecoder<Format, 1>::group;
+}
+
+template <class Format>
+const BlockKernels& block_kernels([[maybe_unused]] Isa isa) noexcept {
+#if LORA_X86_KERNELS
+  if (isa == Isa::avx512) return avx512::block_table<Format>;
+  if (isa == Isa::avx2) return avx2::block_table<Format>;
+#endif
+  return portable::block_table<Format>;
+}
+
+}  // namespace lora::kernels

@@ -1,0 +1,109 @@
+// Words as wide as vectors of floats, and tables of sixteen floats in registers, for each instruction set.
+//
+// Table16: fill(table) takes sixteen floats, at(index) chooses among them by the low four bits of each word.
+// F16Instruction: whether the set has an instruction that converts F16 numbers, and the two uses of it.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+#include "lora/core/types.hpp"
+#include "lora/format/formats.hpp"
+#include "lora/kernels/simd.hpp"
+
+namespace lora::kernels {
+
+/// What the 16 codes of a format stand for, in units of its scale.
+using CodeValues = std::array<float, 16>;
+
+inline constexpr CodeValues q4_0_table = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+
+inline constexpr CodeValues mxfp4_table = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
+inline constexpr CodeValues iq4_table = [] {
+  CodeValues values{};
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = formats::detail::iq4_values[i];
+  return values;
+}();
+
+}  // namespace lora::kernels
+
+namespace lora::kernels::portable {
+
+using Words __attribute__((vector_size(16))) = std::uint32_t;
+using SignedWords __attribute__((vector_size(16))) = std::int32_t;
+
+struct Table16 {
+  const float* values;
+
+  LORA_INLINE void fill(const float* table) { values = table; }
+  LORA_INLINE Simd<float>::Vector at(Words index) const {
+    Simd<float>::Vector result{};
+    for (int i = 0; i < 4; ++i) result[i] = values[index[i] & 15U];
+    return result;
+  }
+};
+
+struct F16Instruction {
+  static constexpr bool exists = false;
+};
+
+}  // namespace lora::kernels::portable
+
+#if LORA_X86_KERNELS
+namespace lora::kernels::avx2 {
+
+using Words __attribute__((vector_size(32))) = std::uint32_t;
+using SignedWords = Int32s;
+
+struct Table16 {
+  Floats low;
+  Floats high;
+
+  LORA_TARGET_AVX2 LORA_INLINE void fill(const float* table) {
+    low = Simd<float>::load(table);
+    high = Simd<float>::load(table + 8);
+  }
+  LORA_TARGET_AVX2 LORA_INLINE Floats at(Words index) const {
+    const auto upper = reinterpret_cast<SignedWords>(index << 28) < 0;
+    const auto places = reinterpret_cast<SignedWords>(index);
+    return upper ? permute(high, places) : permute(low, places);
+  }
+};
+
+/// F16C is an extension of its own.
+struct F16Instruction {
+  static constexpr bool exists = false;
+};
+
+}  // namespace lora::kernels::avx2
+
+namespace lora::kernels::avx512 {
+
+using Words = Uint32s;
+using SignedWords = Int32s;
+
+struct Table16 {
+  Floats values;
+
+  LORA_TARGET_AVX512 LORA_INLINE void fill(const float* table) { values = Simd<float>::load(table); }
+  LORA_TARGET_AVX512 LORA_INLINE Floats at(Words index) const {
+    return permute(values, reinterpret_cast<SignedWords>(index));
+  }
+};
+
+struct F16Instruction {
+  static constexpr bool exists = true;
+  using Unaligned __attribute__((vector_size(32), aligned(1), may_alias)) = short;
+
+  LORA_TARGET_AVX512 LORA_INLINE static Floats load(const std::uint8_t* p) {
+    return floats_of_f16(*reinterpret_cast<const Unaligned*>(p));
+  }
+  LORA_TARGET_AVX512 LORA_INLINE static Floats convert(Words halves) {
+    return floats_of_f16(__builtin_convertvector(halves, Halves));
+  }
+};
+
+}  // namespace lora::kernels::avx512
+#endif

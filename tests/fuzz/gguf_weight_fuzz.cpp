@@ -1,0 +1,52 @@
+// Any bytes given to the reader of GGUF files end in one of the library's errors, or in tensors whose values are read
+// alike as floats, laid out as a weight, and in place.
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <span>
+
+#include "lora/io/gguf_weight.hpp"
+#include "lora/weight/frozen_weight.hpp"
+
+namespace {
+
+using Values = lora::Matrix<float>;
+
+template <class Weight>
+Values values_of(const Weight& weight) {
+  Values values(weight.out_features(), weight.in_features());
+  lora::read_back(weight, lora::view_of(values));
+  return values;
+}
+
+void require_same(const Values& a, const Values& b) {
+  const auto bytes = static_cast<std::size_t>(a.size()) * sizeof(float);
+  if (a.size() != b.size() || std::memcmp(a.data(), b.data(), bytes) != 0) std::abort();
+}
+
+void read(const lora::GgufTensor& tensor) {
+  // The values of a byte may take 8 bytes; those of a file of 64 kB are few.
+  const Values values = lora::read_gguf_tensor(tensor);
+  if (tensor.type == lora::GgufType::F32) return;
+  lora::visit_format(tensor.type, [&]<class Format>(Format) {
+    require_same(values_of(lora::gguf_weight<Format>(tensor)), values);
+    require_same(values_of(lora::gguf_weight_in_place<Format>(tensor, nullptr)), values);
+  });
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  try {
+    const auto contents = lora::parse_gguf(std::as_bytes(std::span(data, size)));
+    for (const lora::GgufTensor& tensor : contents.tensors) {
+      try {
+        read(tensor);
+      } catch (const lora::Error&) {
+      }
+    }
+  } catch (const lora::Error&) {
+  }
+  return 0;
+}

@@ -1,0 +1,137 @@
+// The decoding kernels of every format and instruction set, against the traits.
+#include "lora/kernels/block_kernels.hpp"
+
+#include <cmath>
+#include <cstdint>
+#include <gtest/gtest.h>
+#include <utility>
+#include <vector>
+
+#include "format/format_cases.hpp"
+#include "support/bits.hpp"
+#include "support/kernel_oracle.hpp"
+#include "support/random_blocks.hpp"
+#include "support/random_matrix.hpp"
+
+namespace lora {
+namespace block_kernels_test {
+namespace {
+
+using testing::decoded;
+using testing::random_blocks;
+using testing::same_bits;
+using testing::supported_isas;
+
+/// A weight with a whole panel and the start of another, as rows and as chunks.
+template <class Format>
+struct Stored {
+  explicit Stored(Index inputs)
+      : layout{{kernels::panel_width<float> + 21, inputs}},
+        blocks(random_blocks<Format>(layout.panels.outputs, inputs, 1)),
+        chunks(static_cast<std::size_t>(layout.bytes()), 0xA5),
+        values(decoded<Format>(blocks, layout.panels.outputs, inputs)) {
+    for (Index b = 0; b < layout.panels.panels(); ++b) {
+      for (Index c = 0; c < layout.blocks(); ++c) {
+        kernels::pack_chunk<Format>(blocks.data() + layout.offset(b) + c * Format::block_bytes, layout.row_bytes(),
+                                    layout.panels.columns(b), layout.panels.width(b), chunk(b, c));
+      }
+    }
+  }
+
+  [[nodiscard]] std::uint8_t* chunk(Index b, Index c) {
+    return chunks.data() + layout.offset(b) + c * layout.chunk_bytes(b);
+  }
+  [[nodiscard]] Matrix<float> panel(Index b) const {
+    return values.middleRows(layout.panels.first_output(b), layout.panels.columns(b));
+  }
+
+  kernels::BlockLayout<Format> layout;
+  std::vector<std::uint8_t> blocks;
+  std::vector<std::uint8_t> chunks;
+  Matrix<float> values;
+};
+
+template <class Format>
+constexpr Index few_inputs = Format::block_size == 1 ? 67 : 3 * Format::block_size;
+
+template <class Format>
+class BlockKernelsTest : public ::testing::Test {};
+TYPED_TEST_SUITE(BlockKernelsTest, testing::NumberFormats, testing::FormatName);
+
+TYPED_TEST(BlockKernelsTest, DecodeWhatTheTraitDecodesFromAnyGroupOn) {
+  Stored<TypeParam> stored(few_inputs<TypeParam>);
+  constexpr Index group = kernels::block_group<TypeParam>();
+  const Index inputs = few_inputs<TypeParam>;
+  const std::vector<std::pair<Index, Index>> parts = {
+      {0, inputs}, {0, group}, {group, inputs - group}, {inputs - group, group}};
+  for (const Isa isa : supported_isas()) {
+    for (Index b = 0; b < stored.layout.panels.panels(); ++b) {
+      const Index width = stored.layout.panels.width(b);
+      for (const auto& [first, count] : parts) {
+        Matrix<float> lines(count, width);
+        kernels::block_kernels<TypeParam>(isa).decode(stored.chunk(b, 0), width, first, count, lines.data());
+        ASSERT_TRUE(same_bits(lines.leftCols(stored.layout.panels.columns(b)),
+                              stored.panel(b).middleCols(first, count).transpose()))
+            << isa_name(isa) << " panel " << b << " from " << first;
+      }
+    }
+  }
+}
+
+TYPED_TEST(BlockKernelsTest, MultiplyARowInOneChainOfMultiplyAdds) {
+  Stored<TypeParam> stored(few_inputs<TypeParam>);
+  const Index inputs = few_inputs<TypeParam>;
+  const auto x = testing::random_matrix<float>(1, inputs, 3);
+  const Matrix<float> strided = x.transpose().replicate(1, 2);  // its elements are 2 apart
+  for (const Isa isa : supported_isas()) {
+    if (isa == Isa::portable) continue;  // may round differently
+    for (Index b = 0; b < stored.layout.panels.panels(); ++b) {
+      const Matrix<float> panel = stored.panel(b);
+      const Index columns = panel.rows();
+      const auto initial = testing::random_matrix<float>(1, stored.layout.panels.width(b), 5);
+      Matrix<float> expected = initial.leftCols(columns);
+      for (Index j = 0; j < columns; ++j)
+        for (Index q = 0; q < inputs; ++q) expected(0, j) = std::fma(x(0, q), panel(j, q), expected(0, j));
+      Matrix<float> y = Matrix<float>::Constant(1, columns + 1, 7);
+      kernels::BlockRow row{stored.chunk(b, 0),
+                            stored.layout.panels.width(b),
+                            stored.layout.blocks(),
+                            strided.data(),
+                            2,
+                            initial.data(),
+                            false,
+                            y.data(),
+                            columns};
+      kernels::block_kernels<TypeParam>(isa).multiply_row(row);
+      ASSERT_TRUE(same_bits(y.leftCols(columns), expected)) << isa_name(isa) << " panel " << b;
+      ASSERT_EQ(y(0, columns), 7);
+
+      row.blocks = 1;
+      row.accumulate = true;
+      y.leftCols(columns) = initial.leftCols(columns);
+      for (Index c = 0; c < stored.layout.blocks(); ++c) {
+        kernels::block_kernels<TypeParam>(isa).multiply_row(row);
+        row.chunks += stored.layout.chunk_bytes(b);
+        row.x += 2 * TypeParam::block_size;
+      }
+      ASSERT_TRUE(same_bits(y.leftCols(columns), expected)) << isa_name(isa) << " in parts, panel " << b;
+    }
+  }
+}
+
+TYPED_TEST(BlockKernelsTest, UnpackingGivesTheBlocksBack) {
+  Stored<TypeParam> stored(few_inputs<TypeParam>);
+  const auto& layout = stored.layout;
+  std::vector<std::uint8_t> back(stored.blocks.size());
+  for (Index b = 0; b < layout.panels.panels(); ++b) {
+    for (Index c = 0; c < layout.blocks(); ++c) {
+      kernels::unpack_chunk<TypeParam>(stored.chunk(b, c), layout.panels.width(b), layout.panels.columns(b),
+                                       back.data() + layout.offset(b) + c * TypeParam::block_bytes, layout.row_bytes());
+    }
+  }
+  EXPECT_EQ(back, stored.blocks);
+}
+
+}  // namespace
+}  // namespace block_kernels_test
+}  // namespace lora
