@@ -150,6 +150,12 @@ TYPED_TEST(QuantizedWeightTest, ASteadyProductAllocatesNothing) {
   }
 }
 
+TEST(QuantizedWeight, WithoutInputsHasAnyNumberOfOutputs) {
+  const auto weight = QuantizedWeight<formats::Q4_K>::from_blocks({}, Index{1} << 62, 0);
+  EXPECT_EQ(weight.out_features(), Index{1} << 62);
+  EXPECT_EQ(weight.bytes(), 0U);
+}
+
 TEST(QuantizedWeight, WhatIsMovedFromIsEmptyAndCopiesShare) {
   using Weight = QuantizedWeight<formats::Q8_0>;
   const auto values = random_matrix<float>(20, 64, 1);

@@ -80,6 +80,7 @@ class QuantizedWeight {
                                                    Index in_features) {
     QuantizedWeight weight = shaped("QuantizedWeight::from_blocks", blocks.size(), out_features, in_features);
     const kernels::BlockLayout<Format> layout = weight.stored_.layout;
+    if (blocks.empty()) return weight;  // however many outputs a weight without inputs has
     std::uint8_t* const chunks = weight.reserve();
     weight.stored_.rows = blocks.data();
     for (Index b = 0; b < layout.panels.panels(); ++b) {
