@@ -122,7 +122,9 @@ class OutputOfTool : private FoldersInMemory, public testing::ToolTest {
       if (fault == Fault::no_space) {
         EXPECT_TRUE(end.exit_code == 0 || end.exit_code == 1) << when << ": " << end.exit_code;
         // A sanitizer's own calls fail as well, and then it ends the program.
-        if (!testing::sanitized) EXPECT_EQ(contents(path("base")) == new_, end.exit_code == 0) << when;
+        if (!testing::sanitized) {
+          EXPECT_EQ(contents(path("base")) == new_, end.exit_code == 0) << when;
+        }
         // The next run would clean these in calls that fail again.
         for (const auto& name : leftovers()) std::filesystem::remove_all(path(name));
       }
