@@ -95,10 +95,10 @@ class QuantizedWeight {
   /// Reads the blocks where they are, for instance in a mapped file: nothing is copied, and products take longer.
   /// `owner` keeps the memory alive, or is null if the caller does. @throws ShapeError
   [[nodiscard]] static QuantizedWeight in_place(std::span<const std::uint8_t> blocks, Index out_features,
-                                                Index in_features, std::shared_ptr<const void> owner = nullptr) {
+                                                Index in_features, const std::shared_ptr<const void>& owner = nullptr) {
     QuantizedWeight weight = shaped("QuantizedWeight::in_place", blocks.size(), out_features, in_features);
     weight.stored_.rows = blocks.data();
-    weight.owner_ = std::move(owner);
+    weight.owner_ = owner;
     return weight;
   }
 
