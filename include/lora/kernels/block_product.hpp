@@ -41,7 +41,14 @@ struct StoredBlocks {
   /// out (columns of panel `b`) = initial + the panel times one row; see BlockRow.
   void multiply_row(Isa isa, Index b, const float* x, Index x_step, const float* initial, float* out) const noexcept {
     const auto kernel = block_kernels<Format>(isa).multiply_row;
-    BlockRow row{chunks + layout.offset(b), layout.panels.width(b), layout.blocks(), x, x_step, initial, false, out,
+    BlockRow row{rows == nullptr ? chunks + layout.offset(b) : nullptr,
+                 layout.panels.width(b),
+                 layout.blocks(),
+                 x,
+                 x_step,
+                 initial,
+                 false,
+                 out,
                  layout.panels.columns(b)};
     if (rows == nullptr) return kernel(row);
     std::uint8_t chunk[Format::block_bytes * panel_width<float>];
