@@ -22,11 +22,11 @@ using testing::random_blocks;
 using testing::same_bits;
 using testing::supported_isas;
 
-/// A weight with a whole panel and the start of another, as rows and as chunks.
+/// A weight with two whole panels and the start of another, as rows and as chunks.
 template <class Format>
 struct Stored {
   explicit Stored(Index inputs)
-      : layout{{kernels::panel_width<float> + 21, inputs}},
+      : layout{{2 * kernels::panel_width<float> + 21, inputs}},
         blocks(random_blocks<Format>(layout.panels.outputs, inputs, 1)),
         chunks(static_cast<std::size_t>(layout.bytes()), 0xA5),
         values(decoded<Format>(blocks, layout.panels.outputs, inputs)) {
@@ -93,15 +93,14 @@ TYPED_TEST(BlockKernelsTest, MultiplyARowInOneChainOfMultiplyAdds) {
       for (Index j = 0; j < columns; ++j)
         for (Index q = 0; q < inputs; ++q) expected(0, j) = std::fma(x(0, q), panel(j, q), expected(0, j));
       Matrix<float> y = Matrix<float>::Constant(1, columns + 1, 7);
-      kernels::BlockRow row{stored.chunk(b, 0),
-                            stored.layout.panels.width(b),
-                            stored.layout.blocks(),
-                            strided.data(),
-                            2,
-                            initial.data(),
-                            false,
-                            y.data(),
-                            columns};
+      kernels::BlockRow row{.chunks = stored.chunk(b, 0),
+                            .width = stored.layout.panels.width(b),
+                            .blocks = stored.layout.blocks(),
+                            .x = strided.data(),
+                            .x_step = 2,
+                            .initial = {initial.data(), nullptr},
+                            .out = y.data(),
+                            .columns = columns};
       kernels::block_kernels<TypeParam>(isa).multiply_row(row);
       ASSERT_TRUE(same_bits(y.leftCols(columns), expected)) << isa_name(isa) << " panel " << b;
       ASSERT_EQ(y(0, columns), 7);
@@ -116,6 +115,40 @@ TYPED_TEST(BlockKernelsTest, MultiplyARowInOneChainOfMultiplyAdds) {
       }
       ASSERT_TRUE(same_bits(y.leftCols(columns), expected)) << isa_name(isa) << " in parts, panel " << b;
     }
+  }
+}
+
+TYPED_TEST(BlockKernelsTest, MultiplyARowWithTwoPanelsAsWithEachAlone) {
+  Stored<TypeParam> stored(few_inputs<TypeParam>);
+  constexpr Index width = kernels::panel_width<float>;
+  const auto x = testing::random_matrix<float>(1, few_inputs<TypeParam>, 3);
+  const auto initial = testing::random_matrix<float>(1, 2 * width, 5);
+  ASSERT_EQ(stored.layout.panels.width(1), width);
+  for (const Isa isa : supported_isas()) {
+    const auto& table = kernels::block_kernels<TypeParam>(isa);
+    kernels::BlockRow row{.chunks = stored.chunk(0, 0),
+                          .panel_bytes = stored.layout.offset(1) - stored.layout.offset(0),
+                          .width = width,
+                          .blocks = stored.layout.blocks(),
+                          .x = x.data(),
+                          .initial = {initial.data(), initial.data() + width}};
+    Matrix<float> single(1, 2 * width);
+    row.columns = width;
+    for (Index b = 0; b < 2; ++b) {
+      kernels::BlockRow alone = row;
+      alone.chunks = stored.chunk(b, 0);
+      alone.initial[0] = initial.data() + b * width;
+      alone.out = single.data() + b * width;
+      table.multiply_row(alone);
+    }
+    if (table.row_panels < 2) continue;
+    row.panels = 2;
+    row.columns = 2 * width - 1;
+    Matrix<float> both = Matrix<float>::Constant(1, 2 * width, 7);
+    row.out = both.data();
+    table.multiply_row(row);
+    EXPECT_TRUE(same_bits(both.leftCols(row.columns), single.leftCols(row.columns))) << isa_name(isa);
+    EXPECT_EQ(both(0, row.columns), 7);
   }
 }
 

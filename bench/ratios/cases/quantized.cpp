@@ -11,7 +11,7 @@
 namespace lora::bench {
 namespace {
 
-/// Normal numbers, encoded; blocks of zeros for a format without an encoder.
+/// Normal numbers, encoded; for a format without an encoder, bytes whose values are normal numbers.
 template <class Format>
 std::vector<std::uint8_t> blocks_of(Index d, std::uint32_t seed) {
   if constexpr (formats::EncodableFormat<Format>) {
@@ -21,8 +21,9 @@ std::vector<std::uint8_t> blocks_of(Index d, std::uint32_t seed) {
     weight.write_blocks(blocks);
     return blocks;
   } else {
-    // The kernels have no branch on a value, so zeros take as long as other numbers.
-    return std::vector<std::uint8_t>(static_cast<std::size_t>(d * formats::row_bytes<Format>(d)), 0);
+    // The kernels have no branch on a value, so all normal numbers take the same time. Zeros would be denormal in
+    // MXFP4.
+    return std::vector<std::uint8_t>(static_cast<std::size_t>(d * formats::row_bytes<Format>(d)), 0x3C);
   }
 }
 

@@ -17,24 +17,28 @@ namespace lora::kernels {
 /// `first` and `count` are multiples of block_group<Format>.
 using DecodeKernel = void (*)(const std::uint8_t* panel, Index width, Index first, Index count, float* out);
 
-/// One row of a product with consecutive chunks of a panel: out (columns) = start + sum of x(q) W(., q), where start is
-/// `out` itself (`accumulate`), or `initial` (`width` floats), or zero. Each output is one chain of fused multiply-adds
-/// over the inputs in order.
+/// One row of a product with consecutive chunks of one panel, or of two that follow each other: out (columns) = start +
+/// sum of x(q) W(., q), where start is `out` itself (`accumulate`), or `initial` (`width` floats a panel), or zero.
+/// Each output is one chain of fused multiply-adds over the inputs in order. Two panels have the width of a full one;
+/// their chains run side by side, because the latency of one panel's would limit the formats of few bits.
 struct BlockRow {
   const std::uint8_t* chunks = nullptr;
+  Index panel_bytes = 0;  ///< from the first panel's chunks to those of the second
+  Index panels = 1;
   Index width = 0;
   Index blocks = 0;
   const float* x = nullptr;
   Index x_step = 1;
-  const float* initial = nullptr;
+  std::array<const float*, 2> initial{};
   bool accumulate = false;
   float* out = nullptr;
-  Index columns = 0;
+  Index columns = 0;  ///< of all panels
 };
 
 struct BlockKernels {
   DecodeKernel decode;
   void (*multiply_row)(const BlockRow&);
+  Index row_panels;  ///< the most that multiply_row takes
 };
 
 /// Inputs that share a scale, and are decoded together.

@@ -38,24 +38,23 @@ struct StoredBlocks {
     }
   }
 
-  /// out (columns of panel `b`) = initial + the panel times one row; see BlockRow.
-  void multiply_row(Isa isa, Index b, const float* x, Index x_step, const float* initial, float* out) const noexcept {
+  /// out (columns of `panels` panels from `b` on) = initial + the panels times one row; see BlockRow.
+  void multiply_row(Isa isa, Index b, BlockRow row) const noexcept {
     const auto kernel = block_kernels<Format>(isa).multiply_row;
-    BlockRow row{rows == nullptr ? chunks + layout.offset(b) : nullptr,
-                 layout.panels.width(b),
-                 layout.blocks(),
-                 x,
-                 x_step,
-                 initial,
-                 false,
-                 out,
-                 layout.panels.columns(b)};
-    if (rows == nullptr) return kernel(row);
-    std::uint8_t chunk[Format::block_bytes * panel_width<float>];
+    row.width = layout.panels.width(b);
+    row.columns = (row.panels - 1) * row.width + layout.panels.columns(b + row.panels - 1);
+    row.blocks = layout.blocks();
+    if (rows == nullptr) {
+      row.chunks = chunks + layout.offset(b);
+      row.panel_bytes = row.width * layout.row_bytes();
+      return kernel(row);
+    }
+    std::uint8_t chunk[2 * Format::block_bytes * panel_width<float>];
     row.chunks = chunk;
+    row.panel_bytes = layout.chunk_bytes(b);
     row.blocks = 1;
-    for (Index c = 0; c < layout.blocks(); ++c, row.x += Format::block_size * x_step) {
-      pack(b, c, chunk);
+    for (Index c = 0; c < layout.blocks(); ++c, row.x += Format::block_size * row.x_step) {
+      for (Index a = 0; a < row.panels; ++a) pack(b + a, c, chunk + a * row.panel_bytes);
       kernel(row);
       row.accumulate = true;
     }
@@ -143,16 +142,24 @@ void block_product(const PanelCall<float>& call, const StoredBlocks<Format>& sto
     });
     return;
   }
-  const auto scratch = worker_scratch<float>(workspace, call.scratch());
+  const Index most = block_kernels<Format>(isa).row_panels;
+  const auto scratch = worker_scratch<float>(workspace, panel_width<float> + call.scratch());
   parallel_ranges(executor, call.layout.panels(), 2, [&](Index first, Index last, int worker) {
     float* const own = &scratch(worker, 0);
-    for (Index b = first; b < last; ++b) {
-      PanelProduct<float> product;
-      product.width = call.layout.width(b);
-      gather_panel_bias(call, b, own, product);
-      stored.multiply_row(isa, b, call.x.data, call.x.col_stride, product.initial,
-                          &call.y(0, call.layout.first_output(b)));
-      if (call.up.rows > 0) add_panel_terms(call, b, 0, 1, own + panel_width<float>);
+    for (Index b = first; b < last;) {
+      BlockRow row{.x = call.x.data, .x_step = call.x.col_stride, .out = &call.y(0, call.layout.first_output(b))};
+      const bool pair = most == 2 && b + 1 < last && call.layout.width(b) == call.layout.width(b + 1);
+      row.panels = pair ? 2 : 1;
+      for (Index a = 0; a < row.panels; ++a) {
+        PanelProduct<float> product;
+        product.width = call.layout.width(b + a);
+        gather_panel_bias(call, b + a, own + a * panel_width<float>, product);
+        row.initial[static_cast<std::size_t>(a)] = product.initial;
+      }
+      stored.multiply_row(isa, b, row);
+      for (; row.panels > 0; --row.panels, ++b) {
+        if (call.up.rows > 0) add_panel_terms(call, b, 0, 1, own);
+      }
     }
   });
 }

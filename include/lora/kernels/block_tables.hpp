@@ -1,6 +1,8 @@
 // Words as wide as vectors of floats, and tables of sixteen floats in registers, for each instruction set.
 //
 // Table16: fill(table) takes sixteen floats, at(index) chooses among them by the low four bits of each word.
+// FourBits: after fill(), at(word) is the low four bits of each word as a float.
+// load_octets: bytes, each as a word.
 // F16Instruction: whether the set has an instruction that converts F16 numbers, and the two uses of it.
 #pragma once
 
@@ -45,6 +47,15 @@ struct Table16 {
   }
 };
 
+struct FourBits {
+  LORA_INLINE void fill() {}
+  LORA_INLINE static Simd<float>::Vector at(Words word) {
+    return __builtin_convertvector(reinterpret_cast<SignedWords>(word & 15U), Simd<float>::Vector);
+  }
+};
+
+LORA_INLINE Words load_octets(const std::uint8_t* p) { return Words{p[0], p[1], p[2], p[3]}; }
+
 struct F16Instruction {
   static constexpr bool exists = false;
 };
@@ -72,6 +83,17 @@ struct Table16 {
   }
 };
 
+struct FourBits {
+  LORA_TARGET_AVX2 LORA_INLINE void fill() {}
+  LORA_TARGET_AVX2 LORA_INLINE static Floats at(Words word) {
+    return __builtin_convertvector(reinterpret_cast<SignedWords>(word & 15U), Floats);
+  }
+};
+
+LORA_TARGET_AVX2 LORA_INLINE Words load_octets(const std::uint8_t* p) {
+  return Words{p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7]};
+}
+
 /// F16C is an extension of its own.
 struct F16Instruction {
   static constexpr bool exists = false;
@@ -92,6 +114,22 @@ struct Table16 {
     return permute(values, reinterpret_cast<SignedWords>(index));
   }
 };
+
+/// A permutation of a table is one instruction; a mask and a conversion are two.
+struct FourBits {
+  Table16 table;
+
+  LORA_TARGET_AVX512 LORA_INLINE void fill() {
+    static constexpr CodeValues values = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    table.fill(values.data());
+  }
+  LORA_TARGET_AVX512 LORA_INLINE Floats at(Words word) const { return table.at(word); }
+};
+
+LORA_TARGET_AVX512 LORA_INLINE Words load_octets(const std::uint8_t* p) {
+  using Unaligned __attribute__((vector_size(16), aligned(1), may_alias)) = char;
+  return reinterpret_cast<Words>(widen_to_int32(*reinterpret_cast<const Unaligned*>(p))) & 255U;
+}
 
 struct F16Instruction {
   static constexpr bool exists = true;
