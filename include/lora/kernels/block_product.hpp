@@ -60,6 +60,18 @@ struct StoredBlocks {
     }
   }
 
+  /// Calls body(chunks, first, count) over chunks [c, c + count) of panel `b`; `first` counts from c. Blocks in rows
+  /// are packed one at a time.
+  template <class Body>
+  void for_chunks(Index b, Index c, Index count, const Body& body) const {
+    if (rows == nullptr) return body(chunks + layout.offset(b) + c * layout.chunk_bytes(b), 0, count);
+    for (Index k = 0; k < count; ++k) {
+      std::uint8_t chunk[Format::block_bytes * panel_width<float>];
+      pack(b, c + k, chunk);
+      body(chunk, k, 1);
+    }
+  }
+
   /// Block `c` of the outputs of panel `b`, from rows.
   void pack(Index b, Index c, std::uint8_t* chunk) const noexcept {
     const std::uint8_t* const source = rows + layout.offset(b) + c * Format::block_bytes;
