@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 
 #include "lora/format/formats.hpp"
@@ -29,7 +28,7 @@ struct BlockRow {
   Index blocks = 0;
   const float* x = nullptr;
   Index x_step = 1;
-  std::array<const float*, 2> initial{};
+  const float* initial[2] = {};
   bool accumulate = false;
   float* out = nullptr;
   Index columns = 0;  ///< of all panels

@@ -166,7 +166,7 @@ void block_product(const PanelCall<float>& call, const StoredBlocks<Format>& sto
         PanelProduct<float> product;
         product.width = call.layout.width(b + a);
         gather_panel_bias(call, b + a, own + a * panel_width<float>, product);
-        row.initial[static_cast<std::size_t>(a)] = product.initial;
+        row.initial[a] = product.initial;
       }
       stored.multiply_row(isa, b, row);
       for (; row.panels > 0; --row.panels, ++b) {
