@@ -1,5 +1,7 @@
 // Updates of weights that can be taken back bit for bit: the low-rank update itself, fused with adding it, and scaled.
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -7,10 +9,14 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
+#include "lora/core/floating_point.hpp"
 #include "lora/kernels/delta.hpp"
 #include "lora/kernels/fused_update.hpp"
+#include "lora/kernels/half_update.hpp"
 #include "support/bits.hpp"
 #include "support/kernel_oracle.hpp"
 #include "support/random_matrix.hpp"
@@ -309,6 +315,69 @@ TYPED_TEST(FusedUpdateTest, SmallUpdatesNeedFewExceptions) {
     // Outside a byte lie weights below |delta| / 128.
     EXPECT_LT(update.exceptions, subject.w.size() / 1000);
   }
+}
+
+/// Pairs of a weight and an update that meet every case: anything, near cancellation, moderate, denormal, few bits.
+template <class Format>
+std::pair<std::uint16_t, float> half_and_delta(std::mt19937& random) {
+  const auto half = static_cast<std::uint16_t>(random() & 0xFFFFU);
+  const auto draw = [&random] { return static_cast<std::uint32_t>(random()); };
+  std::uint32_t bits = draw();
+  switch (draw() % 6) {
+    case 0:
+      break;
+    case 1:
+      bits = std::bit_cast<std::uint32_t>(-kernels::HalfNumber<Format>::value(half)) + draw() % 4096 - 2048;
+      break;
+    case 2:
+      bits = (bits & 0x80000000U) | draw() % 64;
+      break;
+    case 3:
+      bits &= ~((1U << draw() % 20) - 1);
+      break;
+    default:
+      bits = (bits & 0x807FFFFFU) | (100 + draw() % 30) << 23;
+  }
+  return {half, std::bit_cast<float>(bits)};
+}
+
+template <class Format>
+class HalfUpdateTest : public ::testing::Test {};
+using HalfFormats = ::testing::Types<formats::F16, formats::BF16>;
+TYPED_TEST_SUITE(HalfUpdateTest, HalfFormats);
+
+TYPED_TEST(HalfUpdateTest, FourAtATimeIsOneByOne) {
+  const DefaultFloatingPoint environment;
+  constexpr Index count = 7;  // four, and a rest
+  const float one = 1;
+  const kernels::RunFactors<float> run{&one, &one, 0};
+  std::mt19937 random(3);
+  Index ordinary = 0;
+  for (int repetition = 0; repetition < 20000; ++repetition) {
+    std::array<std::uint16_t, count> given{};
+    std::array<float, count> delta{};
+    for (std::size_t i = 0; i < count; ++i) std::tie(given[i], delta[i]) = half_and_delta<TypeParam>(random);
+    auto expected = given;
+    auto weights = given;
+    std::array<std::int8_t, count> expected_codes{}, codes{};
+    std::array<std::uint16_t, count> expected_originals{}, originals{};
+    const auto by_one = kernels::detail::apply_half_elements<TypeParam>(
+        expected.data(), delta.data(), run, expected_codes.data(), count, expected_originals.data());
+    const auto result =
+        kernels::apply_half<TypeParam>(weights.data(), delta.data(), run, codes.data(), count, originals.data());
+    ASSERT_EQ(weights, expected);
+    ASSERT_EQ(codes, expected_codes);
+    ASSERT_EQ(originals, expected_originals);
+    ASSERT_EQ(result.applied, by_one.applied);
+    ASSERT_EQ(result.exceptions, by_one.exceptions);
+    kernels::restore_half<TypeParam>(weights.data(), delta.data(), run, codes.data(), count, originals.data());
+    ASSERT_EQ(weights, given);
+    kernels::detail::restore_half_elements<TypeParam>(expected.data(), delta.data(), run, codes.data(), count,
+                                                      originals.data());
+    ASSERT_EQ(expected, given);
+    ordinary += result.exceptions == 0 ? 1 : 0;
+  }
+  EXPECT_GT(ordinary, 100);
 }
 
 }  // namespace

@@ -53,16 +53,18 @@ int place_of(float value) {
   return bits < 0x8000 ? bits : 0x8000 - bits - 1;
 }
 
-/// One weight, and the bits after merging `delta` into it.
+/// The bits after merging `delta` into a weight: five of them, four of which are updated together.
 template <class Format>
 std::uint16_t merged_bits(std::uint16_t weight, float delta) {
-  auto one = weight_of<Format>({weight}, 1, 1);
+  const Bits five(5, weight);
+  auto weights = weight_of<Format>(five, 5, 1);
   const Matrix<float> a = Matrix<float>::Constant(1, 1, delta);
-  const Matrix<float> b = Matrix<float>::Ones(1, 1);
-  const auto undo = MergeUndo<float>::merge("test", one, {view_of(a), view_of(b), 1.0F});
-  const std::uint16_t merged = bits_of(one)[0];
-  undo.unmerge(one);
-  EXPECT_EQ(bits_of(one)[0], weight);
+  const Matrix<float> b = Matrix<float>::Ones(5, 1);
+  const auto undo = MergeUndo<float>::merge("test", weights, {view_of(a), view_of(b), 1.0F});
+  const std::uint16_t merged = bits_of(weights)[4];
+  EXPECT_EQ(bits_of(weights), Bits(5, merged));
+  undo.unmerge(weights);
+  EXPECT_EQ(bits_of(weights), five);
   return merged;
 }
 
