@@ -10,6 +10,7 @@
 
 #include "io/files.hpp"
 #include "io/gguf_bytes.hpp"
+#include "lora/format/q8_0.hpp"
 #include "lora/io/gguf_names.hpp"
 
 namespace lora::testing::gguf_adapter_reader_test {
@@ -201,18 +202,26 @@ TEST(ReadGgufAdapterRefuses, OptionsThatDoNotFit) {
             std::string::npos);
 }
 
-TEST(ReadGgufAdapterRefuses, FactorsAndNormsInBlocks) {
-  GgufBytes file = adapter_header(2);
-  file.tensor("m.weight.lora_a", {32, 1}, 8, 0).tensor("m.weight.lora_b", {1, 1}, 0, 64).pad(32);
-  for (int i = 0; i < 68; ++i) file.u8(0);
-  EXPECT_NE(refusal(file).find("tensor \"m.weight.lora_a\": expected F32, F16 or BF16, got Q8_0"), std::string::npos)
-      << refusal(file);
-  GgufBytes norm = adapter_header(1);
-  norm.tensor("blk.0.attn_norm.weight", {32}, 2, 0).pad(32);
-  for (int i = 0; i < 18; ++i) norm.u8(0);
-  EXPECT_NE(refusal(norm).find("tensor \"blk.0.attn_norm.weight\": expected F32, F16 or BF16, got Q4_0"),
-            std::string::npos)
-      << refusal(norm);
+// As convert_lora_to_gguf.py --outtype q8_0 writes them.
+TEST(ReadGgufAdapter, DecodesFactorsAndNormsInBlocks) {
+  Matrix<float> row(1, 32);
+  for (Index q = 0; q < 32; ++q) row(0, q) = 0.25F * static_cast<float>(q - 16);
+  std::uint8_t q8[34];
+  formats::Q8_0::encode(row.data(), q8);
+  Matrix<float> decoded(1, 32);
+  formats::Q8_0::decode(q8, decoded.data());
+  GgufBytes file = adapter_header(3);
+  file.tensor("m.weight.lora_a", {32, 1}, 8, 0).tensor("m.weight.lora_b", {1, 1}, 0, 64);
+  file.tensor("blk.0.attn_norm.weight", {32}, 8, 96).pad(32);
+  for (const std::uint8_t byte : q8) file.u8(byte);
+  file.pad(32).f32(2.0F).pad(32);
+  for (const std::uint8_t byte : q8) file.u8(byte);
+  const GgufAdapter adapter = parse_gguf_adapter(file.bytes());
+  const ModuleWeights<float>& module = adapter.weights.modules.at("m");
+  EXPECT_EQ(module.A, decoded);
+  EXPECT_EQ(module.B(0, 0), 2.0F);
+  EXPECT_EQ(adapter.weights.saved.at("blk.0.attn_norm.weight").values,
+            std::vector<float>(decoded.data(), decoded.data() + 32));
 }
 
 }  // namespace

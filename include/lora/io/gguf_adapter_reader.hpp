@@ -15,9 +15,9 @@
 #include "lora/core/error.hpp"
 #include "lora/core/number_text.hpp"
 #include "lora/core/types.hpp"
-#include "lora/io/dtype_conversion.hpp"
 #include "lora/io/gguf_adapter.hpp"
 #include "lora/io/gguf_parser.hpp"
+#include "lora/io/gguf_values.hpp"
 #include "lora/io/mapped_file.hpp"
 #include "lora/io/text.hpp"
 #include "lora/model/adapter_weights.hpp"
@@ -85,13 +85,6 @@ class GgufAdapterDecoder {
     return *value;
   }
 
-  /// Factors are trained numbers; blocks of fewer bits are for weights that stay.
-  [[nodiscard]] Dtype dtype_of(const GgufTensor& tensor) const {
-    const auto dtype = dtype_of_type(tensor.type);
-    if (!dtype) refuse("tensor " + in_quotes(tensor.name), "F32, F16 or BF16", name_of(tensor.type));
-    return *dtype;
-  }
-
   void pair_factors(AdapterWeights<float>& weights) {
     for (const GgufTensor& tensor : contents_.tensors) {
       const std::string_view name = tensor.name;
@@ -113,9 +106,8 @@ class GgufAdapterDecoder {
     if (tensor.extents[1] != 1 || tensor.extents[2] != 1 || tensor.extents[3] != 1 || tensor.size() == 0) {
       refuse("tensor " + in_quotes(tensor.name), "one dimension of 1 or more elements", "another shape");
     }
-    const Dtype dtype = dtype_of(tensor);
     SavedTensor<float> saved{{static_cast<Index>(tensor.extents[0])}, std::vector<float>(tensor.extents[0])};
-    lora::decode<float>(dtype, tensor.bytes.data(), saved.values);
+    read_gguf_rows(tensor, 0, 1, saved.values);
     weights.saved.emplace(tensor.name, std::move(saved));
   }
 
@@ -123,10 +115,7 @@ class GgufAdapterDecoder {
     if (tensor.extents[2] != 1 || tensor.extents[3] != 1 || tensor.size() == 0) {
       refuse("tensor " + in_quotes(tensor.name), "two dimensions of 1 or more", "another shape");
     }
-    const Dtype dtype = dtype_of(tensor);
-    Matrix<float> values(static_cast<Index>(tensor.extents[1]), static_cast<Index>(tensor.extents[0]));
-    lora::decode<float>(dtype, tensor.bytes.data(), {values.data(), static_cast<std::size_t>(values.size())});
-    return values;
+    return read_gguf_tensor(tensor);
   }
 
   void add_module(std::string_view stem, const Pair& pair, double alpha, AdapterWeights<float>& weights) const {
@@ -171,9 +160,10 @@ class GgufAdapterDecoder {
 /// Reads an adapter that llama.cpp can load. Tensors "<module>.weight.lora_a" (rank x in_features) and
 /// "<module>.weight.lora_b" (out_features x rank) make a module `<module>`, renamed by `options.rename`, with scaling =
 /// alpha / rank, or 1 if the file has no alpha or alpha 0. "token_embd" is an embedding, whose lora_a is num_embeddings
-/// x rank in the file. Tensors "*_norm.weight", which llama.cpp does not apply, become saved tensors.
+/// x rank in the file. Factors of any type are decoded, also those in blocks, such as convert_lora_to_gguf.py --outtype
+/// q8_0 writes. Tensors "*_norm.weight", which llama.cpp does not apply, become saved tensors.
 /// @throws IoError when the file cannot be read; FormatError when it breaks a rule of the format (parse_gguf), is not a
-/// LoRA adapter, or has a factor without its partner, with a different rank or shape, or of a type of blocks;
+/// LoRA adapter, or has a factor without its partner, or with a different rank or shape;
 /// ShapeError when `rope_heads` do not divide the rows; ConfigError for options out of range or names that coincide;
 /// whatever `rename` throws; std::bad_alloc. Source: ggml-org/llama.cpp, src/llama-adapter.cpp and
 /// convert_lora_to_gguf.py.
