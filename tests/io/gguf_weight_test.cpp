@@ -14,6 +14,7 @@
 #include "support/bits.hpp"
 #include "support/golden.hpp"
 #include "support/message_of.hpp"
+#include "support/random_blocks.hpp"
 
 namespace lora::testing::gguf_weight_test {
 namespace {
@@ -129,6 +130,20 @@ TEST(GgufWeight, RefusesAnotherTypeAndMoreThanTwoDimensions) {
   const GgufContents experts = parse_gguf(stack.bytes());
   EXPECT_EQ(message_of<FormatError>([&] { static_cast<void>(gguf_weight<formats::Q8_0>(experts.tensors[0])); }),
             "gguf_weight: tensor \"w\": expected two dimensions of 1 or more, got 32 x 1 x 2 x 1");
+}
+
+TEST(GgufWeight, TakesOneExpertOfAStack) {
+  const GgufBytes file = file_of(GgufType::Q8_0, {64, 3, 2}, testing::random_blocks<formats::Q8_0>(6, 64, 1));
+  const GgufContents contents = parse_gguf(file.bytes());
+  const Matrix<float> all = read_gguf_tensor(contents.tensors[0]);
+  for (const Index expert : {0, 1}) {
+    const GgufTensor one = gguf_matrix_of(contents.tensors[0], static_cast<std::uint64_t>(expert));
+    Matrix<float> values(3, 64);
+    read_back(gguf_weight<formats::Q8_0>(one), view_of(values));
+    EXPECT_EQ(values, all.middleRows(3 * expert, 3));
+  }
+  EXPECT_EQ(message_of<ShapeError>([&] { static_cast<void>(gguf_matrix_of(contents.tensors[0], 2)); }),
+            "gguf_matrix_of: tensor \"w\": expected a matrix of its 2, got 2");
 }
 
 // The file does not bound the rows of a matrix without columns.

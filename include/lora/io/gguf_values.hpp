@@ -31,6 +31,21 @@ namespace detail {
 
 }  // namespace detail
 
+/// Matrix `index` of a tensor of three dimensions, such as one expert of a stack: a tensor of two dimensions in the
+/// same bytes. No copy. @throws ShapeError when there is no such matrix
+[[nodiscard]] inline GgufTensor gguf_matrix_of(const GgufTensor& stack, std::uint64_t index) {
+  const std::uint64_t matrices = stack.extents[2] * stack.extents[3];
+  if (index >= matrices) {
+    throw ShapeError("gguf_matrix_of", detail::gguf_tensor_argument(stack),
+                     "a matrix of its " + std::to_string(matrices), std::to_string(index));
+  }
+  const auto bytes = stack.bytes.size() / static_cast<std::size_t>(matrices);
+  return {stack.name + "[" + std::to_string(index) + "]",
+          stack.type,
+          {stack.extents[0], stack.extents[1], 1, 1},
+          stack.bytes.subspan(static_cast<std::size_t>(index) * bytes, bytes)};
+}
+
 /// Decodes `count` whole rows from row `first` on, of a tensor of any type and any number of dimensions, exactly.
 /// `values` has count * extents[0] elements. No allocation; reentrant.
 /// @throws ShapeError when the rows are not within the tensor's, or `values` has another size

@@ -38,7 +38,8 @@ void check_gguf_weight(std::string_view operation, const GgufTensor& tensor) {
 
 /// The matrix in a tensor of a parsed file as a frozen weight: extents[1] outputs and extents[0] inputs, as llama.cpp
 /// stores linear layers. The blocks are laid out anew for the kernels; the file is not needed afterwards. An embedding
-/// takes TransposedWeight(gguf_weight<Format>(tensor)): its rows are tokens, which are inputs.
+/// takes TransposedWeight(gguf_weight<Format>(tensor)): its rows are tokens, which are inputs. For a stack of experts,
+/// take each by gguf_matrix_of.
 /// @throws FormatError when the tensor has another type (choose `Format` by visit_format), more dimensions or no
 /// elements; std::bad_alloc
 template <formats::NumberFormat Format>
