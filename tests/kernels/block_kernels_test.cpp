@@ -22,11 +22,11 @@ using testing::random_blocks;
 using testing::same_bits;
 using testing::supported_isas;
 
-/// A weight with two whole panels and the start of another, as rows and as chunks.
+/// A weight with four whole panels and the start of another, as rows and as chunks.
 template <class Format>
 struct Stored {
   explicit Stored(Index inputs)
-      : layout{{2 * kernels::panel_width<float> + 21, inputs}},
+      : layout{{4 * kernels::panel_width<float> + 21, inputs}},
         blocks(random_blocks<Format>(layout.panels.outputs, inputs, 1)),
         chunks(static_cast<std::size_t>(layout.bytes()), 0xA5),
         values(decoded<Format>(blocks, layout.panels.outputs, inputs)) {
@@ -118,37 +118,38 @@ TYPED_TEST(BlockKernelsTest, MultiplyARowInOneChainOfMultiplyAdds) {
   }
 }
 
-TYPED_TEST(BlockKernelsTest, MultiplyARowWithTwoPanelsAsWithEachAlone) {
+TYPED_TEST(BlockKernelsTest, MultiplyARowWithSeveralPanelsAsWithEachAlone) {
   Stored<TypeParam> stored(few_inputs<TypeParam>);
   constexpr Index width = kernels::panel_width<float>;
   const auto x = testing::random_matrix<float>(1, few_inputs<TypeParam>, 3);
-  const auto initial = testing::random_matrix<float>(1, 2 * width, 5);
-  ASSERT_EQ(stored.layout.panels.width(1), width);
   for (const Isa isa : supported_isas()) {
     const auto& table = kernels::block_kernels<TypeParam>(isa);
+    const Index panels = table.row_panels;
+    ASSERT_LE(panels, kernels::most_row_panels);
+    const auto initial = testing::random_matrix<float>(1, panels * width, 5);
     kernels::BlockRow row{.chunks = stored.chunk(0, 0),
                           .panel_bytes = stored.layout.offset(1) - stored.layout.offset(0),
+                          .panels = panels,
                           .width = width,
                           .blocks = stored.layout.blocks(),
                           .x = x.data(),
-                          .initial = {initial.data(), initial.data() + width}};
-    Matrix<float> single(1, 2 * width);
-    row.columns = width;
-    for (Index b = 0; b < 2; ++b) {
+                          .columns = panels * width - 1};
+    Matrix<float> single(1, panels * width);
+    for (Index b = 0; b < panels; ++b) {
+      row.initial[b] = initial.data() + b * width;
       kernels::BlockRow alone = row;
       alone.chunks = stored.chunk(b, 0);
-      alone.initial[0] = initial.data() + b * width;
+      alone.panels = 1;
+      alone.initial[0] = row.initial[b];
       alone.out = single.data() + b * width;
+      alone.columns = width;
       table.multiply_row(alone);
     }
-    if (table.row_panels < 2) continue;
-    row.panels = 2;
-    row.columns = 2 * width - 1;
-    Matrix<float> both = Matrix<float>::Constant(1, 2 * width, 7);
-    row.out = both.data();
+    Matrix<float> together = Matrix<float>::Constant(1, panels * width, 7);
+    row.out = together.data();
     table.multiply_row(row);
-    EXPECT_TRUE(same_bits(both.leftCols(row.columns), single.leftCols(row.columns))) << isa_name(isa);
-    EXPECT_EQ(both(0, row.columns), 7);
+    EXPECT_TRUE(same_bits(together.leftCols(row.columns), single.leftCols(row.columns))) << isa_name(isa);
+    EXPECT_EQ(together(0, row.columns), 7);
   }
 }
 

@@ -16,19 +16,23 @@ namespace lora::kernels {
 /// `first` and `count` are multiples of block_group<Format>.
 using DecodeKernel = void (*)(const std::uint8_t* panel, Index width, Index first, Index count, float* out);
 
-/// One row of a product with consecutive chunks of one panel, or of two that follow each other: out (columns) = start +
-/// sum of x(q) W(., q), where start is `out` itself (`accumulate`), or `initial` (`width` floats a panel), or zero.
-/// Each output is one chain of fused multiply-adds over the inputs in order. Two panels have the width of a full one;
-/// their chains run side by side, because the latency of one panel's would limit the formats of few bits.
+/// The most panels that a BlockRow has.
+inline constexpr Index most_row_panels = 4;
+
+/// One row of a product with consecutive chunks of one panel, or of BlockKernels::row_panels that follow each other:
+/// out (columns) = start + sum of x(q) W(., q), where start is `out` itself (`accumulate`), or `initial` (`width`
+/// floats a panel), or zero. Each output is one chain of fused multiply-adds over the inputs in order. Several panels
+/// have the width of a full one; they are read side by side, because one stream, and one panel's chains, would be too
+/// slow.
 struct BlockRow {
   const std::uint8_t* chunks = nullptr;
-  Index panel_bytes = 0;  ///< from the first panel's chunks to those of the second
+  Index panel_bytes = 0;  ///< from one panel's chunks to those of the next
   Index panels = 1;
   Index width = 0;
   Index blocks = 0;
   const float* x = nullptr;
   Index x_step = 1;
-  const float* initial[2] = {};
+  const float* initial[most_row_panels] = {};
   bool accumulate = false;
   float* out = nullptr;
   Index columns = 0;  ///< of all panels
@@ -37,7 +41,7 @@ struct BlockRow {
 struct BlockKernels {
   DecodeKernel decode;
   void (*multiply_row)(const BlockRow&);
-  Index row_panels;  ///< the most that multiply_row takes
+  Index row_panels;  ///< that multiply_row takes at a time; it also takes one
 };
 
 /// Inputs that share a scale, and are decoded together.

@@ -49,7 +49,7 @@ struct StoredBlocks {
       row.panel_bytes = row.width * layout.row_bytes();
       return kernel(row);
     }
-    std::uint8_t chunk[2 * Format::block_bytes * panel_width<float>];
+    std::uint8_t chunk[most_row_panels * Format::block_bytes * panel_width<float>];
     row.chunks = chunk;
     row.panel_bytes = layout.chunk_bytes(b);
     row.blocks = 1;
@@ -154,14 +154,14 @@ void block_product(const PanelCall<float>& call, const StoredBlocks<Format>& sto
     });
     return;
   }
-  const Index most = block_kernels<Format>(isa).row_panels;
-  const auto scratch = worker_scratch<float>(workspace, panel_width<float> + call.scratch());
+  const Index together = block_kernels<Format>(isa).row_panels;
+  const Index whole = call.layout.outputs / panel_width<float>;
+  const auto scratch = worker_scratch<float>(workspace, std::max(most_row_panels * panel_width<float>, call.scratch()));
   parallel_ranges(executor, call.layout.panels(), 2, [&](Index first, Index last, int worker) {
     float* const own = &scratch(worker, 0);
     for (Index b = first; b < last;) {
       BlockRow row{.x = call.x.data, .x_step = call.x.col_stride, .out = &call.y(0, call.layout.first_output(b))};
-      const bool pair = most == 2 && b + 1 < last && call.layout.width(b) == call.layout.width(b + 1);
-      row.panels = pair ? 2 : 1;
+      row.panels = std::min(last, whole) - b >= together ? together : 1;
       for (Index a = 0; a < row.panels; ++a) {
         PanelProduct<float> product;
         product.width = call.layout.width(b + a);
