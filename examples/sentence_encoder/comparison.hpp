@@ -80,7 +80,7 @@ inline constexpr TaskSizes timing_sizes = {320, 32, 32};
     const RunRequest request{method, training_options(scale, 1e-4, options.seed), inputs.weights, inputs.task, head,
                              {}};
     const StepTimes times = time_steps(request, scale.timed_steps);
-    return StepCost{median(times.seconds), times.trainable_parameters, 0};
+    return StepCost{median(times.seconds), times.trainable_parameters, 0, times.frozen_bytes};
   });
 }
 
@@ -209,11 +209,11 @@ inline void choose_by_validation(MethodResult& result) {
   }
 }
 
-/// Of LoRA's ranks alone: rsLoRA and DoRA are compared, not chosen among.
+/// Of LoRA's ranks over float alone: rsLoRA, DoRA and other formats are compared, not chosen among.
 [[nodiscard]] inline std::size_t best_adapter(const std::vector<MethodResult>& methods) {
   std::size_t best = methods.size();
   for (std::size_t m = 0; m < methods.size(); ++m) {
-    if (methods[m].method.kind != MethodKind::lora) continue;
+    if (!methods[m].method.plain_lora()) continue;
     if (best == methods.size() || methods[m].validation_score() > methods[best].validation_score()) {
       best = m;
     }

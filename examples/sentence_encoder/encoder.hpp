@@ -75,12 +75,14 @@ class SentenceEncoder {
   using Scalar = typename Layers::Scalar;
   using Pass = EncoderPass<Layers>;
 
-  explicit SentenceEncoder(EncoderWeights<Scalar> weights)
+  /// `layers` says what the linear layers are made of. @throws lora::ShapeError, also where a format's blocks do not
+  /// fit; lora::ConfigError
+  explicit SentenceEncoder(EncoderWeights<Scalar> weights, const Layers& layers = {})
       : embedding_(std::move(weights.embedding)),
         frequencies_(std::move(weights.frequencies)),
-        projection_(Layers::make_linear(weights.projection)) {
+        projection_(layers.make_linear(weights.projection)) {
     lora::check_shape("SentenceEncoder", "frequencies", frequencies_, 1, embedding_.cols() / 2);
-    for (LayerWeights<Scalar>& layer : weights.layers) layers_.emplace_back(std::move(layer), weights.heads);
+    for (LayerWeights<Scalar>& layer : weights.layers) layers_.emplace_back(std::move(layer), weights.heads, layers);
   }
 
   /// Numbers of an embedding.
@@ -148,6 +150,13 @@ class SentenceEncoder {
     for (std::size_t l = layers_.size(); l-- > 0;) {
       layers_[l].backward(pass.texts, input_of(pass, l), pass.token_gradient, l == 0, pass.layers[l], pass.workspace);
     }
+  }
+
+  /// Memory of the linear layers' frozen weights.
+  [[nodiscard]] std::size_t frozen_bytes() requires(!Layers::trains_norms) {
+    std::size_t bytes = 0;
+    for_each_linear([&](const std::string& /*name*/, auto& layer) { bytes += layer.frozen_weight().bytes(); });
+    return bytes;
   }
 
   void zero_grad() {

@@ -1,8 +1,10 @@
 // The figures of the report.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
+#include <limits>
 #include <string>
 #include <string_view>
 
@@ -33,6 +35,21 @@ inline constexpr std::array<std::string_view, 7> line_colours = {blue, sky, gree
   script.append(" nohead dashtype 2 linewidth 2 linecolor rgb '").append(colour).append("'\nset label ");
   script.append(gnuplot_string(label)).append(" at graph 0.01, first ").append(y);
   return script.append(" offset 0,0.6 textcolor rgb '").append(colour).append("'\n");
+}
+
+/// The least and the greatest of some numbers.
+struct Range {
+  double low = std::numeric_limits<double>::infinity();
+  double high = -std::numeric_limits<double>::infinity();
+
+  void include(double value) {
+    low = std::min(low, value);
+    high = std::max(high, value);
+  }
+};
+
+[[nodiscard]] inline std::string range_text(double low, double high) {
+  return "[" + number_text(low) + ":" + number_text(high) + "]";
 }
 
 /// One line for every method: what `points` gives of its best run, over epochs.
@@ -71,9 +88,9 @@ template <class Points>
   DataBlock lora_points("$lora");
   DataBlock others("$others");
   for (const auto& one : results.methods) {
-    if (one.method.full()) continue;
+    if (one.method.full() || one.method.weights != WeightFormat::scalar) continue;
     const auto score = macro_f1_over_seeds(one);
-    const bool plain = one.method.kind == MethodKind::lora;
+    const bool plain = one.method.plain_lora();
     (plain ? lora_points : others)
         .row(plain ? fixed_text(score.mean * 100, 1) : one.method.name() + ": " + fixed_text(score.mean * 100, 1),
              {static_cast<double>(one.method.rank), score.mean * 100, score.spread * 100});
@@ -98,6 +115,35 @@ template <class Points>
                              "' notitle, \\\n $others using 2:3:1 with labels offset 0,-1.1 textcolor rgb '" +
                              std::string(purple) + "' notitle") +
                   "\n",
+              800, 420);
+}
+
+/// Test macro-F1 of LoRA at one rank over the bytes of the frozen weights, a point for each format, with the frozen
+/// encoder as a line.
+[[nodiscard]] inline Figure format_figure(const Results& results) {
+  const double frozen = results.frozen.macro_f1 * 100;
+  detail::Range bytes;
+  detail::Range scores;
+  scores.include(frozen);
+  DataBlock points("$formats");
+  for (const MethodResult* one : lora_by_format(results)) {
+    const double megabytes = static_cast<double>(one->cost.frozen_bytes) * 1e-6;
+    const auto score = macro_f1_over_seeds(*one);
+    bytes.include(megabytes);
+    scores.include((score.mean - score.spread) * 100);
+    scores.include((score.mean + score.spread) * 100);
+    points.row(std::string(name_of(one->method.weights)) + " " + fixed_text(score.mean * 100, 1),
+               {megabytes, score.mean * 100, score.spread * 100});
+  }
+  const std::string colour(blue);
+  return draw(points.text() +
+                  detail::reference_line(frozen, grey, "frozen encoder, linear head " + fixed_text(frozen, 1)) +
+                  "set logscale x 2\nset xrange " + detail::range_text(bytes.low / 2, bytes.high * 2) +
+                  "\nset yrange " + detail::range_text(scores.low - 1, scores.high + 2) +
+                  "\nset xlabel 'frozen weights, MB'\nset ylabel 'test macro-F1, %'\n"
+                  "plot $formats using 2:3:4 with yerrorbars linewidth 2 pointtype 7 linecolor rgb '" +
+                  colour + "' notitle, \\\n $formats using 2:3:1 with labels offset 0,1.1 textcolor rgb '" + colour +
+                  "' notitle\n",
               800, 420);
 }
 

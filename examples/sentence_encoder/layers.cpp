@@ -10,7 +10,7 @@ extern template RunResult run_method_with<TrainedLayers<float>>(const RunRequest
 extern template StepTimes time_steps_with<AdaptedLayers<float>>(const RunRequest&, int);
 extern template StepTimes time_steps_with<TrainedLayers<float>>(const RunRequest&, int);
 extern template std::unique_ptr<TextClassifier> make_text_classifier_with<AdaptedLayers<float>>(
-    const EncoderWeights<float>&, const Adapter&);
+    const EncoderWeights<float>&, const Adapter&, const AdaptedLayers<float>&);
 
 RunResult run_method(const RunRequest& request) {
   return request.method.full() ? run_method_with<TrainedLayers<float>>(request)
@@ -22,8 +22,11 @@ StepTimes time_steps(const RunRequest& request, int steps) {
                                : time_steps_with<AdaptedLayers<float>>(request, steps);
 }
 
-std::unique_ptr<TextClassifier> make_text_classifier(const EncoderWeights<float>& weights, const Adapter& adapter) {
-  return make_text_classifier_with<AdaptedLayers<float>>(weights, adapter);
+std::unique_ptr<TextClassifier> make_text_classifier(const EncoderWeights<float>& weights, const Adapter& adapter,
+                                                     WeightFormat format) {
+  AdaptedLayers<float> layers;
+  layers.format = format;
+  return make_text_classifier_with<AdaptedLayers<float>>(weights, adapter, layers);
 }
 
 }  // namespace examples::sentence_encoder

@@ -33,7 +33,8 @@ lora::Matrix<float> embed_all(const SentenceEncoder<Layers>& encoder, const std:
 template RunResult run_method_with<AdaptedLayers<float>>(const RunRequest&);
 template StepTimes time_steps_with<AdaptedLayers<float>>(const RunRequest&, int);
 template std::unique_ptr<TextClassifier> make_text_classifier_with<AdaptedLayers<float>>(const EncoderWeights<float>&,
-                                                                                         const Adapter&);
+                                                                                         const Adapter&,
+                                                                                         const AdaptedLayers<float>&);
 
 double merge_tolerance(const EncoderWeights<float>& weights, const Adapter& adapter, std::span<const TokenIds> texts) {
   return MergeTolerance<AdaptedLayers<float>>(weights, adapter)(texts);

@@ -57,9 +57,12 @@ void train_all(const Options& options, const Job& job, const Inputs& inputs, Res
   results.train_texts = inputs.task.train.count();
   results.validation_texts = inputs.task.validation.count();
   results.test_texts = inputs.task.test.count();
+  std::string weights;
+  for (const WeightFormat format : options.weights) weights.append(" ").append(name_of(format));
   job.require_agreement("table", hash_text(results.table_hash));
   job.require_agreement("options", results.scale.name + ", epochs " + std::to_string(results.scale.epochs) + ", seed " +
-                                       std::to_string(options.seed) + (options.resume ? ", resumed" : ""));
+                                       std::to_string(options.seed) + ", weights" + weights +
+                                       (options.resume ? ", resumed" : ""));
   if (job.first()) {
     std::fprintf(stderr, "%s texts to train (%s scale), %s to validate, %s to test, %zu classes\n",
                  grouped_text(results.train_texts).c_str(), results.scale.name.c_str(),
@@ -94,6 +97,7 @@ bool report(const Options& options, const Inputs& inputs, Results& results) {
                 options.output_dir / "runs" /
                     examples::sentence_encoder::detail::run_folder_name(run.method, run.learning_rate, run.seed),
                 options.output_dir / "adapter", results);
+  check_formats(inputs, options.output_dir / "runs", results);
   results.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - program_start).count();
   print(results);
   write_text(options.output_dir / "results.json", results_json(results));

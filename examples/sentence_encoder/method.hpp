@@ -8,6 +8,7 @@
 
 #include "lora/adapter/config.hpp"
 #include "lora/model/model_config.hpp"
+#include "sentence_encoder/weight_format.hpp"
 
 namespace examples::sentence_encoder {
 
@@ -17,21 +18,28 @@ enum class MethodKind : std::uint8_t { lora, rslora, dora, full };
 
 struct Method {
   MethodKind kind = MethodKind::lora;
-  Index rank = 0;  ///< 0 for full fine-tuning
+  Index rank = 0;                               ///< 0 for full fine-tuning
+  WeightFormat weights = WeightFormat::scalar;  ///< of the frozen kernels
 
   [[nodiscard]] bool full() const noexcept { return kind == MethodKind::full; }
+  [[nodiscard]] bool plain_lora() const noexcept { return kind == MethodKind::lora && weights == WeightFormat::scalar; }
   [[nodiscard]] std::string name() const {
     if (full()) return "full fine-tuning";
     const std::string kind_name = kind == MethodKind::lora ? "LoRA" : kind == MethodKind::rslora ? "rsLoRA" : "DoRA";
-    return kind_name + ", r = " + std::to_string(rank);
+    return kind_name + ", r = " + std::to_string(rank) + suffix(", ");
   }
-  /// "lora_r8": for folders and files.
+  /// "lora_r8", "lora_r8_nf4": for folders and files.
   [[nodiscard]] std::string key() const {
     if (full()) return "full";
     const std::string kind_name = kind == MethodKind::lora ? "lora" : kind == MethodKind::rslora ? "rslora" : "dora";
-    return kind_name + "_r" + std::to_string(rank);
+    return kind_name + "_r" + std::to_string(rank) + suffix("_");
   }
   bool operator==(const Method&) const = default;
+
+ private:
+  [[nodiscard]] std::string suffix(const char* separator) const {
+    return weights == WeightFormat::scalar ? std::string() : separator + std::string(name_of(weights));
+  }
 };
 
 /// The adapters' configuration. LoRA and DoRA have alpha = 2 r, so that s = alpha / r is 2 at every rank; rsLoRA keeps

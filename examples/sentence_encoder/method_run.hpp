@@ -54,6 +54,7 @@ struct RunResult {
 struct StepTimes {
   std::vector<double> seconds;     ///< of each step after the first ones, which allocate
   Index trainable_parameters = 0;  ///< head included
+  std::size_t frozen_bytes = 0;    ///< of the linear layers' frozen weights
 };
 [[nodiscard]] StepTimes time_steps(const RunRequest& request, int steps);
 

@@ -18,7 +18,9 @@ namespace detail {
 /// A classifier ready to be trained by a method: adapters in place, and the head it starts with.
 template <class Layers>
 [[nodiscard]] std::unique_ptr<Classifier<Layers>> start_classifier(const RunRequest& request) {
-  auto classifier = std::make_unique<Classifier<Layers>>(request.weights, request.task.class_count());
+  Layers layers;
+  if constexpr (Classifier<Layers>::adapted) layers.format = request.method.weights;
+  auto classifier = std::make_unique<Classifier<Layers>>(request.weights, request.task.class_count(), layers);
   if constexpr (Classifier<Layers>::adapted) {
     classifier->model().inject(adapter_config(request.method), request.options.seed);
   }
@@ -109,6 +111,7 @@ StepTimes time_steps_with(const RunRequest& request, int steps) {
   FineTuning<ClassifierOnTask<Layers>> training(on_task, request.task.train.count(), options, "timing", {});
   StepTimes times;
   times.trainable_parameters = detail::parameter_count(classifier->parameters());
+  if constexpr (Classifier<Layers>::adapted) times.frozen_bytes = classifier->encoder().frozen_bytes();
   for (int step = 0; step < uncounted + steps; ++step) {
     const auto begin = Clock::now();
     training.step();

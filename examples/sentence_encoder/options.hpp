@@ -2,6 +2,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -14,12 +15,16 @@
 
 namespace examples::sentence_encoder {
 
+/// Of LoRA over weights of fewer bits; every scale has this rank over float too.
+inline constexpr Index rank_of_formats = 8;
+
 struct Options {
   bool quick = false;
   bool full = false;
   bool resume = false;
   Index epochs = 0;  ///< 0 stands for the default of the scale
   std::uint64_t seed = 1;
+  std::vector<WeightFormat> weights;  ///< a line of LoRA for each
   std::size_t jobs = available_cores();
   std::filesystem::path model_dir = "build/models/universal-sentence-encoder-lite";
   std::filesystem::path data = "build/data/debian_descriptions.tsv";
@@ -42,6 +47,15 @@ struct Scale {
   }
 };
 
+/// LoRA over kernels in each of these formats, before full fine-tuning; those that are there already are not added.
+inline void add_weight_formats(const std::vector<WeightFormat>& formats, std::vector<Method>& methods) {
+  for (const WeightFormat format : formats) {
+    const Method method{MethodKind::lora, rank_of_formats, format};
+    if (std::find(methods.begin(), methods.end(), method) != methods.end()) continue;
+    methods.insert(methods.end() - 1, method);
+  }
+}
+
 [[nodiscard]] inline Scale scale_for(const Options& options) {
   using enum MethodKind;
   Scale scale;
@@ -62,6 +76,7 @@ struct Scale {
         {1e-3, 3e-3}, {1e-4, 3e-4, 1e-3}, 10};
   }
   if (options.epochs > 0) scale.epochs = options.epochs;
+  add_weight_formats(options.weights, scale.methods);
   return scale;
 }
 
@@ -74,6 +89,15 @@ inline void add_options(CLI::App& app, Options& options) {
   app.add_option("--epochs", options.epochs, "Epochs of every method")->check(CLI::Range(Index{1}, Index{1000}));
   app.add_option("--seed", options.seed, "Seed of the adapters, of dropout and of the order of the texts")
       ->capture_default_str();
+  app.add_option_function<std::vector<std::string>>(
+         "--weights",
+         [&options](const std::vector<std::string>& names) {
+           for (const auto& name : names) options.weights.push_back(format_named(name));
+         },
+         "Also train LoRA over frozen kernels of these formats, separated by commas, and compare the formats")
+      ->transform(CLI::IsMember(format_names(), CLI::ignore_case))
+      ->delimiter(',')
+      ->allow_extra_args(false);
   app.add_option("--jobs", options.jobs, "Number of parallel training runs; the results do not depend on it")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();

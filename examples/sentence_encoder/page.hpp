@@ -86,8 +86,18 @@ inline void add_headline(Report& report, const Results& results) {
       "Macro-F1 is the mean of the classes' F1, so that small classes count as much as large ones. A step is forward, "
       "loss, backward and optimiser on 32 texts and one thread (for the frozen encoder the head alone, on embeddings "
       "that are there already). Peak memory is that of a process that does nothing but train this way, program, "
-      "vocabulary and 26 MB of weights as read included. Stored is the file that holds what was trained.");
+      "vocabulary and 26 MB of weights as read included. Frozen is the kernels of the linear layers as the "
+      "layers keep them. Stored is the file that holds what was trained.");
   report.heading("Macro-F1 over rank").figure(score_figure(results), "Test macro-F1 over the rank of the adapters");
+  if (lora_by_format(results).size() > 1) {
+    report.heading("Weights of fewer bits");
+    report.paragraph("LoRA at rank " + std::to_string(rank_of_formats) +
+                     " over frozen kernels of each format; adapters, biases, norms and token embeddings stay in float. "
+                     "Where several weights share a scale nothing can be merged into them, and adapters are served "
+                     "unmerged.");
+    report.table(format_table(results));
+    report.figure(format_figure(results), "Test macro-F1 over the bytes of the frozen weights");
+  }
   report.heading("Learning").figure(validation_figure(results), "Validation macro-F1 at the chosen learning rate");
   report.figure(loss_figure(results), "Training loss at the chosen learning rate");
   report.heading("Cost").figure(cost_figure(results), "Cost of each method as a share of full fine-tuning's");
@@ -100,7 +110,8 @@ inline void add_headline(Report& report, const Results& results) {
                    "only those whose own label is named would make the name evidence against its label.");
   report.heading("Wrong with confidence").table(detail::mistakes_table(results));
   report.heading("Saving and merging");
-  report.paragraph("Checked on " + results.adapter().method.name() + " and all test texts:");
+  report.paragraph("Checked on all test texts, and where no method is named on " + results.adapter().method.name() +
+                   ":");
   report.table(check_table(results));
   if (results.ranks > 1) {
     report.heading("Between the ranks").table(traffic_table(results)).paragraph(traffic_note(results));

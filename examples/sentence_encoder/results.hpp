@@ -116,24 +116,53 @@ struct Results {
 
 [[nodiscard]] inline std::string megabytes_text(double bytes) { return fixed_text(bytes * 1e-6, bytes < 1e7 ? 2 : 0); }
 
+/// Megabytes of the frozen kernels; full fine-tuning has none.
+[[nodiscard]] inline std::string frozen_text(const MethodResult& one) {
+  return one.method.full() ? "-" : fixed_text(static_cast<double>(one.cost.frozen_bytes) * 1e-6, 2);
+}
+
 [[nodiscard]] inline Table main_table(const Results& results) {
-  Table table{{"method", "macro-F1, %", "accuracy, %", "trainable", "step, ms", "peak memory, MB", "stored, MB"}, {}};
+  Table table{
+      {"method", "macro-F1, %", "accuracy, %", "trainable", "frozen, MB", "step, ms", "peak memory, MB", "stored, MB"},
+      {}};
   const auto points = [](double share) { return fixed_text(share * 100, 2); };
-  table.rows.push_back(
-      {"majority class", points(results.majority.macro_f1), points(results.majority.accuracy), "0", "-", "-", "-"});
+  table.rows.push_back({"majority class", points(results.majority.macro_f1), points(results.majority.accuracy), "0",
+                        "-", "-", "-", "-"});
   const StepCost& frozen = results.frozen_cost;
   const double head_bytes = 4.0 * static_cast<double>(frozen.trainable_parameters);
   table.rows.push_back({"frozen encoder, linear head", points(results.frozen.macro_f1), points(results.frozen.accuracy),
-                        grouped_text(frozen.trainable_parameters), fixed_text(frozen.median_seconds * 1e3, 2),
+                        grouped_text(frozen.trainable_parameters), "-", fixed_text(frozen.median_seconds * 1e3, 2),
                         megabytes_text(static_cast<double>(frozen.peak_bytes)), megabytes_text(head_bytes)});
   for (std::size_t m = 0; m < results.methods.size(); ++m) {
     const MethodResult& one = results.methods[m];
     if (m == results.best_adapter) table.emphasized.push_back(table.rows.size());
     table.rows.push_back({one.method.name(), points_text(macro_f1_over_seeds(one), one.seeds().size()),
                           points_text(accuracy_over_seeds(one), one.seeds().size()),
-                          grouped_text(one.cost.trainable_parameters), fixed_text(one.cost.median_seconds * 1e3, 1),
+                          grouped_text(one.cost.trainable_parameters), frozen_text(one),
+                          fixed_text(one.cost.median_seconds * 1e3, 1),
                           megabytes_text(static_cast<double>(one.cost.peak_bytes)),
                           megabytes_text(static_cast<double>(one.best_run().stored_bytes))});
+  }
+  return table;
+}
+
+/// LoRA at one rank over every format of frozen weights: float alone unless others were asked for.
+[[nodiscard]] inline std::vector<const MethodResult*> lora_by_format(const Results& results) {
+  std::vector<const MethodResult*> all;
+  for (const auto& one : results.methods) {
+    if (one.method.kind == MethodKind::lora && one.method.rank == rank_of_formats) all.push_back(&one);
+  }
+  return all;
+}
+
+/// Quality, bytes and time of each format, and how adapters over it are served.
+[[nodiscard]] inline Table format_table(const Results& results) {
+  Table table{{"frozen weights", "macro-F1, %", "frozen, MB", "step, ms", "served"}, {}};
+  for (const MethodResult* one : lora_by_format(results)) {
+    table.rows.push_back({std::string(name_of(one->method.weights)),
+                          points_text(macro_f1_over_seeds(*one), one->seeds().size()), frozen_text(*one),
+                          fixed_text(one->cost.median_seconds * 1e3, 1),
+                          can_be_merged_into(one->method.weights) ? "merged or not" : "unmerged"});
   }
   return table;
 }

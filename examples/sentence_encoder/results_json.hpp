@@ -21,7 +21,8 @@ namespace detail {
 [[nodiscard]] inline nlohmann::ordered_json json_of(const StepCost& cost) {
   return {{"step_seconds", cost.median_seconds},
           {"peak_resident_bytes", cost.peak_bytes},
-          {"trainable_parameters", cost.trainable_parameters}};
+          {"trainable_parameters", cost.trainable_parameters},
+          {"frozen_weight_bytes", cost.frozen_bytes}};
 }
 
 [[nodiscard]] inline nlohmann::ordered_json json_of(const RunResult& run) {
@@ -44,6 +45,10 @@ namespace detail {
 
 [[nodiscard]] inline nlohmann::ordered_json json_of(const MethodResult& one) {
   nlohmann::ordered_json json = {{"name", one.method.name()}, {"cost", json_of(one.cost)}};
+  if (!one.method.full()) {
+    json["frozen_weights"] = name_of(one.method.weights);
+    json["can_be_merged_into"] = can_be_merged_into(one.method.weights);
+  }
   json["chosen_learning_rate"] = one.best_run().learning_rate;
   for (const auto& rate : one.tried) {
     for (const auto& run : rate.seeds) json["tried"].push_back(json_of(run));

@@ -24,7 +24,8 @@ using lora::Index;
 struct StepCost {
   double median_seconds = 0;
   Index trainable_parameters = 0;
-  std::size_t peak_bytes = 0;  ///< resident, of the whole process
+  std::size_t peak_bytes = 0;    ///< resident, of the whole process
+  std::size_t frozen_bytes = 0;  ///< of the linear layers' frozen weights
 };
 
 /// The value in the middle, the upper of two. @throws lora::ConfigError of nothing

@@ -16,6 +16,7 @@
 #include "lora/io/text.hpp"
 #include "sentence_encoder/encoder_weights.hpp"
 #include "sentence_encoder/packed_texts.hpp"
+#include "sentence_encoder/weight_format.hpp"
 
 namespace examples::sentence_encoder {
 
@@ -30,16 +31,18 @@ class TextClassifier {
   /// Logits, texts x classes.
   [[nodiscard]] virtual lora::Matrix<float> logits(std::span<const TokenIds> texts) = 0;
   [[nodiscard]] virtual Index classes() const noexcept = 0;
+  /// @throws lora::StateError over weights that cannot be merged into
   virtual void merge() = 0;
   virtual void unmerge() = 0;
 };
 
 using Adapter = lora::PeftAdapter<float>;
 
-/// An encoder of these weights with the adapter and its head. @throws lora::ConfigError, lora::ShapeError where they do
-/// not fit; lora::FormatError without a head
+/// An encoder of these weights, with kernels in `format`, with the adapter and its head. @throws lora::ConfigError,
+/// lora::ShapeError where they do not fit; lora::FormatError without a head
 [[nodiscard]] std::unique_ptr<TextClassifier> make_text_classifier(const EncoderWeights<float>& weights,
-                                                                   const Adapter& adapter);
+                                                                   const Adapter& adapter,
+                                                                   WeightFormat format = WeightFormat::scalar);
 
 /// How far the logits of such a classifier, merged and unmerged, may lie apart over these texts; merge_tolerance.hpp
 /// has the derivation.
@@ -48,7 +51,8 @@ using Adapter = lora::PeftAdapter<float>;
 
 template <class Layers>
 [[nodiscard]] std::unique_ptr<TextClassifier> make_text_classifier_with(const EncoderWeights<float>& weights,
-                                                                        const Adapter& adapter);
+                                                                        const Adapter& adapter,
+                                                                        const Layers& layers = {});
 
 inline constexpr const char* labels_file = "labels.json";
 

@@ -15,8 +15,8 @@ namespace detail {
 template <class Layers>
 class LoadedClassifier final : public TextClassifier {
  public:
-  LoadedClassifier(const EncoderWeights<float>& weights, const Adapter& adapter, Index classes)
-      : classifier_(weights, classes) {
+  LoadedClassifier(const EncoderWeights<float>& weights, const Adapter& adapter, Index classes, const Layers& layers)
+      : classifier_(weights, classes, layers) {
     classifier_.model().load(adapter.config, adapter.weights);
     classifier_.model().train();
   }
@@ -36,14 +36,14 @@ class LoadedClassifier final : public TextClassifier {
 }  // namespace detail
 
 template <class Layers>
-std::unique_ptr<TextClassifier> make_text_classifier_with(const EncoderWeights<float>& weights,
-                                                          const Adapter& adapter) {
+std::unique_ptr<TextClassifier> make_text_classifier_with(const EncoderWeights<float>& weights, const Adapter& adapter,
+                                                          const Layers& layers) {
   const auto bias = adapter.weights.saved.find("head.bias");
   if (bias == adapter.weights.saved.end() || !adapter.weights.saved.contains("head.weight")) {
     throw lora::FormatError("make_text_classifier", "adapter", "a head (modules_to_save) beside the factors", "none");
   }
   return std::make_unique<detail::LoadedClassifier<Layers>>(weights, adapter,
-                                                            static_cast<Index>(bias->second.values.size()));
+                                                            static_cast<Index>(bias->second.values.size()), layers);
 }
 
 }  // namespace examples::sentence_encoder

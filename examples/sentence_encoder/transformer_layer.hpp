@@ -57,15 +57,15 @@ class TransformerLayer {
   using Linear = typename Layers::Linear;
   using Pass = LayerPass<Layers>;
 
-  TransformerLayer(LayerWeights<Scalar> weights, Index heads)
+  TransformerLayer(LayerWeights<Scalar> weights, Index heads, const Layers& layers)
       : attention_norm_(std::move(weights.attention_norm)),
-        qkv_(Layers::make_qkv(weights.qkv)),
+        qkv_(layers.make_qkv(weights.qkv)),
         attention_(heads),
-        output_(Layers::make_linear(weights.output)),
+        output_(layers.make_linear(weights.output)),
         ffn_norm_(std::move(weights.ffn_norm)),
-        ffn_hidden_(Layers::make_linear(weights.ffn_hidden)),
-        ffn_output_(Layers::make_linear(weights.ffn_output)) {
-    if (weights.residual.kernel.size() > 0) residual_.emplace(Layers::make_linear(weights.residual));
+        ffn_hidden_(layers.make_linear(weights.ffn_hidden)),
+        ffn_output_(layers.make_linear(weights.ffn_output)) {
+    if (weights.residual.kernel.size() > 0) residual_.emplace(layers.make_linear(weights.residual));
   }
 
   [[nodiscard]] Index out_features() const noexcept { return ffn_output_.out_features(); }

@@ -42,6 +42,14 @@ TEST(BestAdapter, IsOneOfLorasRanksAndChosenWithoutTheTestTexts) {
   EXPECT_EQ(detail::best_adapter(methods), 2U);
 }
 
+TEST(BestAdapter, IsOverFloat) {
+  using enum MethodKind;
+  const std::vector<MethodResult> methods = {made_method({lora, 8}, 0.5, {0.5}),
+                                             made_method({lora, 8, WeightFormat::nf4}, 0.6, {0.6}),
+                                             made_method({full, 0}, 0.9, {0.9})};
+  EXPECT_EQ(detail::best_adapter(methods), 0U);
+}
+
 TEST(SaysLabel, FindsTheNameAsAWordInAnyCase) {
   EXPECT_TRUE(says_label("a Game of cards", "games"));
   EXPECT_TRUE(says_label("card games", "games"));
@@ -58,6 +66,7 @@ TEST(RunFolderName, TellsRunsApart) {
   using enum MethodKind;
   EXPECT_EQ(detail::run_folder_name({lora, 8}, 1e-3, 2), "lora_r8_rate0.001_seed2");
   EXPECT_EQ(detail::run_folder_name({full, 0}, 1e-4, 1), "full_rate0.0001_seed1");
+  EXPECT_EQ(detail::run_folder_name({lora, 8, WeightFormat::q8_0}, 1e-3, 1), "lora_r8_q8_0_rate0.001_seed1");
 }
 
 TEST(CheckInputs, NamesTheScriptThatFetchesWhatIsMissing) {

@@ -6,6 +6,7 @@
 #include <limits>
 #include <memory>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "examples/temporary_folder.hpp"
@@ -103,6 +104,52 @@ TEST(MethodRun, LearnsAndSavesAnAdapterThatAnswersTheSame) {
 
   loaded->unmerge();
   EXPECT_TRUE(same_bits(loaded->logits(task().test.texts), unmerged));
+}
+
+/// small_shape with widths that every format's blocks divide.
+const EncoderWeights<float>& wide_weights() {
+  static const auto made = random_encoder_weights<float>(
+      {.vocabulary = 40, .embedding = 64, .width = 64, .hidden = 64, .layers = 2, .heads = 4, .output = 20}, 5);
+  return made;
+}
+
+class MethodRunOver : public ::testing::TestWithParam<WeightFormat> {};
+
+TEST_P(MethodRunOver, AFormatLearnsAndItsSavedAdapterAnswersTheSame) {
+  const Head head(3, small_shape.output);
+  const TemporaryFolder folder;
+  RunRequest request{{MethodKind::lora, 4, GetParam()}, {}, wide_weights(), task(), head, folder.path()};
+  request.options = request_in({}, head).options;
+  const auto run = run_method_with<Layers>(request);
+  EXPECT_GT(run.validation_score(), 0.6);  // a third is chance
+  const auto adapter = lora::read_peft_directory<float>(folder / "adapter");
+  const auto loaded = make_text_classifier_with<Layers>(wide_weights(), adapter, Layers{GetParam()});
+  const auto unmerged = loaded->logits(task().test.texts);
+  EXPECT_EQ(predictions(unmerged), run.test_answers);
+
+  if (can_be_merged_into(GetParam())) {
+    loaded->merge();
+    EXPECT_FALSE(same_bits(loaded->logits(task().test.texts), unmerged));
+    loaded->unmerge();
+  } else {
+    EXPECT_THROW(loaded->merge(), lora::StateError);
+  }
+  EXPECT_TRUE(same_bits(loaded->logits(task().test.texts), unmerged));
+}
+
+INSTANTIATE_TEST_SUITE_P(All, MethodRunOver,
+                         ::testing::Values(WeightFormat::scalar, WeightFormat::bf16, WeightFormat::q8_0,
+                                           WeightFormat::nf4),
+                         [](const auto& tested) { return std::string(name_of(tested.param)); });
+
+TEST(MethodRun, StepsOverFewerBitsHaveFewerFrozenBytesAndTheSameParameters) {
+  const Head head(3, small_shape.output);
+  RunRequest request{{MethodKind::lora, 4}, {}, wide_weights(), task(), head, {}};
+  const auto floats = time_steps_with<Layers>(request, 1);
+  request.method.weights = WeightFormat::nf4;
+  const auto blocks = time_steps_with<Layers>(request, 1);
+  EXPECT_EQ(blocks.trainable_parameters, floats.trainable_parameters);
+  EXPECT_EQ(blocks.frozen_bytes * 64 * 4, floats.frozen_bytes * 36);  // 64 weights take 36 bytes
 }
 
 TEST(MethodRun, AnAdapterWithoutAHeadIsRefused) {

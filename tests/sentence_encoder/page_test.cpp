@@ -11,6 +11,7 @@ namespace {
 
 using namespace examples::sentence_encoder;  // NOLINT: the namespace under test
 using examples::sentence_encoder::testing::made_results;
+using examples::sentence_encoder::testing::made_results_of_formats;
 
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
@@ -23,6 +24,14 @@ TEST(Page, HoldsResultsMistakesChecksAndSettings) {
   }
   EXPECT_FALSE(contains(html, "<b>a text"));
   EXPECT_FALSE(contains(html, "<net>"));
+}
+
+TEST(Page, ComparesFormatsWhereThereAreSeveral) {
+  EXPECT_FALSE(contains(make_report(made_results({0.57}, {0.575}), {}).html(), "Weights of fewer bits"));
+  const std::string html = make_report(made_results_of_formats({0.56}), {}).html();
+  for (const char* part : {"Weights of fewer bits", "LoRA, r = 8, nf4", "served unmerged"}) {
+    EXPECT_TRUE(contains(html, part)) << part;
+  }
 }
 
 TEST(Page, TellsOfTheTrafficOfAJobOfSeveralRanksAlone) {
@@ -66,6 +75,17 @@ TEST(Figures, AreDrawnAndNameEveryMethod) {
   EXPECT_TRUE(contains(scores.svg, "full fine-tuning 58.0"));
   EXPECT_TRUE(contains(scores.svg, "frozen encoder, linear head 50.0"));
   EXPECT_TRUE(contains(scores.svg, "DoRA, r = 8: 57.0"));
+}
+
+TEST(Figures, HaveAPointForEveryFormat) {
+  if (!have_gnuplot()) GTEST_SKIP() << "gnuplot is not installed";
+  const auto results = made_results_of_formats({0.56});
+  const auto figure = format_figure(results);
+  EXPECT_EQ(figure.problem, "");
+  for (const char* part : {"float 57.0", "nf4 56.0", "frozen weights, MB", "frozen encoder, linear head 50.0"}) {
+    EXPECT_TRUE(contains(figure.svg, part)) << part;
+  }
+  EXPECT_FALSE(contains(score_figure(results).svg, "nf4"));
 }
 
 TEST(Figures, AreDrawnWithoutDoraAndRslora) {

@@ -103,6 +103,25 @@ TEST_F(SentenceEncoderProgram, TrainsAndLeavesAReportResultsAndAnAdapter) {
   }
 }
 
+TEST_F(SentenceEncoderProgram, ComparesTheFormatsOfFrozenWeights) {
+  const auto trained = run(train("out", {"--weights", "bf16"}));
+  ASSERT_EQ(trained.exit_code, 0) << trained.output;
+  EXPECT_TRUE(contains(trained.output, "LoRA, r = 8, bf16")) << trained.output;
+  const auto json = results("out");
+  ASSERT_EQ(json["methods"].size(), 3U);
+  const auto bytes = [&](std::size_t m) { return json["methods"][m]["cost"]["frozen_weight_bytes"].get<double>(); };
+  EXPECT_GT(bytes(1), 0);
+  EXPECT_LE(bytes(1), bytes(0));
+  EXPECT_EQ(json["checks"].size(), 5U);
+  for (const auto& check : json["checks"]) EXPECT_TRUE(check["passed"]) << check.dump();
+}
+
+TEST_F(SentenceEncoderProgram, RefusesAFormatWhoseBlocksDoNotFitTheModel) {
+  const auto refused = run(train("out", {"--weights", "nf4"}));
+  EXPECT_EQ(refused.exit_code, 1);
+  EXPECT_TRUE(contains(refused.output, "a multiple of 64, the block size of NF4")) << refused.output;
+}
+
 TEST_F(SentenceEncoderProgram, ClassifiesTheSameMergedAndUnmerged) {
   ASSERT_EQ(run(train("out")).exit_code, 0);
   const auto unmerged = classify({"cards dice", "router mail", ""});

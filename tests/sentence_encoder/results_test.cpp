@@ -14,6 +14,7 @@ namespace {
 
 using namespace examples::sentence_encoder;  // NOLINT: the namespace under test
 using examples::sentence_encoder::testing::made_results;
+using examples::sentence_encoder::testing::made_results_of_formats;
 using Cells = std::vector<std::string>;
 
 bool says(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
@@ -21,10 +22,12 @@ bool says(const std::string& text, const std::string& part) { return text.find(p
 TEST(MainTable, HasARowForEveryWayOfAdapting) {
   const auto table = main_table(made_results({0.57}, {0.575}));
   ASSERT_EQ(table.rows.size(), 6U);
-  EXPECT_EQ(table.rows[0], (Cells{"majority class", "5.00", "20.00", "0", "-", "-", "-"}));
-  EXPECT_EQ(table.rows[1], (Cells{"frozen encoder, linear head", "50.00", "60.00", "1,539", "0.50", "70", "0.01"}));
-  EXPECT_EQ(table.rows[3], (Cells{"LoRA, r = 8", "57.00", "67.00", "8,000", "12.5", "90", "1.25"}));
+  EXPECT_EQ(table.rows[0], (Cells{"majority class", "5.00", "20.00", "0", "-", "-", "-", "-"}));
+  EXPECT_EQ(table.rows[1],
+            (Cells{"frozen encoder, linear head", "50.00", "60.00", "1,539", "-", "0.50", "70", "0.01"}));
+  EXPECT_EQ(table.rows[3], (Cells{"LoRA, r = 8", "57.00", "67.00", "8,000", "20.00", "12.5", "90", "1.25"}));
   EXPECT_EQ(table.rows[5].front(), "full fine-tuning");
+  EXPECT_EQ(table.rows[5][4], "-");
   EXPECT_EQ(table.emphasized, std::vector<std::size_t>{3});
 }
 
@@ -32,6 +35,19 @@ TEST(MainTable, OfSeveralSeedsHasMeanAndStandardDeviation) {
   const auto table = main_table(made_results({0.56, 0.57, 0.58}, {0.5, 0.5, 0.5}));
   EXPECT_EQ(table.rows[3][1], "57.00 +- 1.00");
   EXPECT_EQ(table.rows[5][1], "50.00 +- 0.00");
+}
+
+TEST(MainTable, HasARowForEveryFormat) {
+  const auto table = main_table(made_results_of_formats({0.56}));
+  ASSERT_EQ(table.rows.size(), 7U);
+  EXPECT_EQ(table.rows[5], (Cells{"LoRA, r = 8, nf4", "56.00", "66.00", "8,000", "2.76", "12.5", "90", "1.25"}));
+}
+
+TEST(FormatTable, ComparesLoraOfOneRankAndSaysHowItIsServed) {
+  const auto table = format_table(made_results_of_formats({0.56}));
+  ASSERT_EQ(table.rows.size(), 2U);
+  EXPECT_EQ(table.rows[0], (Cells{"float", "57.00", "20.00", "12.5", "merged or not"}));
+  EXPECT_EQ(table.rows[1], (Cells{"nf4", "56.00", "2.76", "12.5", "unmerged"}));
 }
 
 TEST(SelectionTable, PutsTheChosenRateInBrackets) {
@@ -98,6 +114,19 @@ TEST(ResultsJson, HoldsEveryRunAndEveryCheck) {
   EXPECT_EQ(adapter["test"][1]["seed"], 2);
   EXPECT_EQ(adapter["test"][1]["macro_f1"], 0.59);
   EXPECT_EQ(json["checks"][1]["passed"], false);
+}
+
+TEST(ResultsJson, HoldsTheFormatOfTheFrozenWeightsAndTheirBytes) {
+  const auto json = nlohmann::json::parse(results_json(made_results_of_formats({0.56})));
+  const auto& methods = json["methods"];
+  EXPECT_EQ(methods[1]["frozen_weights"], "float");
+  EXPECT_EQ(methods[1]["can_be_merged_into"], true);
+  EXPECT_EQ(methods[3]["name"], "LoRA, r = 8, nf4");
+  EXPECT_EQ(methods[3]["frozen_weights"], "nf4");
+  EXPECT_EQ(methods[3]["can_be_merged_into"], false);
+  EXPECT_EQ(methods[3]["cost"]["frozen_weight_bytes"], 2'760'000);
+  EXPECT_FALSE(methods[4].contains("frozen_weights"));
+  EXPECT_EQ(methods[4]["cost"]["frozen_weight_bytes"], 0);
 }
 
 }  // namespace
