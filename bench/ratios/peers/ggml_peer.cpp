@@ -9,6 +9,7 @@
 #include <cctype>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -37,6 +38,11 @@ template <class Owner>
 Owner owned(typename Owner::pointer object) {
   if (object == nullptr) throw std::runtime_error("ggml has no memory");
   return Owner(object);
+}
+
+/// ggml reports every weight that it lays out anew; only warnings and errors are passed on.
+void log_problems(ggml_log_level level, const char* text, void* /*data*/) {
+  if (level == GGML_LOG_LEVEL_WARN || level == GGML_LOG_LEVEL_ERROR) std::fputs(text, stderr);
 }
 
 /// For the descriptions of tensors; their numbers live in buffers.
@@ -183,6 +189,7 @@ struct GgmlPeer {
     return ggml_backend_buft_name(kinds_of_memory(task)[static_cast<std::size_t>(layout)]);
   }
   static std::unique_ptr<lora_bench::Job> prepare(const LoraBenchTask& task, int layout) {
+    ggml_log_set(log_problems, nullptr);
     return std::make_unique<GgmlJob>(task, kinds_of_memory(task)[static_cast<std::size_t>(layout)]);
   }
 };
