@@ -5,7 +5,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 usage() {
   cat <<TXT
-usage: bench/run.sh [--quick] [--json FILE] [--plots DIR] [--eigen DIR] [--no-torch] [RATIOS_OPTION...]
+usage: bench/run.sh [--quick] [--json FILE] [--plots DIR] [--eigen DIR] [--ggml DIR] [--no-torch] [RATIOS_OPTION...]
 
 Installs what is missing (Debian packages), builds build/bin/ratios and the peers whose libraries are present, and
 runs it. The last lines of output, one per goal and case, are
@@ -16,6 +16,7 @@ runs it. The last lines of output, one per goal and case, are
   --json FILE  all results as JSON
   --plots DIR  SVG plots: time over N against the roofline, ratio over r (takes some minutes more)
   --eigen DIR  another Eigen, the folder that holds Eigen/Core, as one more peer
+  --ggml DIR   the sources of ggml, whose folder include/ holds ggml-cpu.h, as a peer for weights of fewer bits
   --no-torch   leave libtorch out: its package is large
   --goal, --case, --list, --cold-mib: see build/bin/ratios --help
   --help       this text
@@ -23,6 +24,7 @@ TXT
 }
 
 eigen=
+ggml=
 torch=ON
 arguments=()
 while [ $# -gt 0 ]; do
@@ -35,8 +37,14 @@ while [ $# -gt 0 ]; do
       eigen=$(cd "$2" && pwd)
       shift
       ;;
-    --eigen=*)
-      set -- --eigen "${1#*=}" "${@:2}"
+    --ggml)
+      [ $# -gt 1 ] || die "--ggml: expected a folder"
+      [ -f "$2/include/ggml-cpu.h" ] || die "--ggml: no include/ggml-cpu.h in '$2'"
+      ggml=$(cd "$2" && pwd)
+      shift
+      ;;
+    --eigen=* | --ggml=*)
+      set -- "${1%%=*}" "${1#*=}" "${@:2}"
       continue
       ;;
     *) arguments+=("$1") ;;
@@ -53,7 +61,8 @@ install_packages "${packages_ratios[@]}"
 for package in "${packages_peers[@]}"; do
   (install_packages "$package") || say "Going on without $package"
 done
-configure_part BENCHMARKS -D LORA_BENCH_EIGEN_DIR="$eigen" -D LORA_BENCH_TORCH=$torch
+configure_part BENCHMARKS -D LORA_BENCH_EIGEN_DIR="$eigen" -D LORA_BENCH_GGML_DIR="$ggml" \
+  -D LORA_BENCH_TORCH=$torch
 build_target lora_ratios
 
 # Some machines set these two, which forces a slow kernel on OpenBLAS. ratios also unsets them itself.

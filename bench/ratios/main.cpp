@@ -65,6 +65,7 @@ void measure(Session& session, bool with_sweeps) {
   measure_merging(session);
   measure_decoding(session);
   measure_quantized(session);
+  measure_quantized_peer(session);
   measure_threads(session);
   if (!with_sweeps) return;
   sweep_batch_sizes(session);

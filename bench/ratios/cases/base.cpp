@@ -23,7 +23,7 @@ bool is_large(const Size& size) { return size.n * size.d > 2048 * 1024; }
 std::vector<std::string> absent_peers(const Session& session) {
   std::vector<std::string> absent;
   for (const auto& name : peer_names) {
-    if (name != "torch" && session.peer(name) == nullptr) absent.push_back(name);
+    if (name != "torch" && name != "ggml" && session.peer(name) == nullptr) absent.push_back(name);
   }
   return absent;
 }
@@ -74,7 +74,11 @@ std::vector<Timings> compare_product(Session& session, const Size& size, bool fo
                            .a = nullptr,
                            .b = nullptr,
                            .dy = nullptr,
-                           .out = peers_out.data()};
+                           .out = peers_out.data(),
+                           .format = nullptr,
+                           .blocks = nullptr,
+                           .bytes = 0,
+                           .copies = 0};
   const double magnitude = static_cast<double>(in.norm()) * static_cast<double>(data.w0.norm());
   for (const auto& peer : session.peers()) {
     if (!peer->supports(task)) continue;

@@ -1,31 +1,15 @@
 // Weights of fewer bits: decoding one row against the bandwidth of memory, and batches against a packed weight.
 #include "lora/weight/quantized.hpp"
 
-#include <cstdint>
 #include <string>
 #include <vector>
 
+#include "cases/blocks.hpp"
 #include "cases/cases.hpp"
 #include "cases/layer.hpp"
 
 namespace lora::bench {
 namespace {
-
-/// Normal numbers, encoded; for a format without an encoder, bytes whose values are normal numbers.
-template <class Format>
-std::vector<std::uint8_t> blocks_of(Index d, std::uint32_t seed) {
-  if constexpr (formats::EncodableFormat<Format>) {
-    const auto values = normal_matrix(d, d, seed);
-    const auto weight = QuantizedWeight<Format>::quantize(view_of(values));
-    std::vector<std::uint8_t> blocks(static_cast<std::size_t>(d * formats::row_bytes<Format>(d)));
-    weight.write_blocks(blocks);
-    return blocks;
-  } else {
-    // The kernels have no branch on a value, so all normal numbers take the same time. Zeros would be denormal in
-    // MXFP4.
-    return std::vector<std::uint8_t>(static_cast<std::size_t>(d * formats::row_bytes<Format>(d)), 0x3C);
-  }
-}
 
 template <class Format>
 QuantizedWeight<Format> weight_of(Index d) {

@@ -22,7 +22,11 @@ LoraBenchTask torch_task(LayerData& data, TimedLayer& ours, LoraBenchTaskKind ki
           .a = layer.lora_A().data(),
           .b = layer.lora_B().data(),
           .dy = data.dy.data(),
-          .out = out.data()};
+          .out = out.data(),
+          .format = nullptr,
+          .blocks = nullptr,
+          .bytes = 0,
+          .copies = 0};
 }
 
 void compare_with_torch(Session& session, Peer& torch, Index n, Index d, const std::string& name) {

@@ -12,7 +12,8 @@ enum LoraBenchTaskKind {
   lora_bench_product,            /* out (n x d) = in (n x k) * w^T */
   lora_bench_product_transposed, /* out (n x k) = in (n x d) * w */
   lora_bench_lora_forward,       /* out (n x d) = in * w^T + bias + scaling * (in * a^T) * b^T, nothing remembered */
-  lora_bench_lora_step           /* the same, then with dy (n x d): gradients of in, a and b */
+  lora_bench_lora_step,          /* the same, then with dy (n x d): gradients of in, a and b */
+  lora_bench_quantized_product   /* out (n x d) = in (n x k) * w^T, with w in blocks; once for each copy of w */
 };
 
 /* All matrices are row-major and contiguous: w is d x k, a is r x k, b is d x r. They outlive the job. */
@@ -22,6 +23,12 @@ struct LoraBenchTask {
   float scaling;
   const float *in, *w, *bias, *a, *b, *dy;
   float* out;
+  /* Of a quantised product, else null and 0: the rows of w, as a GGUF file holds them, in `bytes` bytes in all, and the
+     name of their format there ("Q8_0"). A job holds `copies` of them, each in memory of its own, and a run multiplies
+     by each: weights that together exceed every cache are read from memory. */
+  const char* format;
+  const void* blocks;
+  long bytes, copies;
 };
 
 struct LoraBenchPeer {

@@ -36,7 +36,7 @@ class Peer {
 };
 
 /// The names of all peers there can be, in the order of the report.
-inline const std::vector<std::string> peer_names{"onednn", "openblas", "eigen34", "eigen5", "torch"};
+inline const std::vector<std::string> peer_names{"onednn", "openblas", "eigen34", "eigen5", "torch", "ggml"};
 
 /// The peers whose libraries are in `folder`.
 [[nodiscard]] std::vector<std::unique_ptr<Peer>> load_peers(const std::string& folder);

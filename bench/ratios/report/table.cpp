@@ -66,7 +66,7 @@ void print_tables(std::ostream& out, const Session& session, const Description& 
   out << "\nQuartiles of the goals' ratios:\n";
   for (const auto& goal : session.goals()) {
     if (goal.value.count < 2) continue;
-    out << "  " << std::left << std::setw(14) << goal.id << std::setw(32) << goal.name << number(goal.value.median)
+    out << "  " << std::left << std::setw(19) << goal.id << std::setw(32) << goal.name << number(goal.value.median)
         << " [" << number(goal.value.lower_quartile) << ", " << number(goal.value.upper_quartile)
         << "] n=" << goal.value.count << (goal.against.empty() ? "" : " against " + goal.against) << '\n';
   }
