@@ -38,15 +38,18 @@ struct StoredBlocks {
     }
   }
 
-  /// out (columns of `panels` panels from `b` on) = initial + the panels times one row; see BlockRow.
+  /// Points a row at panels from `b` on, which are laid out.
+  void place_row(Index b, BlockRow& row) const noexcept {
+    row.chunks = chunks + layout.offset(b);
+    row.panel_bytes = row.width * layout.row_bytes();
+    row.blocks = layout.blocks();
+  }
+
+  /// The product of a row with panels from `b` on; see BlockRow.
   void multiply_row(Isa isa, Index b, BlockRow row) const noexcept {
     const auto kernel = block_kernels<Format>(isa).multiply_row;
-    row.width = layout.panels.width(b);
-    row.columns = (row.panels - 1) * row.width + layout.panels.columns(b + row.panels - 1);
-    row.blocks = layout.blocks();
     if (rows == nullptr) {
-      row.chunks = chunks + layout.offset(b);
-      row.panel_bytes = row.width * layout.row_bytes();
+      place_row(b, row);
       return kernel(row);
     }
     std::uint8_t chunk[most_row_panels * Format::block_bytes * panel_width<float>];
@@ -140,39 +143,48 @@ struct TransposedBlocks {
   }
 };
 
-/// Y = X W^T + bias + U F. Allocates only to grow the workspace. The result of a row depends neither on the other rows
-/// nor on the number of workers.
-template <class Format>
-void block_product(const PanelCall<float>& call, const StoredBlocks<Format>& stored, Isa isa, Workspace& workspace) {
-  Executor& executor = workspace.executor();
-  const Index part = std::max(decoded_inputs, Format::block_size) * panel_width<float>;
-  if (call.x.rows != 1) {
-    const auto scratch = worker_scratch<float>(workspace, part + call.scratch());
-    for_each_panel(call, rows_per_packing_pass, executor, [&](Index b, Index begin, Index end, int worker) {
-      float* const own = &scratch(worker, 0);
-      multiply_panel(call, b, DecodedPanel<Format>{stored, b, isa, own}, begin, end, own + part);
-    });
-    return;
-  }
-  const Index together = block_kernels<Format>(isa).row_panels;
+/// A single row: calls multiply(b, row) for runs of `together` whole panels and for single ones, and adds the low-rank
+/// terms. The row has all but what StoredBlocks knows.
+template <class Multiply>
+void for_row_panels(const PanelCall<float>& call, Index together, Workspace& workspace, const Multiply& multiply) {
   const Index whole = call.layout.outputs / panel_width<float>;
   const auto scratch = worker_scratch<float>(workspace, std::max(most_row_panels * panel_width<float>, call.scratch()));
-  parallel_ranges(executor, call.layout.panels(), 2, [&](Index first, Index last, int worker) {
+  parallel_ranges(workspace.executor(), call.layout.panels(), 2, [&](Index first, Index last, int worker) {
     float* const own = &scratch(worker, 0);
     for (Index b = first; b < last;) {
-      BlockRow row{.x = call.x.data, .x_step = call.x.col_stride, .out = &call.y(0, call.layout.first_output(b))};
-      row.panels = std::min(last, whole) - b >= together ? together : 1;
+      BlockRow row{.panels = std::min(last, whole) - b >= together ? together : 1,
+                   .width = call.layout.width(b),
+                   .x = call.x.data,
+                   .x_step = call.x.col_stride,
+                   .out = &call.y(0, call.layout.first_output(b))};
       for (Index a = 0; a < row.panels; ++a) {
         PanelProduct<float> product;
         product.width = call.layout.width(b + a);
         gather_panel_bias(call, b + a, own + a * panel_width<float>, product);
         row.initial[a] = product.initial;
+        row.columns += call.layout.columns(b + a);
       }
-      stored.multiply_row(isa, b, row);
-      for (; row.panels > 0; --row.panels, ++b) {
+      multiply(b, row);
+      for (const Index end = b + row.panels; b < end; ++b) {
         if (call.up.rows > 0) add_panel_terms(call, b, 0, 1, own);
       }
     }
+  });
+}
+
+/// Y = X W^T + bias + U F. Allocates only to grow the workspace. The result of a row depends neither on the other rows
+/// nor on the number of workers.
+template <class Format>
+void block_product(const PanelCall<float>& call, const StoredBlocks<Format>& stored, Isa isa, Workspace& workspace) {
+  if (call.x.rows == 1) {
+    return for_row_panels(call, block_kernels<Format>(isa).row_panels, workspace,
+                          [&](Index b, const BlockRow& row) { stored.multiply_row(isa, b, row); });
+  }
+  const Index part = std::max(decoded_inputs, Format::block_size) * panel_width<float>;
+  const auto scratch = worker_scratch<float>(workspace, part + call.scratch());
+  for_each_panel(call, rows_per_packing_pass, workspace.executor(), [&](Index b, Index begin, Index end, int worker) {
+    float* const own = &scratch(worker, 0);
+    multiply_panel(call, b, DecodedPanel<Format>{stored, b, isa, own}, begin, end, own + part);
   });
 }
 

@@ -57,10 +57,20 @@ struct ByteProduct {
   Index out_stride = 0;
 };
 
+/// The same for one row, with the codes read from the chunks of one panel or of `row_panels` that follow each other.
+/// `x` and `accumulate` of `row` are not used.
+struct ByteRow {
+  BlockRow row;
+  const std::uint32_t* x = nullptr;
+  const Int8Block* x_blocks = nullptr;
+};
+
 struct ByteKernels {
   void (*round_block)(const float* x, Index step, std::int8_t* codes, Int8Block& block);
   void (*read_codes)(const std::uint8_t* chunks, Index width, Index blocks, std::uint32_t* codes, float* scales);
   void (*multiply)(const ByteProduct&);
+  void (*multiply_row)(const ByteRow&);
+  Index row_panels;
 };
 
 /// Whether this machine has AVX512_VNNI.
@@ -109,37 +119,51 @@ const ByteKernels& byte_kernels([[maybe_unused]] Isa isa, [[maybe_unused]] bool 
   return portable::byte_table<Format, portable::SeparateBytes>;
 }
 
-/// Y = X W^T + bias + U F, where X is rounded to 8 bits per block. Bias and low-rank terms are added in float.
-/// Allocates only to grow the workspace, for X in 8 bits and the codes of a part of a panel per worker. The result of a
-/// row depends neither on the other rows nor on the number of workers.
+/// X in 8 bits.
+struct Int8Rows {
+  MatrixView<std::uint32_t> codes;
+  MatrixView<Int8Block> blocks;
+
+  void round(const ByteKernels& kernels, const MatrixView<const float>& x, Index begin, Index end) const {
+    for (Index i = begin; i < end; ++i) {
+      const float* const row = x.data + i * x.row_stride;
+      auto* const target = reinterpret_cast<std::int8_t*>(codes.data + i * codes.row_stride);
+      for (Index c = 0; c < blocks.cols; ++c) {
+        kernels.round_block(row + c * int8_block * x.col_stride, x.col_stride, target + c * int8_block, blocks(i, c));
+      }
+    }
+  }
+};
+
+/// A single row, over blocks that are laid out.
 template <class Format>
-void int8_product(const PanelCall<float>& call, const StoredBlocks<Format>& stored, Isa isa, Workspace& workspace) {
+void int8_row_product(const PanelCall<float>& call, const StoredBlocks<Format>& stored, Isa isa, const Int8Rows& x,
+                      Workspace& workspace) {
+  const ByteKernels& kernels = byte_kernels<Format>(isa);
+  for_row_panels(call, kernels.row_panels, workspace, [&](Index b, const BlockRow& start) {
+    ByteRow product{start, x.codes.data, x.blocks.data};
+    stored.place_row(b, product.row);
+    kernels.multiply_row(product);
+  });
+}
+
+/// Rows of Y, over codes and scales that are read to scratch, part by part.
+template <class Format>
+void int8_batch_product(const PanelCall<float>& call, const StoredBlocks<Format>& stored, Isa isa, const Int8Rows& x,
+                        Workspace& workspace) {
   constexpr Index width = panel_width<float>;
   constexpr Index part = decoded_inputs / int8_block;  // blocks
   const ByteKernels& kernels = byte_kernels<Format>(isa);
-  Executor& executor = workspace.executor();
   const Index blocks = stored.layout.blocks();
-  const auto x = workspace.matrix<std::uint32_t>(call.x.rows, blocks * int8_words);
-  const auto x_blocks = workspace.matrix<Int8Block>(call.x.rows, blocks);
-  parallel_ranges(executor, call.x.rows, 8, [&](Index begin, Index end, int) {
-    for (Index i = begin; i < end; ++i) {
-      const float* const row = call.x.data + i * call.x.row_stride;
-      auto* const codes = reinterpret_cast<std::int8_t*>(x.data + i * x.row_stride);
-      for (Index c = 0; c < blocks; ++c) {
-        kernels.round_block(row + c * int8_block * call.x.col_stride, call.x.col_stride, codes + c * int8_block,
-                            x_blocks(i, c));
-      }
-    }
-  });
   const auto lines = worker_scratch<float>(workspace, part * width + call.scratch());
   const auto words = worker_scratch<std::uint32_t>(workspace, part * int8_words * width);
-  for_each_panel(call, rows_per_packing_pass, executor, [&](Index b, Index begin, Index end, int worker) {
+  for_each_panel(call, rows_per_packing_pass, workspace.executor(), [&](Index b, Index begin, Index end, int worker) {
     float* const scales = &lines(worker, 0);
     PanelProduct<float> start;
     start.width = call.layout.width(b);
     gather_panel_bias(call, b, scales + part * width, start);
-    ByteProduct product{.x_stride = x.row_stride,
-                        .x_blocks_stride = x_blocks.row_stride,
+    ByteProduct product{.x_stride = x.codes.row_stride,
+                        .x_blocks_stride = x.blocks.row_stride,
                         .rows = end - begin,
                         .codes = &words(worker, 0),
                         .scales = scales,
@@ -156,14 +180,29 @@ void int8_product(const PanelCall<float>& call, const StoredBlocks<Format>& stor
         kernels.read_codes(chunks, product.width, count, &words(worker, first * int8_words * product.width),
                            scales + first * product.width);
       });
-      product.x = x.data + begin * x.row_stride + c * int8_words;
-      product.x_blocks = x_blocks.data + begin * x_blocks.row_stride + c;
+      product.x = x.codes.data + begin * x.codes.row_stride + c * int8_words;
+      product.x_blocks = x.blocks.data + begin * x.blocks.row_stride + c;
       kernels.multiply(product);
       product.accumulate = true;
       c += part;
     } while (c < blocks);
     if (call.up.rows > 0) add_panel_terms(call, b, begin, end, scales);
   });
+}
+
+/// Y = X W^T + bias + U F, where X is rounded to 8 bits per block. Bias and low-rank terms are added in float.
+/// Allocates only to grow the workspace, for X in 8 bits and the codes of a part of a panel per worker. The result of a
+/// row depends neither on the other rows nor on the number of workers.
+template <class Format>
+void int8_product(const PanelCall<float>& call, const StoredBlocks<Format>& stored, Isa isa, Workspace& workspace) {
+  const Index blocks = stored.layout.blocks();
+  const auto codes = workspace.matrix<std::uint32_t>(call.x.rows, blocks * int8_words);
+  const auto shared = workspace.matrix<Int8Block>(call.x.rows, blocks);
+  const Int8Rows x{codes, shared};
+  parallel_ranges(workspace.executor(), call.x.rows, 8,
+                  [&](Index begin, Index end, int) { x.round(byte_kernels<Format>(isa), call.x, begin, end); });
+  if (call.x.rows == 1 && stored.rows == nullptr) return int8_row_product(call, stored, isa, x, workspace);
+  int8_batch_product(call, stored, isa, x, workspace);
 }
 
 }  // namespace lora::kernels
