@@ -112,11 +112,24 @@ TYPED_TEST(QuantizedStarts, PissaEncodesTheRestAlone) {
   EXPECT_LT(start.error, 0.6 * (strong.cast<double>() - whole).norm());
 }
 
+TYPED_TEST(QuantizedStarts, OloraEncodesWhatItsFactorsLeave) {
+  const auto config = this->config(4, 8);
+  const auto start = olora_quantized<TypeParam>(view_of(this->w), config);
+  EXPECT_TRUE((start.factors.B.transpose() * start.factors.B).isIdentity(1e-5F));
+  const auto expected = olora_factors(view_of(this->w), 4);
+  EXPECT_LE((start.factors.A - expected.A).norm(), 1e-4F * expected.A.norm());
+  const Matrix<float> product = start.factors.B * start.factors.A * static_cast<float>(config.scaling());
+  const Matrix<double> rest = (this->w - product).template cast<double>();
+  EXPECT_NEAR(start.error, error_of(this->w, start, config.scaling()), 1e-9);
+  EXPECT_NEAR((values_of(start.weight) - rest).norm(), start.error, 1e-4);
+}
+
 TYPED_TEST(QuantizedStarts, ALayerMadeOfThemAnswersNearTheWholeWeight) {
   const auto config = this->config(8, 16);
   const auto x = random_matrix<float>(5, this->k, 7);
   for (auto& start :
-       {loftq_factors<TypeParam>(view_of(this->w), config, 2), pissa_quantized<TypeParam>(view_of(this->w), config)}) {
+       {loftq_factors<TypeParam>(view_of(this->w), config, 2), pissa_quantized<TypeParam>(view_of(this->w), config),
+        olora_quantized<TypeParam>(view_of(this->w), config)}) {
     LoraLinear<float, QuantizedWeight<TypeParam>> layer(start.weight, config, 1);
     layer.set_factors(start.factors.A, start.factors.B);
     const Matrix<float> exact = x * this->w.transpose();
@@ -138,6 +151,7 @@ TYPED_TEST(QuantizedStarts, RefuseWhatCannotBeComputed) {
   bad(3, 5) = std::numeric_limits<float>::quiet_NaN();
   EXPECT_THROW(loftq(bad, this->config(4, 4), 1), ConfigError);
   EXPECT_THROW(static_cast<void>(pissa_quantized<TypeParam>(view_of(bad), this->config(4, 4))), ConfigError);
+  EXPECT_THROW(static_cast<void>(olora_quantized<TypeParam>(view_of(bad), this->config(4, 4))), ConfigError);
   if (TypeParam::block_size > 1) {
     EXPECT_THROW(loftq(this->w.leftCols(50), this->config(4, 4), 1), ShapeError);
   }

@@ -26,13 +26,21 @@ using testing::random_matrix;
 using testing::same_bits;
 using testing::supported_isas;
 
-/// A weight of two whole panels and a bit, in rows.
+/// A weight of two whole panels and a bit, in rows and laid out.
 template <class Format>
 struct Stored {
   explicit Stored(Index inputs)
       : blocks(random_blocks<Format>(2 * kernels::panel_width<float> + 21, inputs, 1)),
         values(decoded<Format>(blocks, 2 * kernels::panel_width<float> + 21, inputs)),
-        stored{{{values.rows(), inputs}}, nullptr, blocks.data()} {}
+        stored{{{values.rows(), inputs}}, nullptr, blocks.data()},
+        chunks(static_cast<std::size_t>(stored.layout.bytes())),
+        laid_out{stored.layout, chunks.data(), nullptr} {
+    for (Index b = 0; b < stored.layout.panels.panels(); ++b) {
+      for (Index c = 0; c < stored.layout.blocks(); ++c) {
+        stored.pack(b, c, chunks.data() + stored.layout.offset(b) + c * stored.layout.chunk_bytes(b));
+      }
+    }
+  }
 
   [[nodiscard]] kernels::PanelCall<float> call(const Matrix<float>& x, const Matrix<float>& bias, Matrix<float>& y,
                                                Isa isa) const {
@@ -42,6 +50,8 @@ struct Stored {
   std::vector<std::uint8_t> blocks;
   Matrix<float> values;
   kernels::StoredBlocks<Format> stored;
+  std::vector<std::uint8_t> chunks;
+  kernels::StoredBlocks<Format> laid_out;
 };
 
 float bf16(float value) {
@@ -69,10 +79,12 @@ TEST(Bf16Product, IsAChainOfExactProductsOfRoundedNumbers) {
     for (Index i = 0; i < samples; ++i)
       for (Index j = 0; j < expected.cols(); ++j) expected(i, j) = bf16_chain(x, i, weight.values, j, bias(0, j));
     for (const Isa isa : supported_isas()) {
-      Matrix<float> y(samples, expected.cols());
-      Workspace workspace;
-      kernels::bf16_product(weight.call(x, bias, y, isa), weight.stored, isa, workspace);
-      EXPECT_TRUE(same_bits(y, expected)) << isa_name(isa) << " " << samples;
+      for (const auto* blocks : {&weight.stored, &weight.laid_out}) {
+        Matrix<float> y(samples, expected.cols());
+        Workspace workspace;
+        kernels::bf16_product(weight.call(x, bias, y, isa), *blocks, isa, workspace);
+        EXPECT_TRUE(same_bits(y, expected)) << isa_name(isa) << " " << samples;
+      }
     }
   };
   for (const Index samples : {1, 2, 11}) {
@@ -160,10 +172,12 @@ void expect_integer_sums() {
       }
     }
     for (const Isa isa : supported_isas()) {
-      Matrix<float> y(samples, outputs);
-      Workspace workspace;
-      kernels::int8_product(weight.call(x, bias, y, isa), weight.stored, isa, workspace);
-      EXPECT_TRUE(same_bits(y, expected)) << isa_name(isa) << " " << samples;
+      for (const auto* blocks : {&weight.stored, &weight.laid_out}) {
+        Matrix<float> y(samples, outputs);
+        Workspace workspace;
+        kernels::int8_product(weight.call(x, bias, y, isa), *blocks, isa, workspace);
+        EXPECT_TRUE(same_bits(y, expected)) << isa_name(isa) << " " << samples;
+      }
     }
   }
 }

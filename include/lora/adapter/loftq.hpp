@@ -1,4 +1,5 @@
-// Starts of an adapter that are found together with the frozen weight's encoding: LoftQ, and PiSSA over blocks.
+// Starts of an adapter that are found together with the frozen weight's encoding: LoftQ, and PiSSA and OLoRA over
+// blocks.
 #pragma once
 
 #include <cmath>
@@ -155,6 +156,21 @@ template <formats::EncodableFormat Format>
   detail::check_quantized_start("pissa_quantized", w, config);
   const Matrix<double> wide = detail::converted<double, float>(w);
   auto start = detail::encode_rest<Format>(w, detail::principal_factors(wide, config, seed), config.scaling());
+  start.error = detail::error_of(w, start, config.scaling());
+  return start;
+}
+
+/// The same with the first part of the QR factorisation as s*B*A: see olora_factors. Source: arXiv
+/// 2406.01775. @throws like loftq_factors
+template <formats::EncodableFormat Format>
+[[nodiscard]] LORA_COLD QuantizedStart<Format> olora_quantized(const MatrixView<const float>& w,
+                                                               const LoraConfig& config) {
+  detail::check_quantized_start("olora_quantized", w, config);
+  const Matrix<double> wide = detail::converted<double, float>(w);
+  const auto factors = olora_factors(view_of(wide), config.rank);
+  LoraFactors<float> rounded{detail::converted<float, double>(view_of(factors.A)),
+                             detail::converted<float, double>(view_of(factors.B))};
+  auto start = detail::encode_rest<Format>(w, std::move(rounded), config.scaling());
   start.error = detail::error_of(w, start, config.scaling());
   return start;
 }
