@@ -206,6 +206,9 @@ class MergePlan {
   }
 
   void plan_module(const std::string& name, const ModuleWeights<float>& module) {
+    if (module.qalora_group_size > 0) {
+      throw ConfigError("merge", in_quotes(name), "factors of the weight's own shape", "QALoRA");
+    }
     std::vector<Index> tied_shape{module.B.rows(), module.A.cols()};
     if (module.kind == ModuleKind::embedding) std::swap(tied_shape[0], tied_shape[1]);
     for (const std::string& weight : weights_of(name, tied_shape)) {

@@ -25,6 +25,8 @@ TEST(LoraConfig, DefaultsAreThoseOfPeft) {
   EXPECT_FALSE(config.fan_in_fan_out);
   EXPECT_FALSE(config.use_rslora);
   EXPECT_FALSE(config.use_dora);
+  EXPECT_EQ(config.group_size(), 0);
+  EXPECT_EQ(config.qalora_group_size, 16);
   EXPECT_FALSE(config.lora_bias);
   EXPECT_EQ(config.bias, BiasMode::none);
   EXPECT_EQ(config.init_lora_weights, InitLoraWeights::kaiming_uniform);

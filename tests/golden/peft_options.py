@@ -30,7 +30,8 @@ def tensors(options):
         stem = f"base_model.model.{name}.lora_"
         suffix = "" if kind == "embedding" else ".weight"
         middle = "embedding_" if kind == "embedding" else ""
-        shapes[f"{stem}{middle}A{suffix}"] = [rank, inputs, *kernel]
+        columns = inputs // options["qalora_group_size"] if options.get("use_qalora") else inputs
+        shapes[f"{stem}{middle}A{suffix}"] = [rank, columns, *kernel]
         shapes[f"{stem}{middle}B{suffix}"] = [outputs, rank // groups, *ones]
         if options.get("use_dora"):
             shapes[f"{stem}magnitude_vector"] = [1, outputs, *ones] if kernel else [outputs]
@@ -92,7 +93,8 @@ CASES = [
     case("alora_invocation_tokens", target_modules=["lin0"], alora_invocation_tokens=[1, 2]),
     case("arrow_config", target_modules=["lin0"], arrow_config={"top_k": 2}),
     case("layer_replication", target_modules=["lin0"], layer_replication=[[0, 2], [1, 2]]),
-    case("use_qalora", target_modules=["lin0"], use_qalora=True),
+    case(target_modules=["lin0"], use_qalora=True, qalora_group_size=5),
+    case("use_dora", target_modules=["lin0"], use_qalora=True, qalora_group_size=5, use_dora=True),
     case("ensure_weight_tying", target_modules=["lin0"], ensure_weight_tying=True),
     case("init_lora_weights", target_modules=["lin0"], init_lora_weights="corda", corda_config={"corda_method": "ipm"}),
     case("init_lora_weights", target_modules=["lin0"], init_lora_weights="loftq", loftq_config={"loftq_bits": 4}),

@@ -73,7 +73,6 @@ const std::vector<Option>& options() {
       {"target_parameters", off, {{"experts.w"}, "w"}},
       {"trainable_token_indices", off, {{1}, {{"embed", {1}}}}},
       {"use_bdlora", off, {{{"nblocks", 2}}}},
-      {"use_qalora", off, {true}},
       {"ensure_weight_tying", off, {true}},
       {"kasa_config", {nullptr}, {json::object(), {{"beta", 1}}, false}},
       {"monteclora_config", {nullptr}, {json::object(), {{"num_samples", 8}}}},
@@ -85,7 +84,8 @@ const std::vector<Option>& options() {
       {"lora_ga_config", {nullptr, json::object(), {{"scale", "unit"}}}, {}},
       {"inference_mode", flags, {}},
       {"megatron_core", {nullptr, "megatron.core"}, {}},
-      {"qalora_group_size", {16, nullptr}, {}},
+      {"use_qalora", flags, no_flags},
+      {"qalora_group_size", {16, 32, nullptr}, {"16", 1.5}},
       {"runtime_config", {nullptr, {{"ephemeral_gpu_offload", false}}}, {}},
       {"peft_version", {"0.18.0", "0.20.1.dev0@UNKNOWN", nullptr}, {}},
       // Of the first versions.
@@ -132,7 +132,9 @@ bool contradicts_itself(const json& config) {
   const bool layers = !is_empty(config, "layers_to_transform");
   const json rank = config.value("r", json(8));
   const bool odd = rank.is_number_integer() && rank.get<std::int64_t>() % 2 != 0;
-  return (start == "orthogonal" && odd) || (set("lora_bias") && set("use_dora")) ||
+  const bool from_weight = start.is_string() && (start.get<std::string>().starts_with("pissa") || start == "olora");
+  return (set("use_qalora") && (set("use_dora") || set("lora_bias") || from_weight)) ||
+         (start == "orthogonal" && odd) || (set("lora_bias") && set("use_dora")) ||
          (set("lora_bias") && start.is_string()) || (target.is_string() && layers) ||
          (!is_empty(config, "layers_pattern") && !layers);
 }
@@ -147,6 +149,9 @@ void expect_read_as_written(const json& config, const LoraModelConfig& read) {
   EXPECT_EQ(read.lora.alpha, with_default(config, "lora_alpha", 8).get<double>());
   EXPECT_EQ(read.lora.dropout, with_default(config, "lora_dropout", 0).get<double>());
   EXPECT_EQ(read.lora.use_dora, with_default(config, "use_dora", false).get<bool>());
+  EXPECT_EQ(read.lora.group_size(), with_default(config, "use_qalora", false).get<bool>()
+                                        ? with_default(config, "qalora_group_size", 16).get<Index>()
+                                        : 0);
   EXPECT_EQ(read.lora.use_rslora, with_default(config, "use_rslora", false).get<bool>());
   EXPECT_EQ(read.lora.lora_bias, with_default(config, "lora_bias", false).get<bool>());
   EXPECT_EQ(read.lora.fan_in_fan_out, with_default(config, "fan_in_fan_out", false).get<bool>());

@@ -212,17 +212,33 @@ INSTANTIATE_TEST_SUITE_P(
                       std::pair("enable_lora", json{true, false}), std::pair("ensure_weight_tying", json(true)),
                       std::pair("layer_replication", json{{0, 4}, {2, 5}}), std::pair("megatron_config", an_object),
                       std::pair("target_parameters", json{"experts.w"}), std::pair("trainable_token_indices", json{1}),
-                      std::pair("use_bdlora", an_object), std::pair("use_qalora", json(true))),
+                      std::pair("use_bdlora", an_object)),
     [](const auto& test) { return std::string(test.param.first); });
 
 TEST(PeftConfigError, AllUnsupportedOptionsAreToldAtOnce) {
   json config = base();
-  config["use_qalora"] = true;
+  config["ensure_weight_tying"] = true;
   config["bias"] = "some";
   config["init_lora_weights"] = "corda";
   EXPECT_EQ(error_of<ConfigError>(config.dump()),
             "read adapter_config.json: adapter_config.json: expected no option that this library does not implement, "
-            "got bias = \"some\", init_lora_weights = \"corda\", use_qalora = true");
+            "got bias = \"some\", init_lora_weights = \"corda\", ensure_weight_tying = true");
+}
+
+TEST(PeftConfig, GroupsOfQaloraAreRead) {
+  const auto read = [](const json& config) { return parse_peft_config(config.dump()).config.lora; };
+  EXPECT_EQ(read(base()).group_size(), 0);
+  EXPECT_EQ(read(with("qalora_group_size", 4)).group_size(), 0);
+  EXPECT_EQ(read(with("use_qalora", true)).group_size(), 16);
+  json config = with("use_qalora", true);
+  config["qalora_group_size"] = 32;
+  EXPECT_EQ(read(config).group_size(), 32);
+  config["qalora_group_size"] = 0;
+  EXPECT_EQ(error_of<ConfigError>(config.dump()),
+            "read adapter_config.json: qalora_group_size: expected 1 or more, got 0");
+  config["qalora_group_size"] = "16";
+  EXPECT_EQ(error_of<FormatError>(config.dump()),
+            std::string(prefix) + "qalora_group_size: expected an integer, got \"16\"");
 }
 
 TEST(PeftConfigError, AnotherMethodIsRefusedByName) {

@@ -82,6 +82,7 @@ class Case final : public LinearLayerCase {
   Case(std::string of, Lies lies, bool read_only = false, bool with_bias = true, Index inputs = 21)
       : lies_(lies), read_only_(read_only) {
     in_features = inputs;
+    group = inputs % 4 == 0 ? 4 : 7;
     name = std::move(of);
     layer_name = stacked ? "MergedLinear" : "LoraLinear";
     epsilon = std::numeric_limits<Scalar>::epsilon();

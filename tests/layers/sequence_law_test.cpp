@@ -103,7 +103,10 @@ struct Model {
 std::vector<NamedConfig> cast_of(const LayerCase& c) {
   auto all = company_with_dora(c);
   all[2].config.merge_weights = false;
-  if (c.starts_from_weight) all[1].config.init_lora_weights = InitLoraWeights::olora;
+  if (c.starts_from_weight) {
+    all[1].config.init_lora_weights = InitLoraWeights::olora;
+    all[1].config.use_qalora = false;
+  }
   all[1].config.rank = c.rank;
   return all;
 }

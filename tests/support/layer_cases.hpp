@@ -181,6 +181,7 @@ class LayerCase {
   bool has_dx = true;
   bool mergeable = true;
   bool starts_from_weight = false;  ///< takes pissa, olora and orthogonal
+  Index group = 0;                  ///< of QALoRA, if the layer takes it
 
   virtual ~LayerCase() = default;
 
@@ -287,6 +288,13 @@ struct NamedConfig {
                     .lora_bias = true,
                     .bias = has_bias ? BiasMode::lora_only : BiasMode::none}});
   }
+  if (c.group > 0) {
+    const LoraConfig qalora{.rank = c.rank, .alpha = alpha, .use_qalora = true, .qalora_group_size = c.group};
+    all.push_back({"qalora", qalora});
+    all.push_back({"qalora_dropout_bias", qalora});
+    all.back().config.dropout = 0.3;
+    all.back().config.bias = has_bias ? BiasMode::all : BiasMode::none;
+  }
   if (c.starts_from_weight) {
     for (const InitLoraWeights init : {InitLoraWeights::pissa, InitLoraWeights::olora}) {
       const std::string of = init == InitLoraWeights::pissa ? "pissa" : "olora";
@@ -320,7 +328,13 @@ inline void disturb(const LayerCase& c, AnyLayer& layer, std::string_view name, 
                   .dropout = 0.2,
                   .lora_bias = c.has_lora_bias,
                   .bias = c.bias0.size() > 0 ? BiasMode::lora_only : BiasMode::none}});
-  all.push_back({"second", {.rank = 2 * c.rank, .alpha = 3 * alpha, .dropout = 0.5, .use_rslora = true}});
+  all.push_back({"second",
+                 {.rank = 2 * c.rank,
+                  .alpha = 3 * alpha,
+                  .dropout = 0.5,
+                  .use_rslora = true,
+                  .use_qalora = c.group > 0,
+                  .qalora_group_size = c.group}});
   all.push_back({"third", {.rank = c.rank, .alpha = -alpha, .lora_bias = c.has_lora_bias}});
   return all;
 }

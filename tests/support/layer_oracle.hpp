@@ -58,10 +58,19 @@ struct Signs {
   [[nodiscard]] Wide minus() const { return magnitudes ? 1 : -1; }
 };
 
+/// P of QALoRA, the identity of other adapters: P(q, j) = (inputs / g) / g for the inputs j of group q.
+[[nodiscard]] inline WideRows pooling(const LoraConfig& config, Index inputs) {
+  if (!config.use_qalora) return WideRows::Identity(inputs, inputs);
+  const Index g = config.qalora_group_size;
+  WideRows p = WideRows::Zero(inputs / g, inputs);
+  for (Index j = 0; j < inputs; ++j) p(j / g, j) = static_cast<Wide>(inputs / g) / static_cast<Wide>(g);
+  return p;
+}
+
 [[nodiscard]] inline WideRows delta_of(const LayerCase& c, const AdapterValues& a, Signs signs) {
   WideRows delta = WideRows::Zero(c.w0.rows(), c.w0.cols());
   if (a.A.rows() == 0) return delta;
-  delta = c.spread(signs.of(a.B), a.A.rows()) * signs.of(a.A);
+  delta = c.spread(signs.of(a.B), a.A.rows()) * signs.of(a.A) * pooling(a.config, c.w0.cols());
   if (a.A0.size() > 0) delta += signs.minus() * c.spread(signs.of(a.B0), a.A0.rows()) * signs.of(a.A0);
   return signs.of(a.scaling) * delta;
 }
@@ -72,7 +81,7 @@ struct Signs {
 
 }  // namespace detail
 
-/// The exact answer. For the i-th adapter, with x~ = mask_i (.) x, M = W + s (B A - B0 A0) and f = 1, or m / n of DoRA,
+/// The exact answer. For the i-th adapter, with x~ = mask_i (.) x, M = W + s (B A P - B0 A0) and f = 1 or DoRA's m / n,
 ///   Y += L(f (.) M, x~) - L(W, x~) + s lora_bias,
 /// and gradients follow with n a constant; none where dY is empty. With `magnitudes` the same over absolute values,
 /// with the exact norms.
@@ -132,9 +141,10 @@ struct Signs {
     const WideRows scaled_outer = detail::row_scaled(f, outer);
     if (a.A.rows() > 0) {
       const WideRows b = c.spread(signs.of(a.B), a.A.rows());
-      g.A = s * b.transpose() * scaled_outer;
+      const WideRows p = detail::pooling(a.config, c.w0.cols());
+      g.A = s * b.transpose() * scaled_outer * p.transpose();
       if (c.frozen_column() >= 0) g.A.col(c.frozen_column()).setZero();
-      g.B = c.gathered(WideRows(s * scaled_outer * signs.of(a.A).transpose()), a.B.cols());
+      g.B = c.gathered(WideRows(s * scaled_outer * (signs.of(a.A) * p).transpose()), a.B.cols());
       if (c.has_dx) {
         const WideRows seen =
             dora ? WideRows(c.adjoint(scaled, dy) + signs.minus() * c.adjoint(w, dy)) : c.adjoint(delta, dy);
@@ -222,7 +232,7 @@ struct Expected {
                                        const Rows& x, const Rows& dy, const Masks& masks = {}) {
   Index terms = c.longest_sum() + x.rows() * c.positions + 24;
   for (const AdapterValues& a : adapters) {
-    terms += 2 * a.A.rows() + 2 * a.A0.rows();
+    terms += 2 * a.A.rows() + 2 * a.A0.rows() + a.config.group_size();
     if (a.magnitude.size() > 0) terms += 2 * c.longest_sum();
   }
   return {exact_answer(c, adapters, bias, x, dy, masks), exact_answer(c, adapters, bias, x, dy, masks, true),

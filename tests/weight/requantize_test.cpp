@@ -1,4 +1,5 @@
-// Decoding a weight, and encoding a weight and an update anew, against loops over the format's own encoder.
+// Decoding a weight, and encoding a weight and an update anew, with DoRA or without, against loops over the format's
+// own encoder.
 #include "lora/weight/requantize.hpp"
 
 #include <algorithm>
@@ -9,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "lora/adapter/dora.hpp"
 #include "lora/weight/merge_undo.hpp"
 #include "support/bits.hpp"
 #include "support/message_of.hpp"
@@ -102,6 +104,81 @@ TYPED_TEST(Requantize, TheGivenWeightAndBlocksOutsideTheUpdateStay) {
   EXPECT_EQ(nothing.report.changed_blocks, 0);
   EXPECT_EQ(nothing.report.survived, 0.0);
   EXPECT_EQ(nothing.report.error_norm, 0.0);
+}
+
+// DoRA: f (.) (W + s B A) with f = m / |W + s B A|, by loops in double.
+TYPED_TEST(Requantize, EncodesWhatDoraMakesOfTheSum) {
+  const Matrix<float> before = this->values_of(this->weight);
+  const auto update = this->update(0.5F);
+  const RowVector<float> magnitude = random_matrix<float>(1, this->d, 4).cwiseAbs() + RowVector<float>::Ones(this->d);
+  const Matrix<double> added =
+      before.cast<double>() + 0.5 * this->b.template cast<double>() * this->a.template cast<double>();
+  const auto factors = dora_factors<float>(this->weight, update, magnitude);
+  ASSERT_EQ(static_cast<Index>(factors.size()), this->d);
+  Matrix<double> target(this->d, this->k);
+  for (Index i = 0; i < this->d; ++i) {
+    const double norm = added.row(i).norm();
+    const double factor = static_cast<double>(magnitude[i]) / norm;
+    EXPECT_NEAR(static_cast<double>(factors[static_cast<std::size_t>(i)]), factor, 1e-5 * factor);
+    target.row(i) = factor * added.row(i);
+  }
+  const auto result = requantize(this->weight, update, factors);
+  const Matrix<double> after = this->values_of(result.weight).template cast<double>();
+  const Matrix<float> rounded = target.cast<float>();
+  const Matrix<double> best =
+      this->values_of(TestFixture::Weight::quantize(view_of(rounded))).template cast<double>() - target;
+  const double step = 2 * best.cwiseAbs().maxCoeff() + 1e-5 * target.cwiseAbs().maxCoeff();
+  EXPECT_LE((after - target).cwiseAbs().maxCoeff(), step);
+
+  const Matrix<double> delta = target - before.cast<double>();
+  const Matrix<double> change = after - before.cast<double>();
+  const double survived = change.cwiseProduct(delta).sum() / delta.squaredNorm();
+  EXPECT_NEAR(result.report.update_norm, delta.norm(), 1e-5 * delta.norm());
+  EXPECT_NEAR(result.report.error_norm, (after - target).norm(), 1e-4 * delta.norm());
+  EXPECT_NEAR(result.report.survived, survived, 1e-4);
+  EXPECT_NEAR(result.report.survived, 1.0, 0.1);
+}
+
+TYPED_TEST(Requantize, AMagnitudeOfTheNormsChangesNothingByItself) {
+  const std::vector<float> ones(static_cast<std::size_t>(this->d), 1.0F);
+  const auto with = requantize(this->weight, this->update(0.5F), ones);
+  const Matrix<float> without = this->values_of(requantize(this->weight, this->update(0.5F)).weight);
+  EXPECT_LE((this->values_of(with.weight) - without).cwiseAbs().maxCoeff(), 0.02F * without.cwiseAbs().maxCoeff());
+  const auto nothing = requantize(this->weight, this->update(0.0F), ones);
+  EXPECT_EQ(blocks_of(nothing.weight), blocks_of(this->weight));
+  EXPECT_EQ(nothing.report.changed_blocks, 0);
+}
+
+// A factor alone is a change, and rows without one keep their blocks.
+TYPED_TEST(Requantize, OutputFactorsScaleTheirRowsAlone) {
+  std::vector<float> factors(static_cast<std::size_t>(this->d), 1.0F);
+  factors[4] = 2.0F;
+  const auto result = requantize(this->weight, this->update(0.0F), factors);
+  const Matrix<float> before = this->values_of(this->weight), after = this->values_of(result.weight);
+  for (Index i = 0; i < this->d; ++i) {
+    if (i != 4) {
+      EXPECT_TRUE(same_bits(after.row(i), before.row(i)));
+    }
+  }
+  EXPECT_LE((after.row(4) - 2 * before.row(4)).cwiseAbs().maxCoeff(), 0.1F * before.row(4).cwiseAbs().maxCoeff());
+  EXPECT_NEAR(result.report.update_norm, static_cast<double>(before.row(4).norm()), 1e-4);
+  EXPECT_NEAR(result.report.survived, 1.0, 0.05);
+}
+
+TYPED_TEST(Requantize, RefusesFactorsThatDoNotFitOrAreNotFinite) {
+  std::vector<float> factors(static_cast<std::size_t>(this->d), 1.0F);
+  factors.pop_back();
+  EXPECT_EQ(
+      testing::message_of<ShapeError>([&] { static_cast<void>(requantize(this->weight, this->update(1), factors)); }),
+      "requantize: output_factors: expected 21 numbers, got 20");
+  factors.push_back(std::numeric_limits<float>::infinity());
+  EXPECT_EQ(
+      testing::message_of<StateError>([&] { static_cast<void>(requantize(this->weight, this->update(1), factors)); }),
+      "requantize: f*(W + s*B*A): expected numbers within the range of " + std::string(TypeParam::name) +
+          ", got another in row 20");
+  EXPECT_EQ(testing::message_of<ShapeError>(
+                [&] { static_cast<void>(dora_factors<float>(this->weight, this->update(1), RowVector<float>(20))); }),
+            "dora_factors: magnitude: expected 1 x 21, got 1 x 20");
 }
 
 TYPED_TEST(Requantize, RefusesWhatDoesNotFitAndWhatIsNotFinite) {

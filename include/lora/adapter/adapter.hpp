@@ -42,7 +42,8 @@ LORA_COLD inline std::string checked_adapter_name(std::string_view operation, st
 /// What one adapter adds to a layer: s (B A - B0 A0), with A (rank x in_features) and B (out_features x rank) trainable
 /// and s = scale * alpha / rank (or / sqrt(rank)). A0 and B0 are the start of an adapter that was initialised from the
 /// frozen weight (pissa, olora): frozen, with the same shapes; other adapters have none. If the configuration asks for
-/// them, there are also a bias of B, DoRA's magnitude, and the layer's bias as this adapter trains it.
+/// them, there are also a bias of B, DoRA's magnitude, and the layer's bias as this adapter trains it. With use_qalora
+/// A is rank x in_features / group and A P takes its place in the sum (adapter/qalora.hpp).
 ///
 /// A value with no reference to the weight it adapts; the layer that creates it sets its shapes. Gradients and the
 /// optimisers' moments are stored here, so that they are copied and moved with the adapter. Handles on its parameters
@@ -76,6 +77,8 @@ class LoraAdapter {
   /// Rows of A plus, if there is a start, rows of A0.
   [[nodiscard]] Index total_rank() const noexcept { return A.rows() + start.A.rows(); }
   [[nodiscard]] bool uses_dora() const noexcept { return config_.use_dora; }
+  /// Inputs that share a column of A with use_qalora; 0 without.
+  [[nodiscard]] Index group_size() const noexcept { return config_.group_size(); }
   [[nodiscard]] bool drops() const noexcept { return config_.rank > 0 && config_.dropout > 0; }
 
   /// s, including the scale.

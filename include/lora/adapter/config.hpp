@@ -38,11 +38,13 @@ struct LoraConfig {
   double alpha = 8;    ///< scaling is alpha / rank, or alpha / sqrt(rank) with `use_rslora`
   double dropout = 0;  ///< probability in [0, 1) of dropping an element of the adapter's input in training, rounded to
                        ///< a multiple of 2^-32, which must be below 1
-  bool fan_in_fan_out = false;  ///< the weight is stored in_features x out_features, as GPT-2's Conv1D stores it
-  bool merge_weights = true;    ///< eval() merges and train() unmerges
-  bool use_rslora = false;      ///< rank-stabilised scaling (arXiv 2312.03732)
-  bool use_dora = false;        ///< a trainable magnitude for every output (arXiv 2402.09353)
-  bool lora_bias = false;       ///< B has a trainable bias: y gains scaling * lora_bias
+  bool fan_in_fan_out = false;   ///< the weight is stored in_features x out_features, as GPT-2's Conv1D stores it
+  bool merge_weights = true;     ///< eval() merges and train() unmerges
+  bool use_rslora = false;       ///< rank-stabilised scaling (arXiv 2312.03732)
+  bool use_dora = false;         ///< a trainable magnitude for every output (arXiv 2402.09353)
+  bool use_qalora = false;       ///< A sees sums over groups of inputs (adapter/qalora.hpp, arXiv 2309.14717)
+  Index qalora_group_size = 16;  ///< with `use_qalora`: inputs of a group, which divides in_features
+  bool lora_bias = false;        ///< B has a trainable bias: y gains scaling * lora_bias
   BiasMode bias = BiasMode::none;
   InitLoraWeights init_lora_weights = InitLoraWeights::kaiming_uniform;
   /// With pissa: power iterations of a randomised decomposition, PEFT's "pissa_niter_n"; 0 decomposes exactly.
@@ -54,6 +56,9 @@ struct LoraConfig {
     const auto r = static_cast<double>(rank);
     return alpha / (use_rslora ? std::sqrt(r) : r);
   }
+
+  /// Inputs that share a column of A with use_qalora; 0 without.
+  [[nodiscard]] Index group_size() const noexcept { return use_qalora ? qalora_group_size : 0; }
 
   /// Whether the bias of a layer with this configuration trains. A layer of rank 0 is not a LoRA layer.
   [[nodiscard]] bool trains_bias() const noexcept {
@@ -72,6 +77,20 @@ namespace detail {
 /// in [0, 1]. From 1 - 2^-33 on, the result is 2^32 and every element is dropped.
 [[nodiscard]] constexpr std::uint64_t drop_threshold(double probability) noexcept {
   return static_cast<std::uint64_t>(probability * 0x1p32 + 0.5);
+}
+
+/// PEFT ignores lora_bias with use_qalora, and has no DoRA with it.
+LORA_COLD inline void check_qalora(std::string_view operation, const LoraConfig& config) {
+  if (!config.use_qalora) return;
+  if (config.rank == 0) throw ConfigError(operation, "use_qalora", "rank 1 or more with it", "rank 0");
+  if (config.qalora_group_size < 1) {
+    throw ConfigError(operation, "qalora_group_size", "1 or more", std::to_string(config.qalora_group_size));
+  }
+  if (config.use_dora) throw ConfigError(operation, "use_dora", "false with use_qalora", "true");
+  if (config.lora_bias) throw ConfigError(operation, "lora_bias", "false with use_qalora", "true");
+  if (takes_from_weight(config.init_lora_weights)) {
+    throw ConfigError(operation, "init_lora_weights", "neither pissa nor olora with use_qalora", "one of them");
+  }
 }
 
 LORA_COLD inline void check_initialization(std::string_view operation, const LoraConfig& config) {
@@ -106,6 +125,7 @@ LORA_COLD inline void check_config(std::string_view operation, const LoraConfig&
     throw ConfigError(operation, "lora_bias", "rank 1 or more with it", "rank 0");
   if (config.use_dora && config.rank == 0) throw ConfigError(operation, "use_dora", "rank 1 or more with it", "rank 0");
   if (config.use_dora && config.lora_bias) throw ConfigError(operation, "lora_bias", "false with use_dora", "true");
+  detail::check_qalora(operation, config);
   detail::check_initialization(operation, config);
 }
 

@@ -5,8 +5,11 @@
 #include <cstdint>
 #include <limits>
 #include <span>
+#include <string_view>
 #include <vector>
 
+#include "lora/core/error.hpp"
+#include "lora/core/shape.hpp"
 #include "lora/core/types.hpp"
 #include "lora/core/view.hpp"
 #include "lora/core/workspace.hpp"
@@ -102,6 +105,31 @@ void magnitude_factors(const Blocks& blocks, const RowVector<Scalar>& magnitude,
     if (!detail::has_direction<Scalar>(norms[output])) return;
     factors[output] = static_cast<Scalar>(static_cast<double>(magnitude[adapted]) / norms[output]);
   });
+}
+
+/// The factors f = m / n with which W + s*B*A becomes the weight of an adapter with DoRA, f (.) (W + s*B*A), where n
+/// are the norms of its rows: out_features of each, and 1 for rows without direction. They are what MergeUndo::merge
+/// and requantize (weight/requantize.hpp) take. `update` is of the whole weight.
+/// @throws ShapeError when the factors or the magnitude do not fit; StateError when the weight cannot be read;
+/// std::bad_alloc
+template <RealScalar Scalar>
+[[nodiscard]] LORA_COLD std::vector<Scalar> dora_factors(const WeightRef<Scalar>& weight,
+                                                         const LowRankUpdate<Scalar>& update,
+                                                         const RowVector<Scalar>& magnitude) {
+  constexpr std::string_view operation = "dora_factors";
+  const Index outputs = weight.out_features();
+  check_shape(operation, "A", update.a, update.b.cols, weight.in_features());
+  check_shape(operation, "B", update.b, outputs, update.a.rows);
+  check_shape(operation, "magnitude", magnitude, 1, outputs);
+  std::vector<double> norms(static_cast<std::size_t>(outputs));
+  Workspace workspace;
+  row_norms(weight, update, squared_row_norms(weight), norms.data(), workspace);
+  std::vector<Scalar> factors(norms.size(), Scalar(1));
+  for (std::size_t j = 0; j < norms.size(); ++j) {
+    if (!detail::has_direction<Scalar>(norms[j])) continue;
+    factors[j] = static_cast<Scalar>(static_cast<double>(magnitude[static_cast<Index>(j)]) / norms[j]);
+  }
+  return factors;
 }
 
 /// gradient[j] += sums[j] / n_j for every adapted output, where `sums` is the sum over rows of dY (.) Z.

@@ -79,6 +79,7 @@ class GgufAdapterEncoder {
     };
     if (module.kind != ModuleKind::linear && module.kind != ModuleKind::embedding) refuse("a convolution");
     if (module.magnitude.size() > 0) refuse("DoRA");
+    if (module.qalora_group_size > 0) refuse("QALoRA");
     if (module.lora_bias.size() > 0) refuse("a lora_bias");
     if (module.rank() == 0) refuse("rank 0");
     check_shape(operation, gguf_module(name) + ", B", module.B, -1, module.rank());
@@ -215,10 +216,10 @@ class GgufAdapterEncoder {
 /// scales by alpha / rank; any other scaling of a module (rsLoRA, patterns of alpha and rank) is multiplied into its B:
 ///   B' = B * scaling * rank / alpha.
 /// Modules are sorted by their names in the file. Holds the file in memory. Reentrant.
-/// @throws ConfigError naming the module or tensor that the format cannot hold (convolutions, DoRA, lora_bias, rank 0,
-/// replaced tensors other than "*_norm.weight", names of 50 bytes or more after renaming), or an option out of range;
-/// ShapeError when factors, or `rope_heads`, do not fit; StateError when an element is not finite as stored; IoError;
-/// whatever `rename` throws; std::bad_alloc. The file at `path` is unchanged then.
+/// @throws ConfigError naming the module or tensor that the format cannot hold (convolutions, DoRA, QALoRA, lora_bias,
+/// rank 0, replaced tensors other than "*_norm.weight", names of 50 bytes or more after renaming), or an option out of
+/// range; ShapeError when factors, or `rope_heads`, do not fit; StateError when an element is not finite as stored;
+/// IoError; whatever `rename` throws; std::bad_alloc. The file at `path` is unchanged then.
 inline void write_gguf_adapter(const std::filesystem::path& path, const GgufAdapter& adapter,
                                const GgufOptions& options = {}) {
   const std::vector<std::byte> bytes = gguf_adapter_bytes(adapter, options);

@@ -34,7 +34,7 @@ struct PeftConfig {
 namespace detail {
 
 /// Keys that are read.
-inline constexpr std::array<std::string_view, 22> read_peft_keys{"alpha_pattern",
+inline constexpr std::array<std::string_view, 24> read_peft_keys{"alpha_pattern",
                                                                  "auto_mapping",
                                                                  "base_model_name_or_path",
                                                                  "bias",
@@ -48,36 +48,37 @@ inline constexpr std::array<std::string_view, 22> read_peft_keys{"alpha_pattern"
                                                                  "lora_dropout",
                                                                  "modules_to_save",
                                                                  "peft_type",
+                                                                 "qalora_group_size",
                                                                  "r",
                                                                  "rank_pattern",
                                                                  "revision",
                                                                  "target_modules",
                                                                  "task_type",
                                                                  "use_dora",
+                                                                 "use_qalora",
                                                                  "use_rslora",
                                                                  "velora_config"};
 
 /// Options that change what an adapter computes and that this library does not implement: a value that counts as false
 /// in Python leaves them off.
-inline constexpr std::array<std::string_view, 10> unsupported_peft_keys{"alora_invocation_tokens",
-                                                                        "arrow_config",
-                                                                        "enable_lora",
-                                                                        "ensure_weight_tying",
-                                                                        "layer_replication",
-                                                                        "megatron_config",
-                                                                        "target_parameters",
-                                                                        "trainable_token_indices",
-                                                                        "use_bdlora",
-                                                                        "use_qalora"};
+inline constexpr std::array<std::string_view, 9> unsupported_peft_keys{"alora_invocation_tokens",
+                                                                       "arrow_config",
+                                                                       "enable_lora",
+                                                                       "ensure_weight_tying",
+                                                                       "layer_replication",
+                                                                       "megatron_config",
+                                                                       "target_parameters",
+                                                                       "trainable_token_indices",
+                                                                       "use_bdlora"};
 
 /// Likewise, but PEFT makes a configuration of an empty object: only null leaves them off.
 inline constexpr std::array<std::string_view, 2> unsupported_peft_objects{"kasa_config", "monteclora_config"};
 
 /// Keys that do not affect what a trained adapter computes. The configurations among them are of starts, and without
 /// that start, which init_lora_weights names, PEFT ignores them.
-inline constexpr std::array<std::string_view, 10> ignored_peft_keys{
-    "corda_config",  "eva_config",    "inference_mode", "loftq_config",      "lora_ga_config",
-    "megatron_core", "merge_weights", "peft_version",   "qalora_group_size", "runtime_config"};
+inline constexpr std::array<std::string_view, 9> ignored_peft_keys{"corda_config",  "eva_config",     "inference_mode",
+                                                                   "loftq_config",  "lora_ga_config", "megatron_core",
+                                                                   "merge_weights", "peft_version",   "runtime_config"};
 
 /// What the file calls modes of biases, and starts that are texts; "pissa" may be followed by "_niter_" and a number.
 inline constexpr std::array<std::pair<std::string_view, BiasMode>, 3> peft_bias_modes{
@@ -141,6 +142,8 @@ class PeftConfigReader {
     lora.fan_in_fan_out = boolean("fan_in_fan_out");
     lora.use_rslora = boolean("use_rslora");
     lora.use_dora = boolean("use_dora");
+    lora.use_qalora = boolean("use_qalora");
+    lora.qalora_group_size = integer("qalora_group_size", lora.qalora_group_size);
     lora.lora_bias = boolean("lora_bias");
     read_bias(lora.bias);
     read_initialization(lora);

@@ -102,12 +102,14 @@ template <class Value, class ToJson>
   json["lora_dropout"] = lora.dropout;
   json["modules_to_save"] = list_or_null(config.modules_to_save);
   json["peft_type"] = "LORA";
+  if (lora.use_qalora) json["qalora_group_size"] = lora.qalora_group_size;
   json["r"] = lora.rank;
   json["rank_pattern"] = pattern_json(config.rank_pattern, [](Index rank) { return rank; });
   json["revision"] = text_or_null(config.revision);
   json["target_modules"] = selector_json(config.target_modules);
   json["task_type"] = text_or_null(config.task_type);
   if (lora.use_dora) json["use_dora"] = true;
+  if (lora.use_qalora) json["use_qalora"] = true;
   if (lora.use_rslora) json["use_rslora"] = true;
   return json;
 }
@@ -115,8 +117,9 @@ template <class Value, class ToJson>
 }  // namespace detail
 
 /// The text of an adapter_config.json: keys ascending, two spaces of indentation. Options newer than PEFT 0.5
-/// (exclude_modules, lora_bias, use_dora, use_rslora) are written only when active, because a PEFT that does not know a
-/// key refuses it, while one that knows it fills in what is missing. merge_weights has no key in the file.
+/// (exclude_modules, lora_bias, use_dora, use_qalora and its group size, use_rslora) are written only when active,
+/// because a PEFT that does not know a key refuses it, while one that knows it fills in what is missing. merge_weights
+/// has no key in the file.
 /// @throws ConfigError for what PEFT would refuse: options out of range, rank 0, lora_bias with another start than
 /// kaiming_uniform and random, text that is not UTF-8
 [[nodiscard]] inline std::string peft_config_text(const LoraModelConfig& config) {

@@ -119,7 +119,9 @@ template <RealScalar Scalar>
   AdapterWeights<Scalar> weights;
   for (const auto& [name, module] : inventory.modules) {
     auto& loaded = weights.modules.emplace(name, peft_module_weights<Scalar>(module, tensors)).first->second;
-    loaded.scaling = matcher.config_for(name).scaling();
+    const LoraConfig config = matcher.config_for(name);
+    loaded.scaling = config.scaling();
+    if (module.kind == ModuleKind::linear) loaded.qalora_group_size = config.group_size();
   }
   for (const auto& [name, i] : inventory.saved) {
     SavedTensor<Scalar> saved{tensors[i].shape, std::vector<Scalar>(static_cast<std::size_t>(tensors[i].size()))};
@@ -180,7 +182,8 @@ void warn_of_targets(PeftAdapter<Scalar>& adapter) {
 /// Widening is exact; F64 to float rounds. Each module's scaling follows from the configuration and its patterns.
 /// Modules that target_modules does not name are kept, with a warning; unknown keys give a warning too. In PEFT the A
 /// of a convolution with groups sees all channels; one that uses other channels than its group's, as training in PEFT
-/// gives, is refused.
+/// gives, is refused. PEFT obeys use_qalora over GPTQ weights alone and ignores it elsewhere; here A is always taken as
+/// rank x in_features / group, so a model refuses an adapter that PEFT trained without grouping.
 /// @throws IoError, SafetensorsError and FormatError for files that are missing, damaged or Git LFS pointers, and, when
 /// strict, for tensors that are missing, extra or misshapen, listing all of them; ConfigError like parse_peft_config
 /// and for patterns that are not regular expressions; std::bad_alloc. Never allocates more than the file's bytes

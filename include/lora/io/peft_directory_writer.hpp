@@ -130,6 +130,11 @@ void check_peft_weights(const LoraModelConfig& config, const AdapterWeights<Scal
       problems.push_back("module " + in_quotes(name) + " has scaling " + number_text(module.scaling) + ", alpha and " +
                          "rank of the configuration give " + number_text(scaling));
     }
+    if (module.kind == ModuleKind::linear && module.qalora_group_size != config.lora.group_size()) {
+      problems.push_back("module " + in_quotes(name) + " has qalora_group_size " +
+                         std::to_string(module.qalora_group_size) + ", the configuration gives " +
+                         std::to_string(config.lora.group_size()) + " (0 is without use_qalora)");
+    }
   }
   if (!problems.empty()) {
     throw ConfigError(write_peft, "adapter", "the weights that its configuration describes", problems_text(problems));

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "lora/adapter/dora.hpp"
+#include "lora/adapter/qalora.hpp"
 #include "lora/adapter/tape.hpp"
 #include "lora/layers/adapter_set.hpp"
 #include "lora/layers/factor_pass.hpp"
@@ -86,15 +87,24 @@ class AdapterPasses {
     for (const Index i : working_) count += stands_alone(adapters_[i], training) ? 1 : 0;
     return count;
   }
-  [[nodiscard]] Index part_room() const noexcept { return 2 * static_cast<Index>(working_.size()); }
+  // Memory of the parts of one product at a time: two parts per adapter, and A P of adapters with QALoRA.
+  struct PartRoom {
+    ScratchMatrix<FactorPart<Scalar>> parts;
+    ScratchMatrix<Scalar> wide;
+  };
+  [[nodiscard]] PartRoom part_room(Workspace& workspace) const {
+    Index rows = 0;
+    for (const Index i : working_) rows += adapters_[i].group_size() > 0 ? adapters_[i].total_rank() : 0;
+    return {workspace.row<FactorPart<Scalar>>(2 * static_cast<Index>(working_.size())),
+            workspace.matrix<Scalar>(rows, rows > 0 ? kind_.in_features() : 0)};
+  }
 
   [[nodiscard]] bool kept_matches(const typename Tape::Pass& pass, const Tape& tape, Index rank,
                                   bool dora) const noexcept;
 
-  // The parts of the working adapters [begin, end), which share a product; `memory` has room for two parts per adapter.
-  [[nodiscard]] FactorPass<Scalar> pass_of(FactorPart<Scalar>* memory, std::size_t begin, std::size_t end,
-                                           const Tape* tape, std::size_t kept,
-                                           std::span<LoraGradients<Scalar>* const> gradients) const;
+  // The parts of the working adapters [begin, end), which share a product.
+  [[nodiscard]] FactorPass<Scalar> pass_of(const PartRoom& room, std::size_t begin, std::size_t end, const Tape* tape,
+                                           std::size_t kept, std::span<LoraGradients<Scalar>* const> gradients) const;
 
   // Calls compute(target), where the first product of a sum writes `sum` itself and later ones are added to it. Without
   // a sum the target is null.
@@ -137,8 +147,8 @@ class AdapterPasses {
 
 template <class Kind, class Passes>
 void AdapterPasses<Kind, Passes>::add_terms(const Batch& x, const MatrixView<Scalar>& y, Workspace& workspace) const {
-  const auto parts = workspace.row<FactorPart<Scalar>>(part_room());
-  run(x, pass_of(parts.data, 0, working_.size(), nullptr, 0, {}), nullptr, 0, y, BaseProduct::keep, workspace);
+  const PartRoom room = part_room(workspace);
+  run(x, pass_of(room, 0, working_.size(), nullptr, 0, {}), nullptr, 0, y, BaseProduct::keep, workspace);
 }
 
 template <class Kind, class Passes>
@@ -167,17 +177,17 @@ void AdapterPasses<Kind, Passes>::backward(const Batch& x, const Tape& tape, con
                                            std::span<LoraGradients<Scalar>* const> gradients,
                                            const MatrixView<Scalar>* dx, Workspace& workspace) const {
   for (std::size_t i = 0; i < working_.size(); ++i) add_bias_gradients(i, dy, *gradients[i], workspace);
-  const auto parts = workspace.row<FactorPart<Scalar>>(part_room());
+  const PartRoom room = part_room(workspace);
   std::size_t done = 0;
   for (std::size_t i = 0; i < working_.size(); ++i) {
     if (!stands_alone(adapters_[working_[i]], true)) continue;
     const std::size_t kept = 1 + done;
-    const FactorPass<Scalar> pass = pass_of(parts.data, i, i + 1, &tape, kept, gradients);
+    const FactorPass<Scalar> pass = pass_of(room, i, i + 1, &tape, kept, gradients);
     add_product(done, dx, workspace, [&](const MatrixView<Scalar>* target) {
       differentiate_alone(i, x, pass, tape.pass(kept), dy, target, *gradients[i], workspace);
     });
   }
-  const FactorPass<Scalar> together = pass_of(parts.data, 0, working_.size(), &tape, 0, gradients);
+  const FactorPass<Scalar> together = pass_of(room, 0, working_.size(), &tape, 0, gradients);
   if (done == 0 || (!Passes::adds_terms && !together.parts.empty())) {
     add_product(done, dx, workspace, [&](const MatrixView<Scalar>* target) {
       passes_.backward(x, together, dy, target, BaseProduct::write, workspace);
@@ -220,19 +230,27 @@ void AdapterPasses<Kind, Passes>::scale_factors(const Adapter& adapter, double* 
 }
 
 template <class Kind, class Passes>
-auto AdapterPasses<Kind, Passes>::pass_of(FactorPart<Scalar>* memory, std::size_t begin, std::size_t end,
-                                          const Tape* tape, std::size_t kept,
-                                          std::span<LoraGradients<Scalar>* const> gradients) const
+auto AdapterPasses<Kind, Passes>::pass_of(const PartRoom& room, std::size_t begin, std::size_t end, const Tape* tape,
+                                          std::size_t kept, std::span<LoraGradients<Scalar>* const> gradients) const
     -> FactorPass<Scalar> {
   FactorPass<Scalar> pass;
   std::size_t count = 0;
+  Index wide_rows = 0;
   const bool alone = kept > 0;
   for (std::size_t i = begin; i < end; ++i) {
     const Adapter& adapter = adapters_[working_[i]];
     if (adapter.merged() || adapter.rank() == 0) continue;
     if (stands_alone(adapter, tape != nullptr) != alone) continue;
+    const auto down = [&](const Matrix<Scalar>& factor) -> MatrixView<const Scalar> {
+      if (adapter.group_size() == 0) return view_of(factor);
+      const MatrixView<Scalar> wide = room.wide.middle_rows(wide_rows, factor.rows());
+      wide_rows += factor.rows();
+      widen_factor<Scalar>(view_of(factor), adapter.group_size(), wide);
+      return wide;
+    };
     FactorPart<Scalar> part;
-    part.a = view_of(adapter.A);
+    part.a = down(adapter.A);
+    part.group = adapter.group_size();
     part.b = view_of(adapter.B);
     part.scale = adapter.scaling();
     part.first = pass.rank;
@@ -241,17 +259,17 @@ auto AdapterPasses<Kind, Passes>::pass_of(FactorPart<Scalar>* memory, std::size_
       part.mask = tape->adapter(i).bits.template mask<Scalar>(adapter.config().dropout);
     }
     pass.rank += part.a.rows;
-    memory[count++] = part;
+    room.parts.data[count++] = part;
     if (adapter.start.A.size() == 0) continue;
-    part.a = view_of(adapter.start.A);
+    part.a = down(adapter.start.A);
     part.b = view_of(adapter.start.B);
     part.scale = -part.scale;
     part.first = pass.rank;
     part.gradients = nullptr;
     pass.rank += part.a.rows;
-    memory[count++] = part;
+    room.parts.data[count++] = part;
   }
-  pass.parts = {memory, count};
+  pass.parts = {room.parts.data, count};
   if (tape != nullptr && !gradients.empty()) {
     const auto u = tape->pass(kept).down();
     pass.u = {const_cast<Scalar*>(u.data), u.rows, u.cols, u.row_stride, u.col_stride};  // backward reads it only
@@ -264,17 +282,17 @@ auto AdapterPasses<Kind, Passes>::pass_of(FactorPart<Scalar>* memory, std::size_
 template <class Kind, class Passes>
 void AdapterPasses<Kind, Passes>::answer(const Batch& x, const Scalar* bias, Tape* tape, const MatrixView<Scalar>& y,
                                          Workspace& workspace) const {
-  const auto parts = workspace.row<FactorPart<Scalar>>(part_room());
+  const PartRoom room = part_room(workspace);
   std::size_t done = 0;
   for (std::size_t i = 0; i < working_.size(); ++i) {
     if (!stands_alone(adapters_[working_[i]], tape != nullptr)) continue;
     const std::size_t kept = 1 + done;
-    FactorPass<Scalar> pass = pass_of(parts.data, i, i + 1, tape, kept, {});
+    FactorPass<Scalar> pass = pass_of(room, i, i + 1, tape, kept, {});
     pass.bias = done == 0 ? bias : nullptr;
     add_product(done, &y, workspace,
                 [&](const MatrixView<Scalar>* target) { answer_alone(i, x, pass, tape, kept, *target, workspace); });
   }
-  FactorPass<Scalar> together = pass_of(parts.data, 0, working_.size(), tape, 0, {});
+  FactorPass<Scalar> together = pass_of(room, 0, working_.size(), tape, 0, {});
   if (done == 0 || (!Passes::adds_terms && !together.parts.empty())) {
     together.bias = done == 0 ? bias : nullptr;
     add_product(done, &y, workspace, [&](const MatrixView<Scalar>* target) {

@@ -41,8 +41,8 @@ class ConvKind {
   [[nodiscard]] static constexpr bool stored_transposed() noexcept { return false; }
   [[nodiscard]] Passes passes(const WeightRef<Scalar>& weight) const noexcept { return Passes(weight, geometry_); }
 
-  [[nodiscard]] FactorShape factor_shape(Index rank) const noexcept {
-    return {rank, geometry_.fan_in(), geometry_.out_channels, rank / geometry_.groups};
+  [[nodiscard]] FactorShape factor_shape(const LoraConfig& config) const noexcept {
+    return {config.rank, geometry_.fan_in(), geometry_.out_channels, config.rank / geometry_.groups};
   }
 
   /// @throws ConfigError for options that this layer does not support.
@@ -52,6 +52,7 @@ class ConvKind {
                         detail::joined({"a multiple of ", std::to_string(geometry_.groups), " groups"}),
                         std::to_string(config.rank));
     }
+    if (config.use_qalora) throw ConfigError(operation, "use_qalora", "false for a convolution", "true");
     if (config.fan_in_fan_out) throw ConfigError(operation, "fan_in_fan_out", "false for a convolution", "true");
     if (config.rank > 0 && config.init_lora_weights > InitLoraWeights::random) {
       throw ConfigError(operation, "init_lora_weights", "kaiming_uniform, gaussian or random for a convolution",
@@ -61,7 +62,7 @@ class ConvKind {
 
   [[nodiscard]] Adapter make_adapter(std::string_view operation, std::string_view name, const LoraConfig& config,
                                      std::uint64_t seed, const WeightRef<Scalar>& /*weight*/) const {
-    auto factors = factor_shape(config.rank).template make<Scalar>();
+    auto factors = factor_shape(config).template make<Scalar>();
     if (config.rank > 0) initialize_factors(config.init_lora_weights, seed, view_of(factors.A), view_of(factors.B));
     return Adapter(operation, name, config, seed, std::move(factors));
   }

@@ -41,12 +41,13 @@ class EmbeddingKind {
     return Passes(weight, blocks_, padding_idx_);
   }
 
-  [[nodiscard]] FactorShape factor_shape(Index rank) const noexcept {
-    return {rank, num_embeddings_, blocks_.outputs, rank};
+  [[nodiscard]] FactorShape factor_shape(const LoraConfig& config) const noexcept {
+    return {config.rank, num_embeddings_, blocks_.outputs, config.rank};
   }
 
   /// @throws ConfigError for options that this layer does not have.
   void check(std::string_view operation, const LoraConfig& config) const {
+    if (config.use_qalora) throw ConfigError(operation, "use_qalora", "false for an embedding", "true");
     if (config.lora_bias) throw ConfigError(operation, "lora_bias", "false for an embedding", "true");
   }
 
@@ -54,7 +55,7 @@ class EmbeddingKind {
   /// platform. Source: PEFT's reset_lora_parameters. @throws std::bad_alloc
   [[nodiscard]] Adapter make_adapter(std::string_view operation, std::string_view name, const LoraConfig& config,
                                      std::uint64_t seed, const WeightRef<Scalar>& /*weight*/) const {
-    auto factors = factor_shape(config.rank).template make<Scalar>();
+    auto factors = factor_shape(config).template make<Scalar>();
     std::fill_n(factors.A.data(), factors.A.size(), Scalar(0));
     if (config.init_lora_weights == InitLoraWeights::random) {
       fill_normal(view_of(factors.A), 1.0, RandomStream(seed, detail::stream_of_A));

@@ -45,7 +45,8 @@ struct OutputBlocks {
   }
 };
 
-/// A product s B A drop(x) that one adapter adds to a pass. An adapter's start is a separate part, with scale -s.
+/// A product s B A drop(x) that one adapter adds to a pass. An adapter's start is a separate part, with scale -s. With
+/// QALoRA `a` is A P, rank x in_features like any other.
 template <class Scalar>
 struct FactorPart {
   MatrixView<const Scalar> a;
@@ -53,6 +54,7 @@ struct FactorPart {
   Scalar scale = 0;
   DropoutMask<Scalar> mask;
   Index first = 0;                             ///< its first column in U; it has a.rows columns
+  Index group = 0;                             ///< inputs that share a column of A with QALoRA; 0 without
   LoraGradients<Scalar>* gradients = nullptr;  ///< where dA and dB are added; null for a part that does not train
 };
 

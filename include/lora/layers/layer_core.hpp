@@ -68,7 +68,7 @@ class LayerCore {
     return adapters_.first() != nullptr ? adapters_.first()->config() : plain_;
   }
   [[nodiscard]] std::uint64_t seed() const noexcept { return adapters_.first() ? adapters_.first()->seed() : 0; }
-  /// rank x in_features; empty without an adapter.
+  /// rank x in_features, or rank x in_features / group with use_qalora; empty without an adapter.
   [[nodiscard]] const Matrix<Scalar>& lora_A() const noexcept { return first_or_none().A; }
   /// out_features x rank; empty without an adapter.
   [[nodiscard]] const Matrix<Scalar>& lora_B() const noexcept { return first_or_none().B; }
@@ -817,7 +817,8 @@ void LayerCore<KindType>::require_fits(const Operation& operation, const Adapter
   const auto fits = [&](std::string_view argument, const Matrix<Scalar>& factor, Index rows, Index cols) {
     require_shape(operation, argument, rows, cols, factor.rows(), factor.cols());
   };
-  const auto shape = kind_.factor_shape(adapter.config().rank);
+  if (adapter.group_size() > 0) kind_.check(operation.text(), adapter.config());  // the shapes alone do not tell
+  const auto shape = kind_.factor_shape(adapter.config());
   fits("adapter.A", adapter.A, shape.a_rows, shape.a_cols);
   fits("adapter.B", adapter.B, shape.b_rows, shape.b_cols);
   const Index adapted = kind_.blocks().adapted();

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "lora/adapter/adapter.hpp"
+#include "lora/adapter/qalora.hpp"
 #include "lora/adapter/starts.hpp"
 #include "lora/layers/adapter_passes.hpp"
 #include "lora/layers/linear_passes.hpp"
@@ -49,7 +50,8 @@ struct FactorShape {
 }
 
 /// A linear layer whose adapters adapt all outputs, or E blocks of m outputs: A is (r E) x in_features, B is (m E) x r,
-/// and block e gains s B_e A_e x. A value; const functions are reentrant.
+/// and block e gains s B_e A_e x. With use_qalora A has in_features / group columns. A value; const functions are
+/// reentrant.
 template <RealScalar ScalarType>
 class LinearKind {
  public:
@@ -69,14 +71,21 @@ class LinearKind {
   [[nodiscard]] static constexpr bool stored_transposed() noexcept { return false; }
   [[nodiscard]] Passes passes(const WeightRef<Scalar>& weight) const noexcept { return Passes(weight, blocks_); }
 
-  [[nodiscard]] FactorShape factor_shape(Index rank) const noexcept {
-    return {rank * blocks_.count(), in_features_, blocks_.adapted(), rank};
+  [[nodiscard]] FactorShape factor_shape(const LoraConfig& config) const noexcept {
+    const Index group = config.group_size();
+    return {config.rank * blocks_.count(), group > 0 ? in_features_ / group : in_features_, blocks_.adapted(),
+            config.rank};
   }
 
   /// @throws ConfigError for options that this layer does not support.
   void check(std::string_view operation, const LoraConfig& config) const {
     if (config.rank > 0 && blocks_.count() == 0) {
       throw ConfigError(operation, "enable_lora", "at least one enabled projection with rank 1 or more", "none");
+    }
+    if (config.use_qalora && in_features_ % config.qalora_group_size != 0) {
+      throw ConfigError(operation, "qalora_group_size",
+                        detail::joined({"a divisor of in_features, ", std::to_string(in_features_)}),
+                        std::to_string(config.qalora_group_size));
     }
     const InitLoraWeights init = config.init_lora_weights;
     const bool of_factors_alone = init == InitLoraWeights::kaiming_uniform || init == InitLoraWeights::gaussian ||
@@ -97,7 +106,7 @@ class LinearKind {
       adapter.start = std::move(start);
       return adapter;
     }
-    auto factors = factor_shape(config.rank).template make<Scalar>();
+    auto factors = factor_shape(config).template make<Scalar>();
     const InitLoraWeights init = config.init_lora_weights;
     if (config.rank > 0 && blocks_.whole() && init == InitLoraWeights::orthogonal) {
       initialize_orthogonal(seed, view_of(factors.A), view_of(factors.B));
@@ -107,17 +116,18 @@ class LinearKind {
     return Adapter(operation, name, config, seed, std::move(factors));
   }
 
-  /// s [B, -B0] [A; A0] of the whole weight, with zeros outside the adapted blocks.
+  /// s [B, -B0] [A; A0] of the whole weight, with zeros outside the adapted blocks; with use_qalora s B A P.
   [[nodiscard]] WholeUpdate<Scalar> whole_update(const Adapter& adapter, Workspace& workspace) const {
     const bool started = adapter.start.A.size() > 0;
     const Index rank = adapter.A.rows();
     const Index total = adapter.total_rank();
-    auto a = workspace.matrix<Scalar>(started ? total : 0, in_features_);
+    const Index group = adapter.group_size();
+    auto a = workspace.matrix<Scalar>(started || group > 0 ? total : 0, in_features_);
     auto b = workspace.matrix<Scalar>(started || !blocks_.whole() ? blocks_.outputs : 0, total);
     LowRankUpdate<Scalar> update{view_of(adapter.A), view_of(adapter.B), adapter.scaling()};
-    if (started) {
-      std::copy_n(adapter.A.data(), adapter.A.size(), a.data);
-      std::copy_n(adapter.start.A.data(), adapter.start.A.size(), a.data + adapter.A.size());
+    if (a.rows > 0) {
+      widen_factor<Scalar>(view_of(adapter.A), group, a.middle_rows(0, rank));
+      if (started) widen_factor<Scalar>(view_of(adapter.start.A), group, a.middle_rows(rank, total - rank));
       update.a = a;
     }
     if (b.rows > 0) {

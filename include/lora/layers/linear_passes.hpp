@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "lora/adapter/qalora.hpp"
 #include "lora/adapter/tape.hpp"
 #include "lora/core/view.hpp"
 #include "lora/core/workspace.hpp"
@@ -93,10 +94,20 @@ class LinearPasses : public RowPasses<ScalarType> {
     detail::add_up_gradients(blocks_, pass, dz, workspace);
     for (const FactorPart<Scalar>& part : pass.parts) {
       if (part.gradients == nullptr) continue;
-      kernels::add_outer(MatrixView<const Scalar>(v).middle_cols(part.first, part.a.rows), x, part.mask, Scalar(1),
-                         view_of(part.gradients->A), workspace);
+      add_down_gradient(part, MatrixView<const Scalar>(v).middle_cols(part.first, part.a.rows), x, workspace);
     }
     if (dx != nullptr) input_gradient(pass, dy, dz, v, *dx, base, workspace);
+  }
+
+  // dA += V^T drop(X); with QALoRA d(A P) = V^T drop(X), and dA += d(A P) P^T.
+  static void add_down_gradient(const FactorPart<Scalar>& part, const MatrixView<const Scalar>& v, const Batch& x,
+                                Workspace& workspace) {
+    const MatrixView<Scalar> da = view_of(part.gradients->A);
+    if (part.group == 0) return kernels::add_outer(v, x, part.mask, Scalar(1), da, workspace);
+    const auto wide = workspace.matrix<Scalar>(part.a.rows, part.a.cols);
+    std::fill_n(wide.data, wide.rows * wide.cols, Scalar(0));
+    kernels::add_outer(v, x, part.mask, Scalar(1), static_cast<const MatrixView<Scalar>&>(wide), workspace);
+    add_narrowed_gradient<Scalar>(wide, part.group, da);
   }
 
   void input_gradient(const FactorPass<Scalar>& pass, const MatrixView<const Scalar>& dy,

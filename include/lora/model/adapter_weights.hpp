@@ -18,7 +18,8 @@ enum class ModuleKind : std::uint8_t { linear, embedding, conv1d, conv2d, conv3d
 template <RealScalar Scalar>
 struct ModuleWeights {
   ModuleKind kind = ModuleKind::linear;
-  /// rank x in_features; rank x num_embeddings; rank x (in_channels * kernel elements).
+  /// rank x in_features; rank x num_embeddings; rank x (in_channels * kernel elements). With QALoRA rank x
+  /// in_features / group, and A P takes its place in the delta weight (adapter/qalora.hpp).
   Matrix<Scalar> A;
   /// out_features x rank; embedding_dim x rank; out_channels x rank.
   Matrix<Scalar> B;
@@ -26,6 +27,7 @@ struct ModuleWeights {
   RowVector<Scalar> magnitude;     ///< out_features with DoRA, or empty
   std::vector<Index> kernel_size;  ///< of a convolution, one number per dimension
   double scaling = 1;              ///< s: alpha / rank, or alpha / sqrt(rank)
+  Index qalora_group_size = 0;     ///< inputs that share a column of A with QALoRA; 0 without
 
   [[nodiscard]] Index rank() const noexcept { return A.rows(); }
 };

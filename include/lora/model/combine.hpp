@@ -112,6 +112,10 @@ class AdapterCombination {
     if (module.magnitude.size() > 0) {
       throw ConfigError(operation, label, "a delta weight that is scaling * B A", "DoRA, which is no sum");
     }
+    if (module.qalora_group_size > 0) {
+      throw ConfigError(operation, label, "a delta weight that is scaling * B A",
+                        "QALoRA, whose A sees groups of inputs");
+    }
     if (module.lora_bias.size() == 0) return;
     check_shape(operation, label + ", lora_bias", module.lora_bias, 1, module.B.rows());
     const CombinationType type = options_.combination_type;
@@ -153,7 +157,7 @@ class AdapterCombination {
 /// A tensor that an adapter replaces whole (a saved bias, a module to save) is copied unchanged, whatever the weight,
 /// and at most one adapter may have it.
 ///
-/// @throws ConfigError for options or weights out of range, no adapter, DoRA, a lora_bias for which the type is
+/// @throws ConfigError for options or weights out of range, no adapter, DoRA, QALoRA, a lora_bias for which the type is
 /// undefined, or a tensor that two adapters replace; ShapeError naming the module whose shapes, ranks or kinds differ;
 /// StateError naming one whose values are not finite; std::bad_alloc. The adapters are not changed. Pure and reentrant.
 template <RealScalar Scalar>

@@ -11,10 +11,10 @@
 
 namespace lora {
 
-/// `config` with target_modules, rank, alpha and their patterns, use_dora, lora_bias and modules_to_save replaced by
-/// those of `weights`: the modules by their full names, the first one's rank and alpha for all, and patterns for those
-/// that differ. In rank_pattern and alpha_pattern the first matching key wins, so longer names come first. Scaling is
-/// alpha / rank, or alpha / sqrt(rank) with `config.lora.use_rslora`.
+/// `config` with target_modules, rank, alpha and their patterns, use_dora, use_qalora, lora_bias and modules_to_save
+/// replaced by those of `weights`: the modules by their full names, the first one's rank and alpha for all, and
+/// patterns for those that differ. In rank_pattern and alpha_pattern the first matching key wins, so longer names come
+/// first. Scaling is alpha / rank, or alpha / sqrt(rank) with `config.lora.use_rslora`.
 template <RealScalar Scalar>
 [[nodiscard]] LoraModelConfig described_config(LoraModelConfig config, const AdapterWeights<Scalar>& weights) {
   const bool by_root = config.lora.use_rslora;
@@ -39,6 +39,8 @@ template <RealScalar Scalar>
     config.lora.alpha = alpha_of(first);
     config.lora.use_dora = first.magnitude.size() > 0;
     config.lora.lora_bias = first.lora_bias.size() > 0;
+    config.lora.use_qalora = first.qalora_group_size > 0;
+    if (config.lora.use_qalora) config.lora.qalora_group_size = first.qalora_group_size;
   }
   for (const std::string& name : names) {
     const ModuleWeights<Scalar>& module = weights.modules.at(name);

@@ -231,6 +231,7 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
     weights.lora_bias = adapter.lora_bias;
     weights.magnitude = adapter.magnitude;
     weights.scaling = adapter.config().scaling();
+    weights.qalora_group_size = adapter.group_size();
     weights.kernel_size = kernel_size();
     if (!blocks().whole()) spread(adapter, weights);
     return weights;
@@ -238,8 +239,9 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
   [[nodiscard]] std::string misfit(const LoraConfig& config, const ModuleWeights<Scalar>& weights) const override {
     if (weights.kind != kind()) return "it is a module of another kind";
     const Index count = blocks().whole() ? 1 : blocks().count();
-    const FactorShape shape = layer_.kind_.factor_shape(config.rank);
+    const FactorShape shape = layer_.kind_.factor_shape(config);
     const Index outputs = blocks().outputs;
+    if (weights.qalora_group_size != config.group_size()) return "its qalora_group_size is another";
     if (!weights.kernel_size.empty() && weights.kernel_size != kernel_size()) return "its kernel has other extents";
     std::string text = differs("A", weights.A.rows(), weights.A.cols(), shape.a_rows, shape.a_cols);
     text += differs("B", weights.B.rows(), weights.B.cols(), outputs, shape.b_cols * count);

@@ -30,8 +30,8 @@ template <ReadableWeight Weight>
   return PackedWeight<typename Weight::Scalar>(view_of(std::as_const(values)));
 }
 
-/// How much of an update a weight of fewer bits has taken up. W and W' are the decoded values before and after; norms
-/// are those of Frobenius.
+/// How much of an update a weight of fewer bits has taken up. W and W' are the decoded values before and after, and
+/// delta is what should have been added: s*B*A, or f (.) (W + s*B*A) - W with factors. Norms are those of Frobenius.
 struct RequantizationReport {
   double update_norm = 0;  ///< |delta|
   double error_norm = 0;   ///< |W' - W - delta|
@@ -49,27 +49,33 @@ struct Requantized {
 
 namespace detail {
 
-/// Encodes w + delta row by row, and sums up what a RequantizationReport says.
+/// Encodes rows of f (w + delta), and sums up what a RequantizationReport says.
 template <class Format>
 class Requantizer {
  public:
-  explicit Requantizer(Index inputs) : inputs_(inputs), after_(static_cast<std::size_t>(inputs)) {}
+  explicit Requantizer(Index inputs)
+      : inputs_(inputs),
+        sum_(static_cast<std::size_t>(inputs)),
+        change_(static_cast<std::size_t>(inputs)),
+        after_(static_cast<std::size_t>(inputs)) {}
 
-  /// `blocks` are those of the row, and are replaced where delta is not 0: encoding decoded values need not give their
-  /// blocks back. False if a value is not finite afterwards.
-  [[nodiscard]] bool encode(const float* before, const float* delta, std::uint8_t* blocks) {
+  /// `factor` is f, or null for none. `blocks` are those of the row, and are replaced where something changes: encoding
+  /// decoded values need not give their blocks back. False if a value is not finite afterwards.
+  [[nodiscard]] bool encode(const float* before, const float* delta, const float* factor, std::uint8_t* blocks) {
+    factor == nullptr ? add(before, delta) : add_and_multiply(before, delta, static_cast<double>(*factor));
     for (Index q = 0; q < inputs_; q += Format::block_size) {
       ++report_.blocks;
-      if (std::any_of(delta + q, delta + q + Format::block_size, [](float value) { return value != 0.0F; })) {
-        encode_block(before + q, delta + q, blocks + formats::row_bytes<Format>(q));
+      const double* const change = change_.data() + q;
+      if (std::any_of(change, change + Format::block_size, [](double value) { return value != 0.0; })) {
+        encode_block(sum_.data() + q, blocks + formats::row_bytes<Format>(q));
       }
     }
     formats::decode_row<Format>(blocks, inputs_, after_.data());
     bool finite = true;
     for (Index q = 0; q < inputs_; ++q) {
-      const float after = after_[static_cast<std::size_t>(q)];
-      finite = finite && is_finite(delta[q]) && (is_finite(after) || !is_finite(before[q]));
-      add(static_cast<double>(after) - static_cast<double>(before[q]), static_cast<double>(delta[q]));
+      const auto at = static_cast<std::size_t>(q);
+      finite = finite && is_finite(change_[at]) && (is_finite(after_[at]) || !is_finite(before[q]));
+      count(static_cast<double>(after_[at]) - static_cast<double>(before[q]), change_[at]);
     }
     return finite;
   }
@@ -83,17 +89,30 @@ class Requantizer {
   }
 
  private:
-  void encode_block(const float* before, const float* delta, std::uint8_t* block) {
+  void add(const float* before, const float* delta) noexcept {
+    for (std::size_t q = 0; q < sum_.size(); ++q) {
+      sum_[q] = before[q] + delta[q];
+      change_[q] = static_cast<double>(delta[q]);
+    }
+  }
+  void add_and_multiply(const float* before, const float* delta, double factor) noexcept {
+    for (std::size_t q = 0; q < sum_.size(); ++q) {
+      const auto w = static_cast<double>(before[q]);
+      const double sum = factor * (w + static_cast<double>(delta[q]));
+      sum_[q] = static_cast<float>(sum);
+      change_[q] = sum - w;
+    }
+  }
+
+  void encode_block(const float* sum, std::uint8_t* block) {
     std::uint8_t encoded[Format::block_bytes];
-    float sum[Format::block_size];
-    for (Index i = 0; i < Format::block_size; ++i) sum[i] = before[i] + delta[i];
     Format::encode(sum, encoded);
     if (std::equal(encoded, encoded + Format::block_bytes, block)) return;
     ++report_.changed_blocks;
     std::copy(encoded, encoded + Format::block_bytes, block);
   }
 
-  void add(double change, double delta) noexcept {
+  void count(double change, double delta) noexcept {
     const double error = change - delta;
     delta_squared_ += delta * delta;
     error_squared_ += error * error;
@@ -101,7 +120,9 @@ class Requantizer {
   }
 
   Index inputs_;
-  std::vector<float> after_;
+  std::vector<float> sum_;      // what should be encoded
+  std::vector<double> change_;  // what is added to the weight
+  std::vector<float> after_;    // what is stored
   RequantizationReport report_;
   double delta_squared_ = 0;
   double error_squared_ = 0;
@@ -110,19 +131,24 @@ class Requantizer {
 
 }  // namespace detail
 
-/// W + s*B*A encoded in the format of `weight`, and how much of the update survived it. An update much smaller than the
-/// steps of the format is lost: serve such an adapter unmerged. Blocks that the update does not touch are kept. The
-/// given weight is unchanged, so whoever keeps it can go back to it exactly.
-/// @throws ShapeError when the factors do not fit; StateError when an element of the update is not finite, or the sum
-/// has no finite encoding; std::bad_alloc
+/// f (.) (W + s*B*A) encoded in the format of `weight`, and how much of the change survived it. Row j is multiplied by
+/// output_factors[j], if there are any: dora_factors() (adapter/dora.hpp) are those of an adapter with DoRA. A change
+/// much smaller than the steps of the format is lost: serve such an adapter unmerged. Blocks that do not change are
+/// kept. The given weight is unchanged, so whoever keeps it can go back to it exactly.
+/// @throws ShapeError when the factors do not fit, or the number of output_factors is neither 0 nor out_features;
+/// StateError when an element of the change is not finite, or the sum has no finite encoding; std::bad_alloc
 template <formats::EncodableFormat Format>
-[[nodiscard]] Requantized<Format> requantize(const QuantizedWeight<Format>& weight,
-                                             const LowRankUpdate<float>& update) {
+[[nodiscard]] Requantized<Format> requantize(const QuantizedWeight<Format>& weight, const LowRankUpdate<float>& update,
+                                             std::span<const float> output_factors = {}) {
   const DefaultFloatingPoint environment;
   const Index outputs = weight.out_features();
   const Index inputs = weight.in_features();
   check_shape("requantize", "A", update.a, update.b.cols, inputs);
   check_shape("requantize", "B", update.b, outputs, update.a.rows);
+  if (!output_factors.empty() && static_cast<Index>(output_factors.size()) != outputs) {
+    throw ShapeError("requantize", "output_factors", std::to_string(outputs) + " numbers",
+                     std::to_string(output_factors.size()));
+  }
   const auto row_bytes = static_cast<std::size_t>(formats::row_bytes<Format>(inputs));
   std::vector<std::uint8_t> blocks(row_bytes * static_cast<std::size_t>(outputs));
   weight.write_blocks(blocks);
@@ -131,9 +157,11 @@ template <formats::EncodableFormat Format>
   detail::Requantizer<Format> requantizer(inputs);
   for_each_row<float>(weight, [&](Index i, const float* row) {
     source.evaluate(i, 1, 0, inputs, delta.data());
-    if (requantizer.encode(row, delta.data(), blocks.data() + row_bytes * static_cast<std::size_t>(i))) return;
-    throw StateError("requantize", "W + s*B*A", "numbers within the range of " + std::string(Format::name),
-                     "another in row " + std::to_string(i));
+    const auto at = static_cast<std::size_t>(i);
+    const float* const factor = output_factors.empty() ? nullptr : output_factors.data() + at;
+    if (requantizer.encode(row, delta.data(), factor, blocks.data() + row_bytes * at)) return;
+    throw StateError("requantize", factor == nullptr ? "W + s*B*A" : "f*(W + s*B*A)",
+                     "numbers within the range of " + std::string(Format::name), "another in row " + std::to_string(i));
   });
   return {QuantizedWeight<Format>::from_blocks(blocks, outputs, inputs), requantizer.report()};
 }
