@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -66,14 +67,33 @@ namespace detail {
   return GgufHeads{heads, heads_kv > 0 ? heads_kv : heads};
 }
 
+/// Takes the magnitudes of DoRA out of `weights`, which GGUF adapters cannot hold: by the names in the file, and in the
+/// order of its rows.
+[[nodiscard]] inline std::map<std::string, RowVector<float>> take_magnitudes(AdapterWeights<float>& weights,
+                                                                             const GgufOptions& options) {
+  std::map<std::string, RowVector<float>> magnitudes;
+  for (auto& [name, module] : weights.modules) {
+    if (module.magnitude.size() == 0) continue;
+    const std::string stem = options.rename(name);
+    Matrix<float> column = module.magnitude.transpose();
+    lora::detail::permute_rope_rows("merge", lora::detail::gguf_module(name),
+                                    lora::detail::gguf_rope_heads(stem, options), true, column);
+    magnitudes[stem] = column.transpose();
+    module.magnitude.resize(0);
+  }
+  return magnitudes;
+}
+
 [[nodiscard]] inline AdapterFile with_names_of(const GgufFile& model, AdapterFile adapter) {
   GgufOptions options;
   options.rename = llama_cpp_name;
   const std::string architecture = model.text("general.architecture");
   const bool permuted = has_rotary_rows(adapter.weights) && permutes_rows(architecture, "merge");
   if (permuted) options.rope_heads = heads_of_model(model);
+  const auto magnitudes = take_magnitudes(adapter.weights, options);
   const auto bytes = gguf_adapter_bytes({std::move(adapter.weights), {}, architecture}, options);
   adapter.weights = parse_gguf_adapter(bytes).weights;
+  for (const auto& [stem, magnitude] : magnitudes) adapter.weights.modules.at(stem).magnitude = magnitude;
   return adapter;
 }
 

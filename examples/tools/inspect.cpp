@@ -1,4 +1,5 @@
 // lora inspect: what an adapter or checkpoint holds.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <map>
@@ -11,6 +12,7 @@
 #include "checkpoint.hpp"
 #include "commands.hpp"
 #include "four_bit.hpp"
+#include "lora/adapter/qalora.hpp"
 #include "options.hpp"
 #include "print.hpp"
 #include "table.hpp"
@@ -53,17 +55,23 @@ void show_adapter(const AdapterFile& adapter, bool json) {
   nlohmann::ordered_json modules = nlohmann::ordered_json::array();
   Table table({"module", "kind", "rank", "scaling", "in", "out", "|A|", "|B|", "|delta|"});
   for (const auto& [name, module] : adapter.weights.modules) {
-    const double delta = std::abs(module.scaling) * product_norm(module);
+    const Index group = module.qalora_group_size;
+    const Index in = module.A.cols() * std::max<Index>(group, 1);
+    // With QALoRA every column of A stands for `group` equal ones of the update.
+    const double widened = group > 0 ? qalora_factor<double>(in, group) * std::sqrt(static_cast<double>(group)) : 1.0;
+    const double delta = std::abs(module.scaling) * product_norm(module) * widened;
     parameters += module.A.size() + module.B.size() + module.lora_bias.size() + module.magnitude.size();
-    const std::string kind = kind_name(module.kind) + (module.magnitude.size() > 0 ? " dora" : "");
-    table.add({name, kind, std::to_string(module.rank()), number(module.scaling), std::to_string(module.A.cols()),
+    const std::string kind = kind_name(module.kind) + (module.magnitude.size() > 0 ? " dora"
+                                                       : group > 0                 ? " qalora"
+                                                                                   : "");
+    table.add({name, kind, std::to_string(module.rank()), number(module.scaling), std::to_string(in),
                std::to_string(module.B.rows()), number(module.A.norm()), number(module.B.norm()), number(delta)});
     modules.push_back({{"name", name},
                        {"kind", kind_name(module.kind)},
                        {"dora", module.magnitude.size() > 0},
                        {"rank", module.rank()},
                        {"scaling", module.scaling},
-                       {"in", module.A.cols()},
+                       {"in", in},
                        {"out", module.B.rows()},
                        {"norm_A", module.A.norm()},
                        {"norm_B", module.B.norm()},

@@ -357,6 +357,27 @@ TEST_F(MergeGguf, AnAdapterOfTransformersGoesIntoAModelOfLlamaCpp) {
   expect_near(gguf_tensor("out.gguf", "blk.0.attn_q.weight"), permuted(query) + delta(query_update));
 }
 
+// The rows of a query are permuted, and the magnitude with them.
+TEST_F(MergeGguf, AnAdapterWithDoraGoesIntoAModelOfLlamaCpp) {
+  auto with_magnitude = [](ModuleWeights<float> update, std::uint64_t seed) {
+    update.magnitude = (random_matrix<float>(1, update.B.rows(), seed).array() + 3).matrix();
+    return update;
+  };
+  const auto query_dora = with_magnitude(query_update, 11);
+  const auto value_dora = with_magnitude(value_update, 12);
+  const auto adapted = [](Matrix<float> sum, const ModuleWeights<float>& update) {
+    for (Index i = 0; i < sum.rows(); ++i) sum.row(i) *= update.magnitude[i] / sum.row(i).norm();
+    return sum;
+  };
+  write_over({{"model.layers.0.self_attn.q_proj", query_dora}, {"model.layers.0.self_attn.v_proj", value_dora}},
+             {.lora = {.rank = 2, .alpha = 4, .use_dora = true}});
+  write_model("base.gguf", Dtype::F32);
+  expect_done({"merge", path("base.gguf"), path("adapter"), path("out.gguf")});
+  expect_near(gguf_tensor("out.gguf", "blk.0.attn_q.weight"), permuted(adapted(query + delta(query_dora), query_dora)));
+  expect_near(gguf_tensor("out.gguf", "blk.0.attn_v.weight"), adapted(value + delta(value_dora), value_dora));
+  expect_near(gguf_tensor("out.gguf", "token_embd.weight"), vocabulary);
+}
+
 TEST_F(MergeGguf, WhatAModelOfLlamaCppCannotTakeIsRefusedByName) {
   write_transformers_adapter();
   write_model("base.gguf", Dtype::F32, "mamba");

@@ -16,6 +16,7 @@
 #include "lora/io/bitsandbytes.hpp"
 #include "lora/io/gguf_encoder.hpp"
 #include "lora/io/gguf_weight.hpp"
+#include "lora/model/described_config.hpp"
 #include "support/bits.hpp"
 #include "support/golden.hpp"
 #include "support/random_blocks.hpp"
@@ -329,6 +330,41 @@ TEST_F(QuantizeTool, AnAdapterIsMergedIntoBlocksWhichAreEncodedAnew) {
     EXPECT_NEAR(shown_error, error, 1e-3);
     EXPECT_NE(run.output.find("of what was added to 1 tensors in blocks"), std::string::npos) << run.output;
   }
+}
+
+// The rows of W + s B A get the norms that DoRA's magnitude says, before they are encoded.
+TEST_F(QuantizeTool, AnAdapterWithDoraIsMergedIntoBlocks) {
+  auto update = module(8, 64, 4);
+  update.magnitude = (random_matrix<float>(1, 8, 9).array() + 3).matrix();
+  AdapterWeights<float> adapter;
+  adapter.modules.emplace("model.layers.0.self_attn.v_proj", update);
+  write_adapter("adapter", described_config(LoraModelConfig{}, adapter), adapter);
+  write_gguf("float.gguf", {floats("blk.0.attn_v.weight", random_matrix<float>(8, 64, 1))});
+  expect_done({"quantize", path("float.gguf"), path("base.gguf"), "--format", "q8_0"});
+  const auto run = tool({"merge", path("base.gguf"), path("adapter"), path("out.gguf")});
+  ASSERT_EQ(run.exit_code, 0) << run.output;
+  Matrix<float> sum = read_gguf_tensor(read_gguf("base.gguf").at("blk.0.attn_v.weight")) + delta(update);
+  for (Index i = 0; i < 8; ++i) sum.row(i) *= update.magnitude[i] / sum.row(i).norm();
+  const Matrix<float> after = read_gguf_tensor(read_gguf("out.gguf").at("blk.0.attn_v.weight"));
+  EXPECT_LE((after - sum).cwiseAbs().maxCoeff(), 0.02F * sum.cwiseAbs().maxCoeff());
+  EXPECT_NE(run.output.find("of what was added to 1 tensors in blocks"), std::string::npos) << run.output;
+}
+
+TEST_F(QuantizeTool, AnAdapterWithQaloraIsShownAndNotMerged) {
+  auto update = module(8, 16, 4);
+  update.qalora_group_size = 4;
+  AdapterWeights<float> adapter;
+  adapter.modules.emplace("a", update);
+  write_adapter("adapter", described_config(LoraModelConfig{}, adapter), adapter);
+  write_tensors("base.safetensors", {{"a.weight", {{8, 64}, random_matrix<float>(8, 64, 1)}}});
+  expect_refused({"merge", path("base.safetensors"), path("adapter"), path("out")}, "got QALoRA");
+  const auto table = tool({"inspect", path("adapter")});
+  EXPECT_NE(table.output.find("linear qalora"), std::string::npos) << table.output;
+  const double delta_norm =
+      delta(update).norm() * (16.0 / 4) * std::sqrt(4.0);  // A P: columns times 16 / 4, four of each
+  const auto json = nlohmann::json::parse(tool({"inspect", path("adapter"), "--json"}).output);
+  EXPECT_EQ(json.at("modules").at(0).at("in"), 64);
+  EXPECT_NEAR(json.at("modules").at(0).at("norm_delta").get<double>(), delta_norm, 1e-5 * delta_norm);
 }
 
 // A change far below the steps of the blocks is rounded away, and the report says so.
