@@ -20,7 +20,8 @@ namespace lora {
 /// c / g, of weights of `inputs` in groups of `group`. Pre: group >= 1.
 template <RealScalar Scalar>
 [[nodiscard]] Scalar qalora_factor(Index inputs, Index group) noexcept {
-  return static_cast<Scalar>(static_cast<double>(inputs / group) / static_cast<double>(group));
+  const Index groups = inputs / group;
+  return static_cast<Scalar>(static_cast<double>(groups) / static_cast<double>(group));
 }
 
 /// wide = A P: `a` is rank x in_features / group, `wide` rank x in_features. Group 0 stands for an adapter without

@@ -198,7 +198,7 @@ void int8_product(const PanelCall<float>& call, const StoredBlocks<Format>& stor
   const Index blocks = stored.layout.blocks();
   const auto codes = workspace.matrix<std::uint32_t>(call.x.rows, blocks * int8_words);
   const auto shared = workspace.matrix<Int8Block>(call.x.rows, blocks);
-  const Int8Rows x{codes, shared};
+  const Int8Rows x{codes.middle_rows(0, call.x.rows), shared.middle_rows(0, call.x.rows)};
   parallel_ranges(workspace.executor(), call.x.rows, 8,
                   [&](Index begin, Index end, int) { x.round(byte_kernels<Format>(isa), call.x, begin, end); });
   if (call.x.rows == 1 && stored.rows == nullptr) return int8_row_product(call, stored, isa, x, workspace);
