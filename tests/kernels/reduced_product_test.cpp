@@ -54,6 +54,11 @@ struct Stored {
   kernels::StoredBlocks<Format> laid_out;
 };
 
+/// Sums that start at zero and fill `out`, as wide as a panel.
+kernels::TileSums sums_to(Matrix<float>& out) {
+  return {.rows = out.rows(), .width = out.cols(), .columns = out.cols(), .out = out.data(), .out_stride = out.cols()};
+}
+
 float bf16(float value) {
   const std::uint16_t bits = bf16_from(static_cast<double>(value));
   return float_from_bf16(static_cast<std::uint16_t>((bits & 0x7F80U) != 0 ? bits : bits & 0x8000U));
@@ -109,15 +114,11 @@ TEST(Bf16Product, TheInstructionAndItsTwinGiveTheSameBits) {
     for (Index i = 0; i < rows; ++i) {
       kernels.round_row(&x(i, 0), 1, 2 * pairs, reinterpret_cast<std::uint16_t*>(rounded.data() + i * pairs));
     }
-    kernels.multiply({.x = rounded.data(),
+    kernels.multiply({.sums = sums_to(results[instruction ? 1 : 0]),
+                      .x = rounded.data(),
                       .x_stride = pairs,
-                      .rows = rows,
                       .w = w.data(),
-                      .pairs = pairs,
-                      .width = width,
-                      .columns = width,
-                      .out = results[instruction ? 1 : 0].data(),
-                      .out_stride = width});
+                      .pairs = pairs});
   }
   EXPECT_TRUE(same_bits(results[0], results[1]));
 }
@@ -200,19 +201,15 @@ TEST(Int8Product, TheInstructionAndItsTwinGiveTheSameBits) {
   Matrix<float> results[2] = {Matrix<float>(rows, width), Matrix<float>(rows, width)};
   for (const bool instruction : {false, true}) {
     kernels::byte_kernels<formats::Q8_0>(Isa::avx512, instruction)
-        .multiply({.x = x.data(),
+        .multiply({.sums = sums_to(results[instruction ? 1 : 0]),
+                   .x = x.data(),
                    .x_stride = 2 * kernels::int8_words,
                    .x_blocks = blocks.data(),
                    .x_blocks_stride = 2,
-                   .rows = rows,
                    .codes = codes.data(),
                    .scales = scales.data(),
                    .zero_code = 128,
-                   .blocks = 2,
-                   .width = width,
-                   .columns = width,
-                   .out = results[instruction ? 1 : 0].data(),
-                   .out_stride = width});
+                   .blocks = 2});
   }
   EXPECT_TRUE(same_bits(results[0], results[1]));
 }

@@ -14,21 +14,14 @@
 
 namespace lora::kernels {
 
-/// out (rows x columns) = start + sum over pairs of inputs, where start is `out` itself (`accumulate`), or `initial`
-/// (`width` floats), or zero. Within a pair the second input is added first. Word t of a row of `x` is a pair of
-/// activations; word (t, j) of `w` is a pair of weights of output j.
+/// out (rows x columns) = start + sum over pairs of inputs. Within a pair the second input is added first. Word t of a
+/// row of `x` is a pair of activations; word (t, j) of `w` is a pair of weights of output j.
 struct PairProduct {
+  TileSums sums;
   const std::uint32_t* x = nullptr;
   Index x_stride = 0;
-  Index rows = 0;
   const std::uint32_t* w = nullptr;
   Index pairs = 0;
-  Index width = 0;
-  Index columns = 0;
-  const float* initial = nullptr;
-  bool accumulate = false;
-  float* out = nullptr;
-  Index out_stride = 0;
 };
 
 struct PairKernels {
@@ -104,26 +97,18 @@ void bf16_product(const PanelCall<float>& call, const StoredBlocks<Format>& stor
   const auto words = worker_scratch<std::uint32_t>(workspace, pairs * width);
   for_each_panel(call, rows_per_packing_pass, executor, [&](Index b, Index begin, Index end, int worker) {
     float* const decoded = &lines(worker, 0);
-    PanelProduct<float> start;
-    start.width = call.layout.width(b);
-    gather_panel_bias(call, b, decoded + part * width, start);
-    PairProduct product{.x_stride = x.row_stride,
-                        .rows = end - begin,
-                        .w = &words(worker, 0),
-                        .width = start.width,
-                        .columns = call.layout.columns(b),
-                        .initial = start.initial,
-                        .out = &call.y(begin, call.layout.first_output(b)),
-                        .out_stride = call.y.row_stride};
+    PairProduct product{.sums = sums_of_panel(call, b, begin, end, decoded + part * width),
+                        .x_stride = x.row_stride,
+                        .w = &words(worker, 0)};
     Index q = 0;
     do {  // once even without inputs: the bias remains
       const Index depth = std::min(part, inputs - q);
       stored.decode(isa, b, q, depth, decoded);
-      kernels.pair_lines(decoded, product.width, depth, &words(worker, 0));
+      kernels.pair_lines(decoded, product.sums.width, depth, &words(worker, 0));
       product.x = x.data + begin * x.row_stride + q / 2;
       product.pairs = ceil_div(depth, 2);
       kernels.multiply(product);
-      product.accumulate = true;
+      product.sums.accumulate = true;
       q += part;
     } while (q < inputs);
     if (call.up.rows > 0) add_panel_terms(call, b, begin, end, decoded);

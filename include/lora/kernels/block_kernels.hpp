@@ -38,6 +38,18 @@ struct BlockRow {
   Index columns = 0;  ///< of all panels
 };
 
+/// Where a tile's sums (rows x columns) start and go: at `out` itself (`accumulate`), or `initial` (`width` floats), or
+/// zero.
+struct TileSums {
+  Index rows = 0;
+  Index width = 0;
+  Index columns = 0;
+  const float* initial = nullptr;
+  bool accumulate = false;
+  float* out = nullptr;
+  Index out_stride = 0;
+};
+
 struct BlockKernels {
   DecodeKernel decode;
   void (*multiply_row)(const BlockRow&);

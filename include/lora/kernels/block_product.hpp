@@ -143,6 +143,20 @@ struct TransposedBlocks {
   }
 };
 
+/// The sums of rows [begin, end) and panel `b`, which start at the bias; `scratch` has panel_width floats.
+[[nodiscard]] inline TileSums sums_of_panel(const PanelCall<float>& call, Index b, Index begin, Index end,
+                                            float* scratch) {
+  PanelProduct<float> start;
+  start.width = call.layout.width(b);
+  gather_panel_bias(call, b, scratch, start);
+  return {.rows = end - begin,
+          .width = start.width,
+          .columns = call.layout.columns(b),
+          .initial = start.initial,
+          .out = &call.y(begin, call.layout.first_output(b)),
+          .out_stride = call.y.row_stride};
+}
+
 /// A single row: calls multiply(b, row) for runs of `together` whole panels and for single ones, and adds the low-rank
 /// terms. The row has all but what StoredBlocks knows.
 template <class Multiply>

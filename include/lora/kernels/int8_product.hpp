@@ -40,21 +40,15 @@ struct Int8Block {
 /// (`accumulate`), or `initial` (`width` floats), or zero. Word t of a row of `x` has four activations, word (t, j) of
 /// `codes` four codes of output j.
 struct ByteProduct {
+  TileSums sums;
   const std::uint32_t* x = nullptr;
   Index x_stride = 0;
   const Int8Block* x_blocks = nullptr;
   Index x_blocks_stride = 0;
-  Index rows = 0;
   const std::uint32_t* codes = nullptr;
   const float* scales = nullptr;
   std::int32_t zero_code = 0;
   Index blocks = 0;
-  Index width = 0;
-  Index columns = 0;
-  const float* initial = nullptr;
-  bool accumulate = false;
-  float* out = nullptr;
-  Index out_stride = 0;
 };
 
 /// The same for one row, with the codes read from the chunks of one panel or of `row_panels` that follow each other.
@@ -159,31 +153,23 @@ void int8_batch_product(const PanelCall<float>& call, const StoredBlocks<Format>
   const auto words = worker_scratch<std::uint32_t>(workspace, part * int8_words * width);
   for_each_panel(call, rows_per_packing_pass, workspace.executor(), [&](Index b, Index begin, Index end, int worker) {
     float* const scales = &lines(worker, 0);
-    PanelProduct<float> start;
-    start.width = call.layout.width(b);
-    gather_panel_bias(call, b, scales + part * width, start);
-    ByteProduct product{.x_stride = x.codes.row_stride,
+    ByteProduct product{.sums = sums_of_panel(call, b, begin, end, scales + part * width),
+                        .x_stride = x.codes.row_stride,
                         .x_blocks_stride = x.blocks.row_stride,
-                        .rows = end - begin,
                         .codes = &words(worker, 0),
                         .scales = scales,
-                        .zero_code = zero_code<Format>,
-                        .width = start.width,
-                        .columns = call.layout.columns(b),
-                        .initial = start.initial,
-                        .out = &call.y(begin, call.layout.first_output(b)),
-                        .out_stride = call.y.row_stride};
+                        .zero_code = zero_code<Format>};
     Index c = 0;
     do {  // once even without inputs: the bias remains
       product.blocks = std::min(part, blocks - c);
       stored.for_chunks(b, c, product.blocks, [&](const std::uint8_t* chunks, Index first, Index count) {
-        kernels.read_codes(chunks, product.width, count, &words(worker, first * int8_words * product.width),
-                           scales + first * product.width);
+        kernels.read_codes(chunks, product.sums.width, count, &words(worker, first * int8_words * product.sums.width),
+                           scales + first * product.sums.width);
       });
       product.x = x.codes.data + begin * x.codes.row_stride + c * int8_words;
       product.x_blocks = x.blocks.data + begin * x.blocks.row_stride + c;
       kernels.multiply(product);
-      product.accumulate = true;
+      product.sums.accumulate = true;
       c += part;
     } while (c < blocks);
     if (call.up.rows > 0) add_panel_terms(call, b, begin, end, scales);
