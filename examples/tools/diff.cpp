@@ -10,6 +10,7 @@
 #include "options.hpp"
 #include "print.hpp"
 #include "progress.hpp"
+#include "storage.hpp"
 #include "table.hpp"
 
 namespace lora::tools::diff_command {
@@ -29,26 +30,24 @@ struct Difference {
   double relative = 0;  // |a - b|_F / |a|_F
 };
 
-Difference compare_values(const std::string& name, const TensorView& a, const TensorView& b) {
-  constexpr std::size_t piece = std::size_t{1} << 18;
-  const auto count = static_cast<std::size_t>(a.size());
+// Pre: both are readable, and of one shape.
+Difference compare_values(const std::string& name, const StoredTensor& a, const StoredTensor& b) {
+  constexpr std::size_t piece = std::size_t{1} << 18;  // a multiple of every block
+  const auto count = static_cast<std::size_t>(a.elements());
   std::vector<double> first;
   std::vector<double> second;
   double squares = 0;
   double norm = 0;
   Difference difference{name, "changed", 0, 0};
-  const auto part_of = [](const TensorView& tensor, std::size_t begin, std::size_t size, std::vector<double>& values) {
-    const std::size_t bytes = bits_of(tensor.dtype) / 8;
-    TensorView part = tensor;
-    part.shape = {static_cast<Index>(size)};
-    part.bytes = tensor.bytes.subspan(begin * bytes, size * bytes);
+  const auto read = [](const StoredTensor& tensor, std::size_t begin, std::size_t size, std::vector<double>& values) {
+    const Storage storage = Storage::of(tensor);
     values.resize(size);
-    part.copy_to(std::span<double>(values));
+    storage.decode(tensor.bytes.data() + storage.bytes_of(begin), std::span<double>(values));
   };
   for (std::size_t i = 0; i < count; i += piece) {
     const std::size_t size = std::min(piece, count - i);
-    part_of(a, i, size, first);
-    part_of(b, i, size, second);
+    read(a, i, size, first);
+    read(b, i, size, second);
     for (std::size_t j = 0; j < size; ++j) {
       const double distance = std::abs(first[j] - second[j]);
       if (!(distance <= difference.largest)) difference.largest = distance;
@@ -68,9 +67,9 @@ Difference compare(const std::string& name, const std::optional<StoredTensor>& a
   const bool same_bytes =
       a->is_stored_like(*b) && std::equal(a->bytes.begin(), a->bytes.end(), b->bytes.begin(), b->bytes.end());
   if (same_bytes) return {name, "equal", 0, 0};
-  if (!converts_to_real(a->dtype) || !converts_to_real(b->dtype)) return {name, "other bytes", 0, 0};
+  if (!Storage::of(*a).readable() || !Storage::of(*b).readable()) return {name, "other bytes", 0, 0};
   Difference difference = compare_values(name, *a, *b);
-  if (a->dtype != b->dtype) difference.weights = "another dtype";
+  if (!a->is_stored_like(*b)) difference.weights = "another dtype";
   return difference;
 }
 

@@ -170,11 +170,22 @@ TEST_F(QuantizeTool, InspectShowsTypesShapesAndBytes) {
 }
 
 // Blocks of two types may have the same shape and not the same bytes.
-TEST_F(QuantizeTool, DiffTellsBlocksOfOtherTypesApart) {
-  write_gguf("a.gguf", {blocks<formats::Q4_0>("a.weight", 3, 64, 1)});
-  write_gguf("b.gguf", {blocks<formats::Q4_1>("a.weight", 3, 64, 1)});
-  const auto run = tool({"diff", path("a.gguf"), path("b.gguf")});
-  EXPECT_NE(run.output.find("other bytes"), std::string::npos) << run.output;
+TEST_F(QuantizeTool, DiffComparesTheValuesOfBlocks) {
+  write_gguf("a.gguf", {blocks<formats::Q8_0>("a.weight", 3, 64, 1)});
+  write_gguf("b.gguf", {blocks<formats::Q4_1>("a.weight", 3, 64, 2)});
+  expect_done({"dequantize", path("a.gguf"), path("values.gguf")});
+  const auto difference_to = [&](const char* other) {
+    return nlohmann::json::parse(tool({"diff", path("a.gguf"), path(other), "--json"}).output).at("tensors").at(0);
+  };
+  const auto same = difference_to("values.gguf");
+  EXPECT_EQ(same.at("weights"), "another dtype");
+  EXPECT_EQ(same.at("largest"), 0.0);
+  const Matrix<double> a = read_gguf_tensor(read_gguf("a.gguf").at("a.weight")).cast<double>();
+  const Matrix<double> b = read_gguf_tensor(read_gguf("b.gguf").at("a.weight")).cast<double>();
+  const auto other = difference_to("b.gguf");
+  EXPECT_EQ(other.at("weights"), "another dtype");
+  EXPECT_EQ(other.at("largest"), (a - b).cwiseAbs().maxCoeff());
+  EXPECT_NEAR(other.at("relative").get<double>(), (a - b).norm() / a.norm(), 1e-12);
 }
 
 TEST_F(QuantizeTool, SafetensorsBecomeTensorsOfBitsandbytesAndComeBack) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 
 #include "lora/core/random.hpp"
 #include "lora/layers/linear.hpp"
@@ -38,14 +39,20 @@ struct LayerData {
         bias(normal_matrix(1, d, 3)) {}
 };
 
-/// A layer with everything one caller of it owns. Rank 0 is the base layer. B is not zero.
-class TimedLayer {
+/// Rank 0 is the base layer. B is not zero.
+[[nodiscard]] inline LoraConfig timed_config(Index rank, double dropout = 0) {
+  return {.rank = rank, .alpha = 16, .dropout = dropout, .init_lora_weights = InitLoraWeights::random};
+}
+
+/// A layer with everything one caller of it owns.
+template <class Weight>
+class TimedLayerOver {
  public:
-  TimedLayer(LayerData& data, Index rank, double dropout = 0)
-      : TimedLayer(data,
-                   {.rank = rank, .alpha = 16, .dropout = dropout, .init_lora_weights = InitLoraWeights::random}) {}
-  TimedLayer(LayerData& data, const LoraConfig& config)
+  TimedLayerOver(LayerData& data, Index rank, double dropout = 0) : TimedLayerOver(data, timed_config(rank, dropout)) {}
+  TimedLayerOver(LayerData& data, const LoraConfig& config)
       : data_(data), layer_(data.w0, data.bias, config, 1), gradients_(layer_.make_gradients()) {}
+  TimedLayerOver(LayerData& data, Weight weight, const LoraConfig& config)
+      : data_(data), layer_(std::move(weight), data.bias, config, 1), gradients_(layer_.make_gradients()) {}
 
   void infer() { layer_.infer(data_.x, data_.y, workspace_); }
   void forward() { layer_.forward(data_.x, tape_, data_.y, workspace_); }
@@ -57,16 +64,18 @@ class TimedLayer {
   void zero_grad() { gradients_.set_zero(); }
   void run_on(Executor& executor) { workspace_ = Workspace(executor); }
 
-  [[nodiscard]] LoraLinear<float>& layer() { return layer_; }
+  [[nodiscard]] LoraLinear<float, Weight>& layer() { return layer_; }
   [[nodiscard]] const LoraTape<float>& tape() const { return tape_; }
 
  private:
   LayerData& data_;
-  LoraLinear<float> layer_;
+  LoraLinear<float, Weight> layer_;
   LoraGradients<float> gradients_;
   LoraTape<float> tape_;
   Workspace workspace_;
 };
+
+using TimedLayer = TimedLayerOver<PackedWeight<float>>;
 
 /// Multiplications and additions of Y = X W^T.
 [[nodiscard]] inline double product_flops(Index n, Index d, Index k) {

@@ -68,6 +68,27 @@ void measure_batch(Session& session, Index n, Index d, bool forward, bool large)
       {.id = id, .name = name, .target = forward ? 0.85 : 0.80, .value = ratio(timings[0], timings[1]), .absent = {}});
 }
 
+// A training step with dX over the base product of the same weight.
+template <class Format>
+void measure_step(Session& session, Index d, bool large) {
+  constexpr Index n = 256;
+  constexpr Index r = 8;
+  const std::string name = case_name(n, d, d, r) + "," + std::string(Format::name);
+  if (!session.wants({"quantized_step"}, name, large)) return;
+  using Layer = TimedLayerOver<QuantizedWeight<Format>>;
+  LayerData data(n, d, d);
+  Layer base(data, weight_of<Format>(d), timed_config(0));
+  Layer adapted(data, weight_of<Format>(d), timed_config(r));
+  const auto timings = session.compare({"quantized_step", name, 0, 0, {}},
+                                       {{"base", [&] { base.infer(); }}, {"step", [&] { adapted.step(); }}});
+  session.add({.id = "quantized_step",
+               .name = name,
+               .relation = Relation::at_most,
+               .target = 2.15 + 4 * adapter_share(d, d, r),
+               .value = ratio(timings[1], timings[0]),
+               .absent = {}});
+}
+
 template <class Format>
 void count_bytes(Session& session) {
   constexpr Index d = 1024;
@@ -92,6 +113,8 @@ void measure_format(Session& session, double row_target) {
     measure_batch<Format>(session, 256, 4096, forward, true);
   }
   measure_batch<Format>(session, 2048, 1024, true, true);
+  measure_step<Format>(session, 1024, false);
+  measure_step<Format>(session, 4096, true);
 }
 
 }  // namespace
