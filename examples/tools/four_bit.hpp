@@ -18,6 +18,7 @@
 #include "checkpoint_writer.hpp"
 #include "lora/core/error.hpp"
 #include "lora/io/bitsandbytes.hpp"
+#include "lora/io/nested_scales.hpp"
 #include "storage.hpp"
 
 namespace lora::tools {
@@ -125,6 +126,16 @@ class FourBitEncoder {
       sink(scales);
     });
   }
+  /// All scales, in 8 bits.
+  [[nodiscard]] lora::detail::NestedScales nested_absmax() const {
+    std::vector<float> scales;
+    absmax([&](std::span<const std::byte> part) {
+      const std::size_t size = scales.size();
+      scales.resize(size + part.size() / sizeof(float));
+      std::memcpy(scales.data() + size, part.data(), part.size());
+    });
+    return lora::detail::nest_scales(scales);
+  }
 
  private:
   [[nodiscard]] std::vector<std::uint8_t> encoded(Index first, const Matrix<float>& rows, RoundingError* error) const {
@@ -153,34 +164,42 @@ class FourBitEncoder {
   void (*decode_)(const std::uint8_t*, Index, float*) noexcept = nullptr;
 };
 
-/// Replaces a weight by the tensors of one of 4 bits. `error` is known when they are written.
+/// Replaces a weight by the tensors of one of 4 bits. `error` is that of the codes, and known when they are written.
+/// Nested scales are computed at once, for the state tells their mean.
 /// Pre: two dimensions of 1 or more, the columns a multiple of the block size, values that are real numbers.
 inline void make_four_bit(const StoredTensor& source, BitsandbytesType type, Index block_size,
-                          const std::shared_ptr<RoundingError>& error, Changes& changes) {
+                          BitsandbytesScales scales, const std::shared_ptr<RoundingError>& error, Changes& changes) {
   const std::string name(source.name);
   const bool half = source.dtype == Dtype::F16 || source.dtype == Dtype::BF16;
-  const BitsandbytesState state{type, block_size, source.shape[0], source.shape[1], half ? source.dtype : Dtype::F32};
+  BitsandbytesState state{type, block_size, source.shape[0], source.shape[1], half ? source.dtype : Dtype::F32};
   const auto encoder = std::make_shared<const FourBitEncoder>(name, source, type, block_size);
-  const auto as_it_is = [](std::vector<std::byte> bytes) {
-    return [bytes = std::move(bytes)](const SafetensorsWriter::Sink& sink) { sink(bytes); };
+  const auto add = [&](const std::string& companion, Dtype dtype, Index size, Producer produce) {
+    changes.tensors[companion] = {dtype, {size}, std::move(produce), std::nullopt, name};
   };
-  const auto bytes_of = [](const auto& values) {
-    const auto bytes = std::as_bytes(std::span(values));
-    return std::vector<std::byte>(bytes.begin(), bytes.end());
+  const auto add_values = [&](const std::string& companion, Dtype dtype, const auto& values) {
+    const auto part = std::as_bytes(std::span(values));
+    add(companion, dtype, static_cast<Index>(std::size(values)),
+        [bytes = std::vector<std::byte>(part.begin(), part.end())](const SafetensorsWriter::Sink& sink) {
+          sink(bytes);
+        });
   };
-  const std::string text = bitsandbytes_state_text(state);
   const auto& book = type == BitsandbytesType::nf4 ? formats::detail::nf4_codebook : formats::detail::fp4_codebook;
   changes.tensors[name] = {Dtype::U8,
                            {source.elements() / 2, 1},
                            [encoder, error](const SafetensorsWriter::Sink& sink) { encoder->codes(sink, *error); }};
-  changes.tensors[name + ".absmax"] = {Dtype::F32,
-                                       {source.elements() / block_size},
-                                       [encoder](const SafetensorsWriter::Sink& sink) { encoder->absmax(sink); },
-                                       std::nullopt,
-                                       name};
-  changes.tensors[name + ".quant_map"] = {Dtype::F32, {16}, as_it_is(bytes_of(book.values)), std::nullopt, name};
-  changes.tensors[lora::detail::bitsandbytes_state_name(name, type)] = {
-      Dtype::U8, {static_cast<Index>(text.size())}, as_it_is(bytes_of(text)), std::nullopt, name};
+  add_values(name + ".quant_map", Dtype::F32, book.values);
+  if (scales == BitsandbytesScales::nested) {
+    const lora::detail::NestedScales nested = encoder->nested_absmax();
+    state.nested_block_size = lora::detail::nested_block_size;
+    state.nested_offset = nested.offset;
+    add_values(name + ".absmax", Dtype::U8, nested.codes);
+    add_values(name + ".nested_absmax", Dtype::F32, nested.absmax);
+    add_values(name + ".nested_quant_map", Dtype::F32, lora::detail::nested_quant_map());
+  } else {
+    add(name + ".absmax", Dtype::F32, source.elements() / block_size,
+        [encoder](const SafetensorsWriter::Sink& sink) { encoder->absmax(sink); });
+  }
+  add_values(lora::detail::bitsandbytes_state_name(name, type), Dtype::U8, bitsandbytes_state_text(state));
 }
 
 }  // namespace lora::tools

@@ -29,8 +29,13 @@ struct Arguments {
   std::string output;
   std::string format;
   Index block_size = 64;
+  bool double_quant = false;
   std::vector<std::string> modules;
   bool force = false;
+
+  [[nodiscard]] BitsandbytesScales scales() const {
+    return double_quant ? BitsandbytesScales::nested : BitsandbytesScales::floats;
+  }
 };
 
 std::string in_capitals(std::string text) {
@@ -122,6 +127,7 @@ class Quantization {
                               : "a type of safetensors files: nf4, fp4, f16, bf16",
                         arguments.format);
     }
+    if (arguments.double_quant && !four_bit_) refuse("--double-quant", "--format nf4 or fp4", arguments.format);
     if (!four_bit_) target_ = Storage(*parse_gguf_type(in_capitals(arguments.format)));
     for (const auto& name : checkpoint.names()) plan(*checkpoint.find(name));
     for (std::size_t i = 0; i < arguments.modules.size(); ++i) {
@@ -196,14 +202,14 @@ class Quantization {
     const auto error = errors_.emplace_back(std::make_shared<RoundingError>());
     if (four_bit_) {
       require_free_names(name);
-      make_four_bit(tensor, *four_bit_, arguments_.block_size, error, changes_);
+      make_four_bit(tensor, *four_bit_, arguments_.block_size, arguments_.scales(), error, changes_);
     } else {
       changes_.tensors[name] = {target_.dtype(), tensor.shape, converting(tensor, target_, error), target_.blocks()};
     }
   }
 
   void require_free_names(const std::string& name) const {
-    for (const char* end : {".absmax", ".quant_map"}) {
+    for (const char* end : {".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map"}) {
       if (checkpoint_.find(name + end)) refuse(in_quotes(name + end), "a name that is free", "a tensor");
     }
   }
@@ -221,7 +227,7 @@ class Quantization {
                                      {"load_in_4bit", true},
                                      {"load_in_8bit", false},
                                      {"bnb_4bit_quant_type", arguments_.format},
-                                     {"bnb_4bit_use_double_quant", false},
+                                     {"bnb_4bit_use_double_quant", arguments_.double_quant},
                                      {"bnb_4bit_quant_storage", "uint8"},
                                      {"llm_int8_skip_modules", std::move(skipped)}};
     changes_.config = config.dump(2) + "\n";
@@ -319,6 +325,8 @@ void add_quantize(CLI::App& app) {
   command->add_option("--block", arguments->block_size, "Weights that share a scale, for nf4 and fp4")
       ->capture_default_str()
       ->check(block_sizes());
+  command->add_flag("--double-quant", arguments->double_quant,
+                    "Store the scales of nf4 and fp4 in 8 bits instead of 32 (bnb_4bit_use_double_quant)");
   command
       ->add_option("--modules", arguments->modules,
                    "Only these modules, by the end of their names; refused if one does not fit")
@@ -330,7 +338,8 @@ void add_quantize(CLI::App& app) {
       "All\n"
       "else stays as it is; so do, unless --modules names them, embeddings and heads with nf4 and fp4 and, in GGUF\n"
       "files, what llama.cpp keeps (norms, routers, positions, convolutions).\n"
-      "nf4 and fp4 give files as bitsandbytes has them, with scales as floats; config.json says so to transformers.\n"
+      "nf4 and fp4 give files as bitsandbytes has them; config.json says so to transformers. --double-quant reads the\n"
+      "weights once more, and holds their scales in memory until they are written.\n"
       "Example: lora quantize base-model base-nf4 --format nf4\n"
       "         lora quantize base-f16.gguf base-q4_0.gguf --format q4_0");
   command->callback([arguments] { quantize(*arguments); });

@@ -125,6 +125,50 @@ TEST(BitsandbytesWeight, IsWrittenAsTheRuleSays) {
   }
 }
 
+// The mean of the scales is summed in another order there, so that it may differ in its last bits.
+TEST(BitsandbytesWeight, IsWrittenWithNestedScalesAsTheRuleSays) {
+  for (const char* name : {"nf4_b64_nested", "nf4_b128_nested"}) {
+    SCOPED_TRACE(name);
+    const Parts golden = golden_parts(name);
+    const auto expected = file_of(golden);
+    const auto file = SafetensorsFile::from_bytes(expected);
+    const auto state = bitsandbytes_state(file, "weight");
+    visit_format(state.type, state.block_size, [&]<class Format>(Format) {
+      const auto weight = QuantizedWeight<Format>::quantize(view_of(golden_of(name).matrix<float>("weight")));
+      SafetensorsWriter writer;
+      add_bitsandbytes_weight(writer, "weight", weight, state.dtype, BitsandbytesScales::nested);
+      const auto written_bytes = writer.to_bytes();
+      const auto written = SafetensorsFile::from_bytes(written_bytes);
+      EXPECT_EQ(written.names(), file.names());
+      for (const auto& [part, tensor] : golden) {
+        if (part.ends_with("nested_absmax") || part.ends_with("__nf4")) continue;
+        const auto bytes = written.tensor(part).bytes;
+        EXPECT_TRUE(std::equal(bytes.begin(), bytes.end(), file.tensor(part).bytes.begin())) << part;
+      }
+      const auto own = bitsandbytes_state(written, "weight");
+      EXPECT_EQ(own.nested_block_size, state.nested_block_size);
+      EXPECT_NEAR(own.nested_offset, state.nested_offset, 2e-7F * state.nested_offset);
+    });
+  }
+}
+
+TEST(BitsandbytesWeight, NestedScalesAreNearAndExactWhereAllAreEqual) {
+  Matrix<float> values(40, 1024);
+  for (Index i = 0; i < values.size(); ++i) values.data()[i] = static_cast<float>((i * 7919 % 1009) - 504) * 0.01F;
+  const auto nested_and_back = [](const Matrix<float>& of) {
+    SafetensorsWriter writer;
+    add_bitsandbytes_weight(writer, "w", QuantizedWeight<formats::NF4<32>>::quantize(view_of(of)), Dtype::F32,
+                            BitsandbytesScales::nested);
+    const auto bytes = writer.to_bytes();
+    return values_of(bitsandbytes_weight<formats::NF4<32>>(SafetensorsFile::from_bytes(bytes), "w"));
+  };
+  const auto floats = values_of(QuantizedWeight<formats::NF4<32>>::quantize(view_of(values)));
+  // Scales are at most 5.04, all within 5.04 of their mean.
+  EXPECT_LE((nested_and_back(values) - floats).cwiseAbs().maxCoeff(), 5.04F * 0.00711F);
+  const Matrix<float> equal = Matrix<float>::Constant(3, 64, -0.375F);
+  EXPECT_TRUE(same_bits(nested_and_back(equal), equal));
+}
+
 TEST(BitsandbytesWeight, EveryBlockSizeAndDtypeIsWrittenAndRead) {
   for (const auto type : {BitsandbytesType::nf4, BitsandbytesType::fp4}) {
     for (const Index block_size : bitsandbytes_block_sizes) {

@@ -246,6 +246,29 @@ TEST_F(QuantizeTool, AFolderOfShardsKeepsPartsTogetherAndDescribesThem) {
   EXPECT_TRUE(same_bits(tensor("back/1.safetensors", "a.weight"), rounded<formats::NF4<64>>(query)));
 }
 
+TEST_F(QuantizeTool, DoubleQuantStoresTheScalesOfAFolderInEightBits) {
+  std::filesystem::create_directory(path("base"));
+  write_tensors("base/model.safetensors", {{"a.weight", {{5, 256}, query}}});
+  testing::write_file(path("base/config.json"), R"({"model_type":"x"})");
+  expect_done({"quantize", path("base"), path("out"), "--format", "nf4", "--double-quant"});
+  SafetensorsWriter writer;
+  add_bitsandbytes_weight(writer, "a.weight", QuantizedWeight<formats::NF4<64>>::quantize(view_of(query)), Dtype::F32,
+                          BitsandbytesScales::nested);
+  const auto bytes = writer.to_bytes();
+  const auto expected = SafetensorsFile::from_bytes(bytes);
+  const auto out = SafetensorsFile::open(path("out/model.safetensors"));
+  ASSERT_EQ(out.names(), expected.names());
+  for (const auto name : expected.names()) {
+    const auto own = out.tensor(name).bytes;
+    const auto other = expected.tensor(name).bytes;
+    EXPECT_TRUE(std::equal(own.begin(), own.end(), other.begin(), other.end())) << name;
+  }
+  const auto config = nlohmann::json::parse(std::ifstream(path("out/config.json")));
+  EXPECT_TRUE(config.at("quantization_config").at("bnb_4bit_use_double_quant").get<bool>());
+  const auto run = tool({"quantize", path("base"), path("half"), "--format", "bf16", "--double-quant"});
+  EXPECT_NE(run.output.find("--double-quant: expected --format nf4 or fp4, got bf16"), std::string::npos) << run.output;
+}
+
 TEST_F(QuantizeTool, NestedScalesAreDecodedAndShown) {
   const auto golden = testing::Golden::load(testing::golden_path("quantized/nf4_b64_nested_6x512"));
   SafetensorsWriter writer;
