@@ -10,11 +10,11 @@ namespace {
 TEST(Isa, PortableIsAlwaysSupported) { EXPECT_TRUE(isa_supported(Isa::portable)); }
 
 TEST(Isa, BestIsTheHighestSupportedWithinTheLimit) {
-  for (const Isa limit : {Isa::portable, Isa::avx2, Isa::avx512}) {
+  for (const Isa limit : all_isas) {
     const Isa best = best_isa(limit);
     EXPECT_TRUE(isa_supported(best));
     EXPECT_LE(best, limit);
-    for (const Isa higher : {Isa::portable, Isa::avx2, Isa::avx512}) {
+    for (const Isa higher : all_isas) {
       if (higher > best && higher <= limit) {
         EXPECT_FALSE(isa_supported(higher));
       }
@@ -35,7 +35,7 @@ void exit_with_active_isa(const char* variable) {
 
 TEST(IsaDeathTest, TheEnvironmentChooses) {
   ::testing::GTEST_FLAG(death_test_style) = "threadsafe";
-  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
+  for (const Isa isa : all_isas) {
     const std::string name(isa_name(isa));
     EXPECT_EXIT(exit_with_active_isa(name.c_str()), ::testing::ExitedWithCode(static_cast<int>(best_isa(isa))), "");
   }

@@ -33,6 +33,8 @@ SimdOperations<Scalar> operations(Isa isa) {
 #if LORA_X86_KERNELS
   if (isa == Isa::avx512) return kernels::avx512::operations<Scalar>();
   if (isa == Isa::avx2) return kernels::avx2::operations<Scalar>();
+#elif LORA_NEON_KERNELS
+  if (isa == Isa::neon) return kernels::neon::operations<Scalar>();
 #endif
   return kernels::portable::operations<Scalar>();
 }

@@ -18,7 +18,7 @@ namespace lora::testing {
 /// The instruction sets this machine runs.
 inline std::vector<Isa> supported_isas() {
   std::vector<Isa> isas;
-  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
+  for (const Isa isa : all_isas) {
     if (isa_supported(isa)) isas.push_back(isa);
   }
   return isas;

@@ -312,7 +312,7 @@ TYPED_TEST(PackedWeightTest, ASteadyProductAllocatesNothing) {
 
 TEST(PackedWeight, RefusesAnInstructionSetTheMachineLacks) {
   const Matrix<float> weight = Matrix<float>::Zero(2, 2);
-  for (const Isa isa : {Isa::avx2, Isa::avx512}) {
+  for (const Isa isa : all_isas) {
     if (isa_supported(isa)) {
       EXPECT_NO_THROW(PackedWeight<float>(view_of(weight), isa));
     } else {

@@ -71,6 +71,8 @@ inline const PairKernels& pair_kernels([[maybe_unused]] Isa isa, [[maybe_unused]
 #if LORA_X86_KERNELS
   if (isa == Isa::avx512) return instruction ? avx512::bf16_pair_table : avx512::pair_table;
   if (isa == Isa::avx2) return avx2::pair_table;
+#elif LORA_NEON_KERNELS
+  if (isa == Isa::neon) return neon::pair_table;
 #endif
   return portable::pair_table;
 }

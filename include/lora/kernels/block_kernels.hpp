@@ -81,6 +81,8 @@ const BlockKernels& block_kernels([[maybe_unused]] Isa isa) noexcept {
 #if LORA_X86_KERNELS
   if (isa == Isa::avx512) return avx512::block_table<Format>;
   if (isa == Isa::avx2) return avx2::block_table<Format>;
+#elif LORA_NEON_KERNELS
+  if (isa == Isa::neon) return neon::block_table<Format>;
 #endif
   return portable::block_table<Format>;
 }

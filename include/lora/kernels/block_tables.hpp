@@ -62,6 +62,41 @@ struct F16Instruction {
 
 }  // namespace lora::kernels::portable
 
+#if LORA_NEON_KERNELS
+namespace lora::kernels::neon {
+
+using portable::FourBits;
+using portable::load_octets;
+using portable::SignedWords;
+using portable::Words;
+
+struct Table16 {
+  uint8x16x4_t bytes;
+
+  LORA_INLINE void fill(const float* table) {
+    for (int i = 0; i < 4; ++i) bytes.val[i] = vreinterpretq_u8_f32(vld1q_f32(table + 4 * i));
+  }
+  LORA_INLINE Simd<float>::Vector at(Words index) const {
+    const Words first_bytes = (index & 15U) * 0x04040404U + 0x03020100U;
+    return reinterpret_cast<Simd<float>::Vector>(vqtbl4q_u8(bytes, reinterpret_cast<uint8x16_t>(first_bytes)));
+  }
+};
+
+struct F16Instruction {
+  static constexpr bool exists = true;
+
+  LORA_INLINE static Simd<float>::Vector load(const std::uint8_t* p) {
+    return reinterpret_cast<Simd<float>::Vector>(vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p))));
+  }
+  LORA_INLINE static Simd<float>::Vector convert(Words halves) {
+    return reinterpret_cast<Simd<float>::Vector>(
+        vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32(reinterpret_cast<uint32x4_t>(halves)))));
+  }
+};
+
+}  // namespace lora::kernels::neon
+#endif
+
 #if LORA_X86_KERNELS
 namespace lora::kernels::avx2 {
 

@@ -109,6 +109,8 @@ const ByteKernels& byte_kernels([[maybe_unused]] Isa isa, [[maybe_unused]] bool 
                        : avx512::byte_table<Format, avx512::SeparateBytes>;
   }
   if (isa == Isa::avx2) return avx2::byte_table<Format, avx2::SeparateBytes>;
+#elif LORA_NEON_KERNELS
+  if (isa == Isa::neon) return neon::byte_table<Format, neon::SeparateBytes>;
 #endif
   return portable::byte_table<Format, portable::SeparateBytes>;
 }

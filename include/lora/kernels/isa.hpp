@@ -1,6 +1,7 @@
 // Instruction sets: those with kernels in this library, those this machine supports, and the one in use.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <cstdlib>
 #include <string_view>
@@ -11,14 +12,23 @@
 #define LORA_X86_KERNELS 0
 #endif
 
+#if defined(__aarch64__) && defined(__ORDER_LITTLE_ENDIAN__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define LORA_NEON_KERNELS 1
+#else
+#define LORA_NEON_KERNELS 0
+#endif
+
 namespace lora {
 
-/// Instruction sets with their own kernels, in ascending order.
+/// Instruction sets with their own kernels, in ascending order. No machine has both NEON and AVX.
 enum class Isa : std::uint8_t {
   portable,  ///< vectors of 16 bytes, available on every target of the compiler
+  neon,      ///< Advanced SIMD of 64-bit ARM
   avx2,      ///< AVX2 with FMA
   avx512,    ///< AVX-512 F, BW, DQ and VL
 };
+
+inline constexpr std::array all_isas{Isa::portable, Isa::neon, Isa::avx2, Isa::avx512};
 
 [[nodiscard]] constexpr std::string_view isa_name(Isa isa) noexcept {
   switch (isa) {
@@ -26,6 +36,8 @@ enum class Isa : std::uint8_t {
       return "avx512";
     case Isa::avx2:
       return "avx2";
+    case Isa::neon:
+      return "neon";
     case Isa::portable:
       break;
   }
@@ -41,26 +53,29 @@ enum class Isa : std::uint8_t {
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (isa == Isa::avx512) return has_avx512;
   if (isa == Isa::avx2) return has_avx2;
+#elif LORA_NEON_KERNELS
+  if (isa == Isa::neon) return true;
 #endif
   return isa == Isa::portable;
 }
 
 /// The best supported instruction set that is not above `limit`.
 [[nodiscard]] inline Isa best_isa(Isa limit = Isa::avx512) noexcept {
-  for (const Isa isa : {Isa::avx512, Isa::avx2}) {
-    if (isa <= limit && isa_supported(isa)) return isa;
+  Isa best = Isa::portable;
+  for (const Isa isa : all_isas) {
+    if (isa <= limit && isa_supported(isa)) best = isa;
   }
-  return Isa::portable;
+  return best;
 }
 
 /// The default instruction set of all kernels, fixed at the first call: the best one this machine supports, or the one
-/// named by the environment variable LORA_ISA (portable, avx2, avx512). If this machine does not support the named one,
-/// the best one below it is used; any other text is ignored. Thread-safe.
+/// named by the environment variable LORA_ISA (portable, neon, avx2, avx512). If this machine does not support the
+/// named one, the best one below it is used; any other text is ignored. Thread-safe.
 [[nodiscard]] inline Isa active_isa() noexcept {
   static const Isa chosen = [] {
     const char* variable = std::getenv("LORA_ISA");
     const std::string_view wanted = variable != nullptr ? variable : "";
-    for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
+    for (const Isa isa : all_isas) {
       if (wanted == isa_name(isa)) return best_isa(isa);
     }
     return best_isa();

@@ -6,8 +6,8 @@
 // store_bytes. Pointers need no alignment. `first` variants touch only the first `count` lanes in memory
 // (0 <= count <= lanes) and read the others as zero; `keep` sets the lanes whose bit is 0 to zero. A piece is 16 bytes,
 // `piece` scalars: `load_pieces` fills a vector with pieces that are `stride` scalars apart, and `transpose_pieces`
-// transposes, piece by piece, the square that `piece` vectors hold. `bytes` variants store one integer per lane as a
-// byte.
+// transposes, piece by piece, the square that `piece` vectors hold. `registers` is how many vectors the machine holds.
+// `bytes` variants store one integer per lane as a byte.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,12 @@
 #include "lora/kernels/isa.hpp"
 #include "lora/kernels/x86.hpp"
 
+#if LORA_NEON_KERNELS
+#include <arm_neon.h>
+#endif
+
 #define LORA_TARGET_PORTABLE
+#define LORA_TARGET_NEON
 #define LORA_NOINLINE __attribute__((noinline))
 
 /// Before a loop of constant length over registers: without it arrays of vectors stay in memory.
@@ -32,6 +37,8 @@
 #define LORA_OPAQUE(value) __asm__("" : "+r"(value))
 #if LORA_X86_KERNELS
 #define LORA_OPAQUE_VECTOR(value) __asm__("" : "+x"(value))
+#elif LORA_NEON_KERNELS
+#define LORA_OPAQUE_VECTOR(value) __asm__("" : "+w"(value))
 #else
 #define LORA_OPAQUE_VECTOR(value) __asm__("" : "+m"(value))
 #endif
@@ -41,6 +48,7 @@ namespace lora::kernels::portable {
 /// Vectors of 16 bytes, by the compiler's vector extension. Multiplies and adds may or may not be fused.
 template <class Scalar>
 struct Simd {
+  static constexpr int registers = 16;
   static constexpr Index piece = static_cast<Index>(16 / sizeof(Scalar));
   static constexpr Index lanes = static_cast<Index>(16 / sizeof(Scalar));
   using Vector __attribute__((vector_size(16))) = Scalar;
@@ -107,6 +115,29 @@ struct Simd {
 
 }  // namespace lora::kernels::portable
 
+#if LORA_NEON_KERNELS
+namespace lora::kernels::neon {
+
+/// The portable vectors, with sums of products that are rounded once.
+template <class Scalar>
+struct Simd : portable::Simd<Scalar> {
+  using Vector = typename portable::Simd<Scalar>::Vector;
+  static constexpr int registers = 32;
+
+  LORA_INLINE static Vector fma(Vector a, Vector b, Vector c) {
+    if constexpr (sizeof(Scalar) == 4) {
+      return reinterpret_cast<Vector>(vfmaq_f32(reinterpret_cast<float32x4_t>(c), reinterpret_cast<float32x4_t>(a),
+                                                reinterpret_cast<float32x4_t>(b)));
+    } else {
+      return reinterpret_cast<Vector>(vfmaq_f64(reinterpret_cast<float64x2_t>(c), reinterpret_cast<float64x2_t>(a),
+                                                reinterpret_cast<float64x2_t>(b)));
+    }
+  }
+};
+
+}  // namespace lora::kernels::neon
+#endif
+
 #if LORA_X86_KERNELS
 namespace lora::kernels::avx2 {
 
@@ -118,6 +149,7 @@ inline constexpr std::int32_t first_lanes_words[16] = {-1, -1, -1, -1, -1, -1, -
 
 template <>
 struct Simd<float> {
+  static constexpr int registers = 16;
   static constexpr Index piece = 4;
   static constexpr Index lanes = 8;
   using Vector = Floats;
@@ -180,6 +212,7 @@ struct Simd<float> {
 
 template <>
 struct Simd<double> {
+  static constexpr int registers = 16;
   static constexpr Index piece = 2;
   static constexpr Index lanes = 4;
   using Vector = Doubles;
@@ -240,6 +273,7 @@ struct Simd;
 
 template <>
 struct Simd<float> {
+  static constexpr int registers = 32;
   static constexpr Index piece = 4;
   static constexpr Index lanes = 16;
   using Vector = Floats;
@@ -301,6 +335,7 @@ struct Simd<float> {
 
 template <>
 struct Simd<double> {
+  static constexpr int registers = 32;
   static constexpr Index piece = 2;
   static constexpr Index lanes = 8;
   using Vector = Doubles;
