@@ -1,5 +1,8 @@
 #include "lora/io/mapped_file.hpp"
 
+#include <signal.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <filesystem>
 #include <gtest/gtest.h>
@@ -47,6 +50,18 @@ TEST(MappedFile, OutlivesTheFilesName) {
   const MappedFile file(folder / "file");
   std::filesystem::remove(folder / "file");
   EXPECT_TRUE(equal(file.bytes(), bytes_of("content")));
+}
+
+// What is promised of a file that another process shortens: what is still there can be read.
+TEST(MappedFileDeathTest, OfAFileThatShrinksOnlyThePagesThatAreGoneEndTheProcess) {
+  const TemporaryFolder folder;
+  const auto page = static_cast<std::size_t>(::getpagesize());
+  write_file(folder / "file", std::string(3 * page, 'a'));
+  const MappedFile file(folder / "file");
+  std::filesystem::resize_file(folder / "file", page);
+  EXPECT_EQ(file.bytes()[page - 1], std::byte{'a'});
+  const volatile std::byte* const gone = file.bytes().data() + 2 * page;
+  EXPECT_EXIT(static_cast<void>(*gone), ::testing::KilledBySignal(SIGBUS), "");
 }
 
 TEST(MappedFile, MovingKeepsTheAddress) {

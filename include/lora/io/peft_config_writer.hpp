@@ -121,7 +121,8 @@ template <class Value, class ToJson>
 /// because a PEFT that does not know a key refuses it, while one that knows it fills in what is missing. merge_weights
 /// has no key in the file.
 /// @throws ConfigError for what PEFT would refuse: options out of range, rank 0, lora_bias with another start than
-/// kaiming_uniform and random, text that is not UTF-8
+/// kaiming_uniform and random, text that is not UTF-8; std::bad_alloc, but a process that has no memory at all ends:
+/// nlohmann's json allocates when it is destroyed
 [[nodiscard]] inline std::string peft_config_text(const LoraModelConfig& config) {
   constexpr std::string_view operation = "write adapter_config.json";
   check_config(operation, config);
