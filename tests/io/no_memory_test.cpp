@@ -1,5 +1,5 @@
-// Reading and writing files without memory at any allocation: std::bad_alloc, and no part of a file. Configurations are
-// not written here: nlohmann's json allocates when it is destroyed, and ends the process if it cannot.
+// Reading and writing files without memory at any allocation: std::bad_alloc, and no part of a file. What holds an
+// object of nlohmann's json is not here: it allocates when it is destroyed, and ends the process if it cannot.
 #include <gtest/gtest.h>
 #include <new>
 #include <optional>
@@ -64,14 +64,12 @@ TEST(WithoutMemory, ReadingAnAdapterOfPeftEndsInBadAlloc) {
   }
 }
 
-TEST(WithoutMemory, A4BitWeightIsWrittenAndReadOrBadAlloc) {
+TEST(WithoutMemory, A4BitWeightIsWrittenOrBadAlloc) {
   using Weight = QuantizedWeight<formats::NF4<64>>;
   const auto weight = Weight::quantize(view_of(random_matrix<float>(9, 128, 1)));
   SafetensorsWriter writer;
   add_bitsandbytes_weight(writer, "w", weight, Dtype::F32, BitsandbytesScales::nested);
   const auto bytes = writer.to_bytes();
-  fail_each_allocation(
-      [&] { static_cast<void>(bitsandbytes_weight<formats::NF4<64>>(SafetensorsFile::from_bytes(bytes), "w")); });
   std::vector<std::byte> written;
   fail_each_allocation([&] {
     SafetensorsWriter again;
