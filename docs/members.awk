@@ -1,0 +1,31 @@
+# Doxygen reads the headers through this filter: it documents, for Doxygen alone, members that a concept or the language
+# prescribes and that a header therefore does not describe again. A member with a comment of its own keeps it.
+# Protected members are for the library's own derived classes and are left out.
+function prescribed(line) {
+  if (line ~ /^  using Scalar = /) return "The type of the numbers: float or double."
+  if (line ~ /^  static constexpr .* name = /) return "Its name in messages and files; see NumberFormat."
+  if (line ~ /^  static constexpr Index block_size/) return "Weights in a block; see NumberFormat."
+  if (line ~ /^  static constexpr Index block_bytes/) return "Bytes of a block; see NumberFormat."
+  if (line ~ /^  static (constexpr )?void decode\(/) return "Decodes one block; see NumberFormat."
+  if (line ~ /^  static (constexpr )?void encode\(/) return "Encodes one block; see EncodableFormat."
+  if (line ~ / out_features\(\) const noexcept/) return "Rows of W: elements of an output."
+  if (line ~ / in_features\(\) const noexcept/) return "Columns of W: elements of an input."
+  if (line ~ / bytes\(\) const noexcept/) return "Bytes of memory that this object owns or keeps."
+  if (line ~ /^  void product(_transposed)?\(/) return "See FrozenWeight."
+  if (line ~ /^  void read\(/) return "See ReadableWeight. @throws ShapeError"
+  if (line ~ / (tile_count|writable)\(\) const/) return "See MergeableWeight."
+  if (line ~ / tile\(Index t\)/) return "See MergeableWeight."
+  if (line ~ /^  [A-Z][A-Za-z]*\(const [A-Za-z<>]+& ?(other|\/\*other\*\/)?\)/) return "Copies."
+  if (line ~ /^  [A-Z][A-Za-z]*\([A-Za-z<>]+&& ?(other)?\)/) return "Moves."
+  if (line ~ /^  [A-Z][A-Za-z<>]*& operator=\(/) return "Assigns."
+  if (line ~ / operator==\(.*= default;/) return "Whether all members are equal."
+  return ""
+}
+
+/^ protected:/ { sub(/protected/, "private") }
+{
+  text = prescribed($0)
+  if (text != "" && before !~ /^ *(\/\/\/|template|requires)/) print "  /// " text
+  if ($0 !~ /^ *\/\/ /) before = $0
+  print
+}
