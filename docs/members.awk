@@ -18,6 +18,7 @@ function prescribed(line) {
   if (line ~ /^  [A-Z][A-Za-z]*\(const [A-Za-z<>]+& ?(other|\/\*other\*\/)?\)/) return "Copies."
   if (line ~ /^  [A-Z][A-Za-z]*\([A-Za-z<>]+&& ?(other)?\)/) return "Moves."
   if (line ~ /^  [A-Z][A-Za-z<>]*& operator=\(/) return "Assigns."
+  if (line ~ /^  using Error::Error;/) return "See Error."
   if (line ~ / operator==\(.*= default;/) return "Whether all members are equal."
   return ""
 }
@@ -25,7 +26,8 @@ function prescribed(line) {
 /^ protected:/ { sub(/protected/, "private") }
 {
   text = prescribed($0)
-  if (text != "" && before !~ /^ *(\/\/\/|template|requires)/) print "  /// " text
+  documented = before ~ /^ *(\/\/\/|template|requires)/ || $0 ~ /\/\/\/</
   if ($0 !~ /^ *\/\/ /) before = $0
-  print
+  # On the member's own line, so that line numbers stay.
+  print (text != "" && !documented ? "/** " text " */ " : "") $0
 }
