@@ -24,6 +24,18 @@ function prescribed(line) {
 }
 
 /^ protected:/ { sub(/protected/, "private") }
+# The base of the optimisers is part of their interface.
+FILENAME ~ /optim\/optimizer.hpp$/ { sub(/^namespace lora::detail/, "namespace lora") }
+{ gsub(/detail::Optimizer/, "Optimizer") }
+# Doxygen 1.9 takes constraints of functions for their return types.
+{
+  sub(/requires KindType::(template )?[a-z_]+(<Input>)? /, "")
+  sub(/ requires (can_be_merged_into|MergeableWeight<Weight>|formats::EncodableFormat<Format>)/, "")
+  sub(/ requires\(!std::is_const_v<Scalar>\)/, "")
+  sub(/^ +requires (RealScalar<typename Derived::Scalar>)$/, "")
+  sub(/^ +requires\(!.*\)$/, "")
+  sub(/^  &&FrozenWeight<W> && .*\)$/, "")
+}
 {
   text = prescribed($0)
   documented = before ~ /^ *(\/\/\/|template|requires)/ || $0 ~ /\/\/\/</
