@@ -11,9 +11,10 @@ function(lora_write_if_different path content)
   file(WRITE ${path} "${content}")
 endfunction()
 
-# lora_add_page_tests(<name> <library> <folder of setups> <pages>...): the programs lora_<name>_<number> and the tests
-# <Name>.<page>Line<line>, with the label <name>. Blocks of all pages share programs.
-function(lora_add_page_tests name library setup_folder)
+# lora_add_page_tests(<name> <library> APART|TOGETHER <folder of setups> <pages>...): the programs lora_<name>_<number> and
+# the tests <Name>.<page>.Line<line>, with the label <name>. Blocks of all pages share programs: APART those with the same
+# setup and the same includes, so that a missing include is found, TOGETHER those with the same setup.
+function(lora_add_page_tests name library grouping setup_folder)
   string(SUBSTRING ${name} 0 1 initial)
   string(TOUPPER ${initial} initial)
   string(SUBSTRING ${name} 1 -1 tests)
@@ -88,6 +89,9 @@ function(lora_add_page_tests name library setup_folder)
         # Include lines are replaced by empty lines, so that the compiler's line numbers are those of the page.
         string(REGEX REPLACE "#include [^\n]*" "" code "${code}")
         set(key "${setup} ${includes}")
+        if(grouping STREQUAL TOGETHER)
+          set(key "${setup}")
+        endif()
         set(unit "namespace block_${number} {\n")
         if(mode STREQUAL "file")
           string(APPEND unit "${position}${code}\nvoid run() {}\n}\n")
@@ -106,6 +110,8 @@ function(lora_add_page_tests name library setup_folder)
         if(NOT mode STREQUAL "program")
           string(APPEND head_${group} "#include <string>\n${includes}\n")
         endif()
+      elseif(grouping STREQUAL TOGETHER)
+        string(APPEND head_${group} "${includes}\n")
       endif()
       string(APPEND body_${group} "${unit}")
       if(NOT mode STREQUAL "program")
