@@ -194,6 +194,7 @@ class BasicModuleMatcher {
   Patterns<double> alphas_;
 };
 
+/// A configuration prepared for queries about many modules.
 using ModuleMatcher = BasicModuleMatcher<char>;
 
 namespace detail {

@@ -79,6 +79,7 @@ concept ReadableWeight = FrozenWeight<W> && requires(const W& source, MatrixView
 /// W::storage, or WeightStorage::scalars for a kind that does not say.
 template <class W>
 inline constexpr WeightStorage storage_of = WeightStorage::scalars;
+/// What a kind says of itself.
 template <class W>
   requires requires {
     { W::storage } -> std::convertible_to<WeightStorage>;
