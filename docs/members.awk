@@ -12,7 +12,7 @@ function prescribed(line) {
   if (line ~ / in_features\(\) const noexcept/) return "Columns of W: elements of an input."
   if (line ~ / bytes\(\) const noexcept/) return "Bytes of memory that this object owns or keeps."
   if (line ~ /^  void product(_transposed)?\(/) return "See FrozenWeight."
-  if (line ~ /^  void read\(/) return "See ReadableWeight. @throws ShapeError"
+  if (line ~ /^  void read\(/) return "See ReadableWeight. @errors ShapeError"
   if (line ~ / (tile_count|writable)\(\) const/) return "See MergeableWeight."
   if (line ~ / tile\(Index t\)/) return "See MergeableWeight."
   if (line ~ /^  [A-Z][A-Za-z]*\(const [A-Za-z<>]+& ?(other|\/\*other\*\/)?\)/) return "Copies."
@@ -27,6 +27,8 @@ function prescribed(line) {
 # The base of the optimisers is part of their interface.
 FILENAME ~ /optim\/optimizer.hpp$/ { sub(/^namespace lora::detail/, "namespace lora") }
 { gsub(/detail::Optimizer/, "Optimizer") }
+# A list of errors is a sentence; Doxygen's own command takes its first word for the only one.
+{ gsub(/@throws/, "@errors") }
 # Doxygen 1.9 takes constraints of functions for their return types.
 {
   sub(/requires KindType::(template )?[a-z_]+(<Input>)? /, "")
