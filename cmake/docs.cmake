@@ -1,5 +1,5 @@
-# The site of documentation: the reference of the public headers (docs/Doxyfile) and docs/guide. Every warning of Doxygen
-# is an error. docs/run.sh installs what is missing and builds it.
+# The site of documentation: the reference of the public headers (docs/Doxyfile) and docs/guide. Every warning of
+# Doxygen is an error. docs/run.sh installs what is missing and builds it.
 
 # lora_add_docs(): the target lora_docs writes <build>/site/html.
 function(lora_add_docs)

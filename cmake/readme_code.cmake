@@ -1,4 +1,5 @@
-# Compiles every ```cpp block of Markdown files as part of the tests; tests/readme/README.md describes how blocks are read.
+# Compiles every ```cpp block of Markdown files as part of the tests; tests/readme/README.md describes how blocks are
+# read.
 
 # Writes a generated source; if its content is unchanged, so is its modification time.
 function(lora_write_if_different path content)
@@ -11,9 +12,9 @@ function(lora_write_if_different path content)
   file(WRITE ${path} "${content}")
 endfunction()
 
-# lora_add_page_tests(<name> <library> APART|TOGETHER <folder of setups> <pages>...): the programs lora_<name>_<number> and
-# the tests <Name>.<page>.Line<line>, with the label <name>. Blocks of all pages share programs: APART those with the same
-# setup and the same includes, so that a missing include is found, TOGETHER those with the same setup.
+# lora_add_page_tests(<name> <library> APART|TOGETHER <folder of setups> <pages>...): the programs lora_<name>_<number>
+# and the tests <Name>.<page>.Line<line>, with the label <name>. Blocks of all pages share programs: APART those with the
+# same setup and the same includes, so that a missing include is found, TOGETHER those with the same setup.
 function(lora_add_page_tests name library grouping setup_folder)
   string(SUBSTRING ${name} 0 1 initial)
   string(TOUPPER ${initial} initial)
@@ -34,8 +35,8 @@ function(lora_add_page_tests name library grouping setup_folder)
       string(APPEND page_tests "${page_name}.")
     endif()
     file(READ ${page} rest)
-    # An empty line is put before the page, so that a block on its first line is found like any other. The number of line
-    # ends before a piece of text is therefore its line number on the page.
+    # An empty line is put before the page, so that a block on its first line is found like any other. The number of
+    # line ends before a piece of text is therefore its line number on the page.
     string(PREPEND rest "\n")
     set(before "")
     while(TRUE)
