@@ -69,3 +69,4 @@ packages_tests=("${packages_build[@]}" libgtest-dev librapidcheck-dev nlohmann-j
 packages_examples=("${packages_build[@]}" nlohmann-json3-dev libcli11-dev zlib1g-dev gnuplot-nox dataset-fashion-mnist
   libutf8proc-dev curl ca-certificates "${packages_mpi[@]}")
 packages_benchmarks=("${packages_build[@]}" libbenchmark-dev libcli11-dev nlohmann-json3-dev gnuplot-nox)
+packages_docs=("${packages_build[@]}" doxygen libjs-mathjax)

@@ -9,8 +9,8 @@ usage: tests/run.sh [--strict] [--jobs N] [FOLDER | FILTER]
        tests/run.sh --conformance DIR...
 
 Installs what is missing (Debian packages), builds in build/, and runs all tests. With FOLDER, a folder below tests/,
-builds and runs only its tests (headers: every header alone); with FILTER, runs only the tests whose names match this
-regular expression.
+builds and runs only its tests (headers: every header alone; guide: the samples of docs/guide); with FILTER, runs only
+the tests whose names match this regular expression.
 
   --strict              every compiler warning is an error
   --jobs N              number of parallel compilers and tests; by default the number of cores
@@ -56,7 +56,11 @@ while [ $# -gt 0 ]; do
       [ -z "$folder$filter" ] || die "more than one folder or filter: '$1'"
       name=${1#tests/}
       name=${name%/}
-      if [ "$name" = headers ] || [[ $name =~ ^[A-Za-z0-9_]+$ && -d $root/tests/$name ]]; then folder=$name; else filter=$1; fi
+      if [[ $name =~ ^(headers|guide)$ || ($name =~ ^[A-Za-z0-9_]+$ && -d $root/tests/$name) ]]; then
+        folder=$name
+      else
+        filter=$1
+      fi
       ;;
   esac
   shift

@@ -63,22 +63,28 @@ class LoraAdapter {
     scaling_ = checked_scaling(operation, "alpha", config.alpha, config, 1.0);
   }
 
-  Matrix<Scalar> A;
-  Matrix<Scalar> B;
+  Matrix<Scalar> A;             ///< rank x in_features, or rank x in_features / group with use_qalora
+  Matrix<Scalar> B;             ///< out_features x rank
   LoraFactors<Scalar> start;    ///< A0 and B0; empty if there is no start
   RowVector<Scalar> lora_bias;  ///< of B; empty without lora_bias
   RowVector<Scalar> magnitude;  ///< DoRA's m; empty without use_dora
   RowVector<Scalar> bias;       ///< the layer's bias while this adapter is active; empty unless it trains the bias
 
+  /// The name that the layer's calls use.
   [[nodiscard]] const std::string& name() const noexcept { return name_; }
+  /// Its options, with alpha as set_alpha last left it.
   [[nodiscard]] const LoraConfig& config() const noexcept { return config_; }
+  /// The seed of its start and of its dropout.
   [[nodiscard]] std::uint64_t seed() const noexcept { return seed_; }
+  /// Columns of B, without those of a start.
   [[nodiscard]] Index rank() const noexcept { return config_.rank; }
   /// Rows of A plus, if there is a start, rows of A0.
   [[nodiscard]] Index total_rank() const noexcept { return A.rows() + start.A.rows(); }
+  /// Whether it has a magnitude.
   [[nodiscard]] bool uses_dora() const noexcept { return config_.use_dora; }
   /// Inputs that share a column of A with use_qalora; 0 without.
   [[nodiscard]] Index group_size() const noexcept { return config_.group_size(); }
+  /// Whether it drops elements of its input in training.
   [[nodiscard]] bool drops() const noexcept { return config_.rank > 0 && config_.dropout > 0; }
 
   /// s, including the scale.
@@ -105,12 +111,15 @@ class LoraAdapter {
 
   /// Assigned by the layer, and unique among all adapters the layer ever had. A tape refers to adapters by this number.
   [[nodiscard]] std::uint64_t id() const noexcept { return id_; }
+  /// For the layer that holds it.
   void set_id(std::uint64_t id) noexcept { id_ = id; }
+  /// For the layer that holds it, which keeps names distinct.
   void set_name(std::string name) noexcept { name_ = std::move(name); }
 
   /// True while the update is merged into the weight. Until it is unmerged, nothing the update was computed from may
   /// change.
   [[nodiscard]] bool merged() const noexcept { return merged_; }
+  /// For the layer that holds it.
   void set_merged(bool merged) noexcept { merged_ = merged; }
   /// @throws StateError naming the adapter while it is merged.
   void require_unmerged(std::string_view operation) const {
@@ -137,6 +146,7 @@ class LoraAdapter {
     }
     return gradients_;
   }
+  /// Zeroes its own gradients.
   void zero_grad() noexcept { gradients_.set_zero(); }
 
   /// Calls body(role, value, gradient, moments) for what trains: A, B, then the magnitude, the bias of B and the
@@ -153,6 +163,7 @@ class LoraAdapter {
     row(ParameterRole::lora_bias, lora_bias, g.lora_bias, 3);
     row(ParameterRole::bias, bias, g.bias, 4);
   }
+  /// Where merged() is stored, for the handles on its parameters.
   [[nodiscard]] const bool* merged_flag() const noexcept { return &merged_; }
 
   /// Number of scalars that train.

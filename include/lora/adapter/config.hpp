@@ -38,15 +38,15 @@ struct LoraConfig {
   double alpha = 8;    ///< scaling is alpha / rank, or alpha / sqrt(rank) with `use_rslora`
   double dropout = 0;  ///< probability in [0, 1) of dropping an element of the adapter's input in training, rounded to
                        ///< a multiple of 2^-32, which must be below 1
-  bool fan_in_fan_out = false;   ///< the weight is stored in_features x out_features, as GPT-2's Conv1D stores it
-  bool merge_weights = true;     ///< eval() merges and train() unmerges
-  bool use_rslora = false;       ///< rank-stabilised scaling (arXiv 2312.03732)
-  bool use_dora = false;         ///< a trainable magnitude for every output (arXiv 2402.09353)
-  bool use_qalora = false;       ///< A sees sums over groups of inputs (adapter/qalora.hpp, arXiv 2309.14717)
-  Index qalora_group_size = 16;  ///< with `use_qalora`: inputs of a group, which divides in_features
-  bool lora_bias = false;        ///< B has a trainable bias: y gains scaling * lora_bias
-  BiasMode bias = BiasMode::none;
-  InitLoraWeights init_lora_weights = InitLoraWeights::kaiming_uniform;
+  bool fan_in_fan_out = false;     ///< the weight is stored in_features x out_features, as GPT-2's Conv1D stores it
+  bool merge_weights = true;       ///< eval() merges and train() unmerges
+  bool use_rslora = false;         ///< rank-stabilised scaling (arXiv 2312.03732)
+  bool use_dora = false;           ///< a trainable magnitude for every output (arXiv 2402.09353)
+  bool use_qalora = false;         ///< A sees sums over groups of inputs (adapter/qalora.hpp, arXiv 2309.14717)
+  Index qalora_group_size = 16;    ///< with `use_qalora`: inputs of a group, which divides in_features
+  bool lora_bias = false;          ///< B has a trainable bias: y gains scaling * lora_bias
+  BiasMode bias = BiasMode::none;  ///< which biases train with the adapter
+  InitLoraWeights init_lora_weights = InitLoraWeights::kaiming_uniform;  ///< how A and B start
   /// With pissa: power iterations of a randomised decomposition, PEFT's "pissa_niter_n"; 0 decomposes exactly.
   Index pissa_niter = 0;
 

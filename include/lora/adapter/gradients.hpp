@@ -22,10 +22,14 @@ struct LoraGradients {
   RowVector<Scalar> magnitude;          ///< out_features, with use_dora
   std::vector<LoraGradients> others{};  ///< of the other active adapters, in their order
 
+  /// Active adapters: this one and the others.
   [[nodiscard]] std::size_t size() const noexcept { return 1 + others.size(); }
+  /// The gradients of active adapter i, below size().
   [[nodiscard]] LoraGradients& operator[](std::size_t i) noexcept { return i == 0 ? *this : others[i - 1]; }
+  /// The gradients of active adapter i, below size().
   [[nodiscard]] const LoraGradients& operator[](std::size_t i) const noexcept { return i == 0 ? *this : others[i - 1]; }
 
+  /// Zeroes the gradients of all active adapters. No allocation.
   void set_zero() noexcept {
     const auto clear = [](Scalar* values, Index count) { std::fill_n(values, count, Scalar(0)); };
     clear(A.data(), A.size());
@@ -50,6 +54,7 @@ struct LoraGradients {
     return *this;
   }
 
+  /// Bytes of all gradients.
   [[nodiscard]] std::size_t bytes() const noexcept {
     std::size_t total =
         static_cast<std::size_t>(A.size() + B.size() + lora_bias.size() + bias.size() + magnitude.size()) *

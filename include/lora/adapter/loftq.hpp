@@ -26,9 +26,9 @@ namespace lora {
 /// Q.
 template <formats::EncodableFormat Format>
 struct QuantizedStart {
-  QuantizedWeight<Format> weight;
-  LoraFactors<float> factors;
-  double error = 0;  ///< |W - (Q + s*B*A)|, of Frobenius
+  QuantizedWeight<Format> weight;  ///< Q
+  LoraFactors<float> factors;      ///< A (rank x in_features) and B (out_features x rank)
+  double error = 0;                ///< |W - (Q + s*B*A)|, of Frobenius
 };
 
 namespace detail {

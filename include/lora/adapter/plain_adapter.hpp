@@ -12,9 +12,9 @@ namespace lora {
 /// An adapter of W0 itself: `config` has twice the rank, and an alpha that gives the same scaling.
 template <RealScalar Scalar>
 struct PlainAdapter {
-  LoraConfig config;
-  Matrix<Scalar> A;  ///< 2 rank x in_features
-  Matrix<Scalar> B;  ///< out_features x 2 rank
+  LoraConfig config;  ///< the adapter's, with twice its rank and an alpha of the same scaling
+  Matrix<Scalar> A;   ///< 2 rank x in_features
+  Matrix<Scalar> B;   ///< out_features x 2 rank
 };
 
 /// An adapter initialised with pissa or olora belongs to the residual W0 - s*B0*A0. Its update of W0 is s (B A - B0 A0)

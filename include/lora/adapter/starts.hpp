@@ -22,8 +22,8 @@ namespace lora {
 /// A (rank x in_features) and B (out_features x rank).
 template <class Scalar>
 struct LoraFactors {
-  Matrix<Scalar> A;
-  Matrix<Scalar> B;
+  Matrix<Scalar> A;  ///< rank x in_features
+  Matrix<Scalar> B;  ///< out_features x rank
 };
 
 namespace detail {

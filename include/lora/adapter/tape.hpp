@@ -56,20 +56,26 @@ class LoraTape {
   struct Adapter {
     std::uint64_t id = 0;  ///< of the adapter in its layer
     Index rank = 0;        ///< this adapter's columns of U
-    bool drops = false;
-    DropoutBits bits;
+    bool drops = false;    ///< whether it dropped elements of its input
+    DropoutBits bits;      ///< of the kept elements; empty unless it drops
   };
 
   /// What is kept for one product with the weight: the adapters computed within it share U.
   class Pass {
    public:
+    /// U, N x the sum of the ranks that share this product.
     [[nodiscard]] MatrixView<Scalar> down() noexcept { return {down_.data(), rows_, cols_, cols_, 1}; }
+    /// U, N x the sum of the ranks that share this product.
     [[nodiscard]] MatrixView<const Scalar> down() const noexcept { return {down_.data(), rows_, cols_, cols_, 1}; }
+    /// With DoRA Z, N x out_features; otherwise empty.
     [[nodiscard]] MatrixView<Scalar> unscaled() noexcept { return {unscaled_.data(), z_rows_, z_cols_, z_cols_, 1}; }
+    /// With DoRA Z, N x out_features; otherwise empty.
     [[nodiscard]] MatrixView<const Scalar> unscaled() const noexcept {
       return {unscaled_.data(), z_rows_, z_cols_, z_cols_, 1};
     }
+    /// With DoRA one norm for each adapted output.
     [[nodiscard]] double* norms() noexcept { return norms_.data(); }
+    /// With DoRA one norm for each adapted output.
     [[nodiscard]] const double* norms() const noexcept { return norms_.data(); }
 
     /// Room for U of this shape. @throws std::bad_alloc
@@ -122,12 +128,19 @@ class LoraTape {
 
   /// Of the last forward pass.
   [[nodiscard]] const BatchShape& batch() const noexcept { return batch_; }
+  /// Elements of an input row of the last forward pass.
   [[nodiscard]] Index inputs() const noexcept { return batch_.inputs; }
+  /// Adapters that took part in the last forward pass.
   [[nodiscard]] std::size_t adapter_count() const noexcept { return adapter_count_; }
+  /// What is kept for adapter i, below adapter_count().
   [[nodiscard]] Adapter& adapter(std::size_t i) noexcept { return adapters_[i]; }
+  /// What is kept for adapter i, below adapter_count().
   [[nodiscard]] const Adapter& adapter(std::size_t i) const noexcept { return adapters_[i]; }
+  /// Products with the weight in the last forward pass.
   [[nodiscard]] std::size_t pass_count() const noexcept { return pass_count_; }
+  /// What is kept for product i, below pass_count().
   [[nodiscard]] Pass& pass(std::size_t i) noexcept { return passes_[i]; }
+  /// What is kept for product i, below pass_count().
   [[nodiscard]] const Pass& pass(std::size_t i) const noexcept { return passes_[i]; }
 
  private:

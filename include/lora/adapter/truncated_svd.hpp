@@ -21,9 +21,9 @@ namespace lora {
 /// working precision, the columns of U and V that belong to it are 0 too.
 template <class Real = double>
 struct TruncatedSvd {
-  Columns<Real> U;
-  std::vector<Real> S;
-  Columns<Real> V;
+  Columns<Real> U;      ///< m x r, left singular vectors
+  std::vector<Real> S;  ///< r singular values, descending
+  Columns<Real> V;      ///< n x r, right singular vectors
 };
 
 namespace detail {

@@ -31,6 +31,7 @@ namespace detail {
 /// Root of every exception this library throws, other than std::bad_alloc.
 class Error : public std::runtime_error {
  public:
+  /// what() is "operation: argument: expected ..., got ...".
   LORA_COLD Error(std::string_view operation, std::string_view argument, std::string_view expected,
                   std::string_view got)
       : std::runtime_error(detail::joined({operation, ": ", argument, ": expected ", expected, ", got ", got})) {}

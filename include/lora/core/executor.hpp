@@ -14,9 +14,11 @@ namespace lora {
 template <class Signature>
 class FunctionRef;
 
+/// FunctionRef for a signature: FunctionRef<void(int)> refers to what can be called with an int.
 template <class Result, class... Arguments>
 class FunctionRef<Result(Arguments...)> {
  public:
+  /// Refers to `callable`, which must outlive this object.
   template <class Callable>
     requires(!std::is_same_v<std::remove_cvref_t<Callable>, FunctionRef> &&
              std::is_invocable_r_v<Result, Callable&, Arguments...>)
@@ -28,6 +30,7 @@ class FunctionRef<Result(Arguments...)> {
           return (*static_cast<std::remove_reference_t<Callable>*>(object))(std::forward<Arguments>(arguments)...);
         }) {}
 
+  /// Calls it. @throws what it throws
   Result operator()(Arguments... arguments) const { return call_(object_, std::forward<Arguments>(arguments)...); }
 
  private:

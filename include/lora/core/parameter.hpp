@@ -46,6 +46,7 @@ template <class Scalar_>
 class Parameter {
  public:
   using Scalar = Scalar_;
+  /// The tensor as an Eigen matrix over its own memory.
   using Map = Eigen::Map<Matrix<Scalar>>;
 
   Parameter() = default;
@@ -61,11 +62,17 @@ class Parameter {
         moments_(&moments),
         locked_(locked) {}
 
+  /// "lora_A.weight", "layers.0.q_proj.lora_A.weight", ...
   [[nodiscard]] const std::string& name() const noexcept { return name_; }
+  /// Changes the name of this handle alone.
   void rename(std::string name) { name_ = std::move(name); }
+  /// What the tensor is for.
   [[nodiscard]] ParameterRole role() const noexcept { return role_; }
+  /// Rows of the tensor.
   [[nodiscard]] Index rows() const noexcept { return rows_; }
+  /// Columns of the tensor.
   [[nodiscard]] Index cols() const noexcept { return cols_; }
+  /// Scalars of the tensor.
   [[nodiscard]] Index size() const noexcept { return rows_ * cols_; }
 
   /// The value, to read and write. @throws StateError while the layer is merged.
@@ -73,7 +80,9 @@ class Parameter {
     require_unlocked("Parameter::value");
     return {value_, rows_, cols_};
   }
+  /// The gradient, to read and write, of the same shape.
   [[nodiscard]] Map gradient() const noexcept { return {gradient_, rows_, cols_}; }
+  /// What the optimiser remembers about it. Pre: the handle is not a default-constructed one.
   [[nodiscard]] Moments<Scalar>& moments() const noexcept { return *moments_; }
 
   /// Factor on the optimiser's learning rate for this parameter. It is stored with the value, so every handle on the
@@ -107,10 +116,10 @@ class Parameter {
 /// A trainable tensor that owns its value. Memory for the gradient is allocated at its first use.
 template <class Scalar>
 struct Trainable {
-  Matrix<Scalar> value;
-  Matrix<Scalar> gradient;
-  Moments<Scalar> moments;
-  Claim claim{};  ///< of a model it was added to
+  Matrix<Scalar> value;     ///< what trains
+  Matrix<Scalar> gradient;  ///< of the same shape once ensure_gradient() was called
+  Moments<Scalar> moments;  ///< the optimiser's
+  Claim claim{};            ///< of a model it was added to
 
   /// Gives the gradient the shape of the value, filled with zeros, unless it already has that shape.
   void ensure_gradient() {

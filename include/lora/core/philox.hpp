@@ -31,6 +31,7 @@ namespace lora {
 /// A family of independent random streams under one seed; each stream is an array of 32-bit words addressed by block.
 class RandomStream {
  public:
+  /// Stream number `stream` under `seed`.
   constexpr RandomStream(std::uint64_t seed, std::uint64_t stream) noexcept : seed_(seed), stream_(stream) {}
 
   /// Words 4 * block ... 4 * block + 3 of the stream.

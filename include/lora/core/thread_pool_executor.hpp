@@ -31,6 +31,7 @@ namespace lora {
 /// @throws what the pool's Schedule throws when memory runs out; Eigen's throws nothing.
 class ThreadPoolExecutor final : public Executor {
  public:
+  /// Runs on `pool`, which must outlive this executor. No allocation.
   // NOLINTNEXTLINE(google-explicit-constructor): a pool converts wherever an executor is expected.
   ThreadPoolExecutor(Eigen::ThreadPoolInterface& pool) noexcept : pool_(pool) {}
 
@@ -88,7 +89,7 @@ class ThreadPoolExecutor final : public Executor {
 template <class Pool>
   requires(std::is_base_of_v<Eigen::ThreadPoolInterface, Pool>)
 struct ExecutorOf<Pool> {
-  using Type = ThreadPoolExecutor;
+  using Type = ThreadPoolExecutor;  ///< the executor for the pool
 };
 
 }  // namespace lora

@@ -10,6 +10,7 @@ static_assert(EIGEN_VERSION_AT_LEAST(3, 4, 0), "lora: Eigen 3.4 or newer is need
 
 namespace lora {
 
+/// Signed, as in Eigen: numbers of rows, columns and elements.
 using Index = Eigen::Index;
 
 /// The scalars a layer computes in.
@@ -20,6 +21,7 @@ concept RealScalar = std::same_as<T, float> || std::same_as<T, double>;
 template <class Scalar>
 using Matrix = Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
+/// One row.
 template <class Scalar>
 using RowVector = Eigen::Matrix<Scalar, 1, Eigen::Dynamic, Eigen::RowMajor>;
 

@@ -12,22 +12,26 @@ namespace lora {
 /// A view owns nothing: what it points to must outlive it. `MatrixView<float>{data, rows, cols}` has contiguous rows.
 template <class Scalar>
 struct MatrixView {
-  Scalar* data = nullptr;
-  Index rows = 0;
-  Index cols = 0;
-  Index row_stride = cols;
-  Index col_stride = 1;
+  Scalar* data = nullptr;   ///< element (0, 0)
+  Index rows = 0;           ///< rows of the matrix
+  Index cols = 0;           ///< columns of the matrix
+  Index row_stride = cols;  ///< elements from (i, j) to (i + 1, j)
+  Index col_stride = 1;     ///< elements from (i, j) to (i, j + 1)
 
+  /// Element (i, j). Not checked.
   [[nodiscard]] Scalar& operator()(Index i, Index j) const noexcept { return data[i * row_stride + j * col_stride]; }
 
+  /// Rows [first, first + count). Not checked.
   [[nodiscard]] MatrixView middle_rows(Index first, Index count) const noexcept {
     return {moved(first * row_stride), count, cols, row_stride, col_stride};
   }
 
+  /// Columns [first, first + count). Not checked.
   [[nodiscard]] MatrixView middle_cols(Index first, Index count) const noexcept {
     return {moved(first * col_stride), rows, count, row_stride, col_stride};
   }
 
+  /// The same elements, cols x rows.
   [[nodiscard]] MatrixView transpose() const noexcept { return {data, cols, rows, col_stride, row_stride}; }
 
   /// Each row is contiguous.
@@ -41,6 +45,7 @@ struct MatrixView {
     return Eigen::Map<Mapped, Eigen::Unaligned, Strides>(data, rows, cols, Strides(row_stride, col_stride));
   }
 
+  /// The same elements, read-only.
   // NOLINTNEXTLINE(google-explicit-constructor): a mutable view is a const one, as with std::span.
   operator MatrixView<const Scalar>() const noexcept requires(!std::is_const_v<Scalar>) {
     return {data, rows, cols, row_stride, col_stride};
@@ -61,6 +66,7 @@ template <class Derived>
   return MatrixView<Scalar>{derived.data(), derived.rows(), derived.cols(), derived.rowStride(), derived.colStride()};
 }
 
+/// The same for a const object: the elements are read-only.
 template <class Derived>
 [[nodiscard]] auto view_of(const Eigen::DenseBase<Derived>& object) noexcept {
   static_assert((Derived::Flags & Eigen::DirectAccessBit) != 0, "view_of needs an Eigen object that has storage");
@@ -72,9 +78,10 @@ template <class Derived>
 /// The bytes a view spans: from its lowest element to just past its highest. Strides may be negative.
 template <class Scalar>
 struct ViewSpan {
-  std::uintptr_t begin;
-  std::uintptr_t end;
+  std::uintptr_t begin;  ///< address of the first byte
+  std::uintptr_t end;    ///< address after the last byte
 
+  /// Pre: the view has elements.
   explicit ViewSpan(const MatrixView<Scalar>& v) noexcept
       : begin(reinterpret_cast<std::uintptr_t>(v.data)), end(begin + sizeof(Scalar)) {
     extend((v.rows - 1) * v.row_stride);

@@ -20,7 +20,7 @@ namespace lora {
 /// discards the contents. A copy starts empty: scratch belongs to its owner.
 class AlignedBuffer {
  public:
-  static constexpr std::size_t alignment = LargePageBytes::smallest_alignment;
+  static constexpr std::size_t alignment = LargePageBytes::smallest_alignment;  ///< bytes
 
   AlignedBuffer() = default;
   AlignedBuffer(const AlignedBuffer& /*other*/) noexcept {}
@@ -52,8 +52,8 @@ class Workspace;
 
 /// Where the next scratch matrix would lie.
 struct ScratchMark {
-  std::size_t block = 0;
-  std::size_t offset = 0;
+  std::size_t block = 0;   ///< number of the block
+  std::size_t offset = 0;  ///< bytes from its beginning
 };
 
 /// A matrix in a workspace's memory, with contiguous rows and undefined contents. Its memory returns to the workspace
@@ -90,6 +90,7 @@ class Workspace {
   explicit Workspace(Pool& pool)
       : owned_executor_(std::make_shared<typename ExecutorOf<Pool>::Type>(pool)), executor_(owned_executor_.get()) {}
 
+  /// What loops run on: the executor given, or the calling thread alone.
   [[nodiscard]] Executor& executor() noexcept { return executor_ != nullptr ? *executor_ : serial_.value; }
 
   /// A rows x cols matrix for this scope, aligned to 64 bytes. Allocates only when no free block is large enough:

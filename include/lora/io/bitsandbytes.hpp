@@ -43,6 +43,7 @@
 
 namespace lora {
 
+/// The two 4-bit types of bitsandbytes.
 enum class BitsandbytesType : std::uint8_t { nf4, fp4 };
 
 /// "nf4" or "fp4".
@@ -55,13 +56,13 @@ inline constexpr std::array<Index, 8> bitsandbytes_block_sizes{32, 64, 128, 256,
 
 /// How one 4-bit weight is stored, from its quant_state.
 struct BitsandbytesState {
-  BitsandbytesType type = BitsandbytesType::nf4;
-  Index block_size = 64;
-  Index out_features = 0;
-  Index in_features = 0;
-  Dtype dtype = Dtype::F32;     ///< of the weight before: F32, F16 or BF16
-  Index nested_block_size = 0;  ///< scales that share a scale of their own; 0 if scales are floats
-  float nested_offset = 0;
+  BitsandbytesType type = BitsandbytesType::nf4;  ///< of the codes
+  Index block_size = 64;                          ///< weights that share a scale; one of bitsandbytes_block_sizes
+  Index out_features = 0;                         ///< rows of the weight
+  Index in_features = 0;                          ///< columns of the weight
+  Dtype dtype = Dtype::F32;                       ///< of the weight before: F32, F16 or BF16
+  Index nested_block_size = 0;                    ///< scales that share a scale of their own; 0 if scales are floats
+  float nested_offset = 0;                        ///< added to every decoded scale, with nested scales
 };
 
 namespace detail {
@@ -166,7 +167,9 @@ class BitsandbytesTensor {
     if (nested()) read_nested();
   }
 
+  /// How the weight is stored.
   [[nodiscard]] const BitsandbytesState& state() const noexcept { return state_; }
+  /// Blocks of the whole weight, each with one scale.
   [[nodiscard]] Index blocks() const noexcept { return state_.out_features * state_.in_features / state_.block_size; }
 
   /// Writes rows [first, first + count) as blocks of absmax and codes. Pre: the rows are the weight's; `target` has

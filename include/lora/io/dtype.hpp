@@ -43,9 +43,9 @@ enum class Dtype : std::uint8_t {
 
 /// What the format specifies for one element type.
 struct DtypeInfo {
-  Dtype dtype;
-  std::string_view name;
-  unsigned bits;
+  Dtype dtype;            ///< the element type
+  std::string_view name;  ///< in a file's header
+  unsigned bits;          ///< of an element
 };
 
 /// Every element type, at the position of its enumerator.

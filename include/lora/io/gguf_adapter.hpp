@@ -19,9 +19,9 @@ namespace lora {
 /// The contents of a file. The writer sets "general.architecture", "general.type", "adapter.type" and
 /// "adapter.lora.alpha" itself and ignores these keys in `metadata`.
 struct GgufAdapter {
-  AdapterWeights<float> weights;
-  GgufMetadata metadata;     ///< every value in the file, by key
-  std::string architecture;  ///< of the base model: "llama", "qwen2", ...
+  AdapterWeights<float> weights;  ///< the adapter's modules, by PEFT's names
+  GgufMetadata metadata;          ///< every value in the file, by key
+  std::string architecture;       ///< of the base model: "llama", "qwen2", ...
 };
 
 /// Attention heads of the base model, for the order of rows that rotary embeddings need; see GgufOptions::rope_heads.

@@ -26,8 +26,8 @@ namespace lora {
 
 /// A tensor in a parsed file.
 struct GgufTensor {
-  std::string name;
-  GgufType type = GgufType::F32;
+  std::string name;                      ///< "blk.0.attn_q.weight", ...
+  GgufType type = GgufType::F32;         ///< of the elements
   std::array<std::uint64_t, 4> extents;  ///< the first one is contiguous, like ggml's `ne`; missing ones are 1
   std::span<const std::byte> bytes;      ///< points into the file's bytes
 
@@ -39,8 +39,8 @@ struct GgufTensor {
 
 /// A parsed file. Valid as long as the bytes it was parsed from.
 struct GgufContents {
-  std::uint32_t version = 3;
-  GgufMetadata metadata;
+  std::uint32_t version = 3;        ///< of the format
+  GgufMetadata metadata;            ///< every value, by key
   std::vector<GgufTensor> tensors;  ///< in the file's order
 };
 

@@ -84,12 +84,13 @@ constexpr decltype(auto) visit_format(GgufType type, Body&& body) {
 
 /// What ggml specifies for one type.
 struct GgufTypeInfo {
-  std::string_view name;
+  std::string_view name;      ///< "Q4_0", ...
   std::uint64_t block_size;   ///< consecutive elements of a row that are stored together
   std::uint64_t block_bytes;  ///< bytes of a block
   bool encodable;             ///< whether there is a rule for writing: lora::formats::EncodableFormat, or float itself
 };
 
+/// The row of a type.
 [[nodiscard]] constexpr GgufTypeInfo info_of(GgufType type) {
   if (type == GgufType::F32) return {"F32", 1, 4, true};
   return visit_format(type, []<class Format>(Format) {

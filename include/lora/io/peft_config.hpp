@@ -27,8 +27,8 @@ namespace lora {
 
 /// A configuration read from a file, and warnings about what it does not represent ("unknown key ...").
 struct PeftConfig {
-  LoraModelConfig config;
-  std::vector<std::string> warnings;
+  LoraModelConfig config;             ///< what the file says
+  std::vector<std::string> warnings;  ///< one for each key that has no counterpart here
 };
 
 namespace detail {

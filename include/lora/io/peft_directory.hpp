@@ -25,17 +25,20 @@
 
 namespace lora {
 
+/// The configuration's file in a folder of an adapter.
 inline constexpr std::string_view peft_config_file = "adapter_config.json";
+/// The tensors' file in a folder of an adapter.
 inline constexpr std::string_view peft_tensors_file = "adapter_model.safetensors";
 
 /// One adapter of a folder. A value.
 template <RealScalar Scalar>
 struct PeftAdapter {
-  LoraModelConfig config;
-  AdapterWeights<Scalar> weights;
+  LoraModelConfig config;             ///< the contents of adapter_config.json
+  AdapterWeights<Scalar> weights;     ///< the contents of adapter_model.safetensors
   std::vector<std::string> warnings;  ///< from reading; ignored when writing
 };
 
+/// Options of read_peft_directory. A plain aggregate.
 struct PeftReadOptions {
   bool strict = true;               ///< refuse what does not fit; otherwise leave it out, each with a warning
   std::string adapter = "default";  ///< which of several adapters; see list_peft_adapters

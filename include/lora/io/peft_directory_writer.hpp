@@ -30,6 +30,7 @@
 
 namespace lora {
 
+/// Options of write_peft_directory. A plain aggregate.
 struct PeftWriteOptions {
   std::optional<Dtype> dtype = std::nullopt;  ///< F64, F32, F16 or BF16; by default that of the adapter's scalar
   bool overwrite = false;                     ///< replace an existing adapter

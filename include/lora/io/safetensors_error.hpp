@@ -57,10 +57,12 @@ enum class SafetensorsErrorKind : std::uint8_t {
 /// A safetensors file breaks a rule of its format, or does not contain what was requested.
 class SafetensorsError : public FormatError {
  public:
+  /// `argument` is the file or the tensor.
   SafetensorsError(SafetensorsErrorKind kind, std::string_view argument, std::string_view expected,
                    std::string_view got)
       : FormatError(std::string("safetensors ").append(name_of(kind)), argument, expected, got), kind_(kind) {}
 
+  /// Which rule is broken.
   [[nodiscard]] SafetensorsErrorKind kind() const noexcept { return kind_; }
 
  private:

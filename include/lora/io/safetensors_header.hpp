@@ -29,10 +29,10 @@ inline constexpr std::uint64_t safetensors_header_cap = 100'000'000;
 
 /// A verified header: tensors cover the data without gaps or overlaps, and bytes match shapes.
 struct SafetensorsHeader {
-  std::vector<SafetensorsEntry> tensors;  ///< in the order of their data
-  std::vector<std::size_t> by_name;       ///< positions in `tensors`, by ascending name
-  std::map<std::string, std::string, std::less<>> metadata;
-  std::size_t data_begin = 0;  ///< position in the file of the first byte of data
+  std::vector<SafetensorsEntry> tensors;                     ///< in the order of their data
+  std::vector<std::size_t> by_name;                          ///< positions in `tensors`, by ascending name
+  std::map<std::string, std::string, std::less<>> metadata;  ///< the strings under `__metadata__`
+  std::size_t data_begin = 0;                                ///< position in the file of the first byte of data
 };
 
 /// Bytes of a tensor: product(shape) * bits / 8. `argument` names the tensor in errors.

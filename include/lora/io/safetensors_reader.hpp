@@ -28,11 +28,11 @@ namespace lora {
 /// One tensor of an open file: row-major values, not necessarily aligned. It owns only its shape; `name` and `bytes`
 /// are valid while the SafetensorsFile it came from, or a copy of that, lives.
 struct TensorView {
-  std::string_view file;  ///< the file's name in error messages
-  std::string_view name;
-  Dtype dtype = Dtype::U8;
-  std::vector<Index> shape;
-  std::span<const std::byte> bytes;
+  std::string_view file;             ///< the file's name in error messages
+  std::string_view name;             ///< the tensor's
+  Dtype dtype = Dtype::U8;           ///< of its elements
+  std::vector<Index> shape;          ///< its extents; empty for a scalar
+  std::span<const std::byte> bytes;  ///< its elements, little-endian
 
   /// Number of elements.
   [[nodiscard]] Index size() const noexcept { return static_cast<Index>(bytes.size() * 8 / bits_of(dtype)); }
@@ -156,6 +156,7 @@ class SafetensorsFile {
     return names;
   }
 
+  /// Whether the file has a tensor of that name.
   [[nodiscard]] bool contains(std::string_view name) const noexcept { return find(name) != nullptr; }
 
   /// The tensor of that name. @throws SafetensorsError tensor_not_found, which lists the nearest names;

@@ -41,11 +41,15 @@ class AdaptedLayer : public LayerCore<KindType> {
 
  public:
   using Scalar = typename Core::Scalar;
+  /// The kind of the frozen weight.
   using Weight = WeightType;
+  /// What a forward pass leaves for its backward pass.
   using Tape = typename Core::Tape;
+  /// The gradients of the active adapters.
   using Gradients = typename Core::Gradients;
   static_assert(std::is_same_v<Scalar, typename Weight::Scalar>, "lora: the weight's scalar type is not the layer's");
 
+  /// The weight as it is now, including what is merged.
   [[nodiscard]] const Weight& frozen_weight() const noexcept { return weight_; }
 
   /// The layer's output without dropout. Allocates the result and scratch. Reentrant. @throws ShapeError; StateError

@@ -40,9 +40,13 @@ class LoraConv : public AdaptedLayer<LoraConv<ScalarType, Dim, WeightType>, Conv
 
  public:
   using Scalar = ScalarType;
+  /// The kind of the frozen weight.
   using Weight = WeightType;
+  /// Channels, kernel, stride, padding, dilation and groups.
   using Geometry = ConvGeometry<Dim>;
+  /// The spatial extents of an image.
   using Extents = ImageExtents<Dim>;
+  /// What a forward pass leaves for its backward pass.
   using Tape = typename Shell::Tape;
 
   /// Wraps a copy of `w0`, any Eigen matrix, map, block or expression of out_channels x fan_in. `bias` is a vector of
@@ -66,13 +70,17 @@ class LoraConv : public AdaptedLayer<LoraConv<ScalarType, Dim, WeightType>, Conv
     this->set_base_bias(bias);
     this->start(config, seed);
   }
+  /// Without bias.
   LoraConv(Weight weight, const Geometry& geometry, const LoraConfig& config, std::uint64_t seed)
       : Shell(kind_of(weight, geometry), std::move(weight), config) {
     this->start(config, seed);
   }
 
+  /// The convolution that the frozen weight computes.
   [[nodiscard]] const Geometry& geometry() const noexcept { return this->kind().geometry(); }
+  /// Channels of an input.
   [[nodiscard]] Index in_channels() const noexcept { return geometry().in_channels; }
+  /// Channels of an output: rows of W0.
   [[nodiscard]] Index out_channels() const noexcept { return geometry().out_channels; }
   /// Extents of the output over an input of these extents. @throws ShapeError
   [[nodiscard]] Extents output_extents(const Extents& extents) const {
@@ -87,18 +95,23 @@ class LoraConv : public AdaptedLayer<LoraConv<ScalarType, Dim, WeightType>, Conv
   [[nodiscard]] auto infer(const Input& x, const Extents& extents) const {
     return infer(Images<Input, Dim>{x, extents});
   }
+  /// Into `y`, samples x (out_channels * spatial). @throws ShapeError; StateError like AdaptedLayer::infer()
   template <EigenDense Input, class Output>
   void infer(const Input& x, const Extents& extents, Output&& y, Workspace& workspace) const {
     infer(Images<Input, Dim>{x, extents}, y, workspace);
   }
+  /// The training pass with the caller's tape, into `y`. @throws ShapeError; StateError while anything is merged
   template <EigenDense Input, class Output>
   void forward(const Input& x, const Extents& extents, Tape& tape, Output&& y, Workspace& workspace) const {
     forward(Images<Input, Dim>{x, extents}, tape, y, workspace);
   }
+  /// In training mode the pass that backward() continues, otherwise infer(). @throws ShapeError; StateError in training
+  /// mode while merged
   template <EigenDense Input>
   auto forward(const Input& x, const Extents& extents) {
     return forward(Images<Input, Dim>{x, extents});
   }
+  /// The same into `y`.
   template <EigenDense Input, class Output>
   void forward(const Input& x, const Extents& extents, Output&& y) {
     forward(Images<Input, Dim>{x, extents}, y);
@@ -115,10 +128,13 @@ class LoraConv : public AdaptedLayer<LoraConv<ScalarType, Dim, WeightType>, Conv
   }
 };
 
+/// Over sequences: samples x (channels * length).
 template <RealScalar Scalar>
 using LoraConv1d = LoraConv<Scalar, 1>;
+/// Over images: samples x (channels * height * width).
 template <RealScalar Scalar>
 using LoraConv2d = LoraConv<Scalar, 2>;
+/// Over volumes: samples x (channels * depth * height * width).
 template <RealScalar Scalar>
 using LoraConv3d = LoraConv<Scalar, 3>;
 

@@ -44,22 +44,27 @@ template <std::size_t n>
 template <int Dim>
 struct ConvGeometry {
   static_assert(Dim >= 1 && Dim <= 3, "lora: a convolution has 1, 2 or 3 spatial dimensions");
+  /// One number for each spatial dimension.
   using Extents = ImageExtents<Dim>;
 
-  Index in_channels = 1;
-  Index out_channels = 1;
-  Extents kernel = detail::ones<Dim>;
-  Extents stride = detail::ones<Dim>;
-  Extents padding{};
-  Extents dilation = detail::ones<Dim>;
-  Index groups = 1;
+  Index in_channels = 1;                 ///< of an input
+  Index out_channels = 1;                ///< of an output
+  Extents kernel = detail::ones<Dim>;    ///< taps in each dimension
+  Extents stride = detail::ones<Dim>;    ///< elements between outputs
+  Extents padding{};                     ///< zeros at each end
+  Extents dilation = detail::ones<Dim>;  ///< elements between taps
+  Index groups = 1;                      ///< divides both numbers of channels
 
+  /// Input channels of a group.
   [[nodiscard]] Index group_inputs() const noexcept { return in_channels / groups; }
+  /// Output channels of a group.
   [[nodiscard]] Index group_outputs() const noexcept { return out_channels / groups; }
+  /// Elements of the kernel.
   [[nodiscard]] Index taps() const noexcept { return detail::saturated_product(1, kernel); }
   /// Columns of the weight as a matrix with out_channels rows: in_channels / groups * product of the kernel's extents.
   [[nodiscard]] Index fan_in() const noexcept { return detail::saturated_product(group_inputs(), kernel); }
 
+  /// Whether all members are equal.
   friend bool operator==(const ConvGeometry&, const ConvGeometry&) = default;
 };
 

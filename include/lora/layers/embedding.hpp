@@ -43,8 +43,11 @@ class LoraEmbedding
 
  public:
   using Scalar = ScalarType;
+  /// The kind of the frozen weight.
   using Weight = WeightType;
+  /// What a forward pass leaves for its backward pass.
   using Tape = typename Shell::Tape;
+  /// The gradients of the active adapters.
   using Gradients = typename Shell::Gradients;
 
   /// Keeps a copy of `table` (num_embeddings x embedding_dim), any Eigen matrix, map, block or expression. A negative
@@ -63,13 +66,18 @@ class LoraEmbedding
     this->start(config, seed);
   }
 
+  /// Rows of the table: ids are 0 to num_embeddings() - 1.
   [[nodiscard]] Index num_embeddings() const noexcept { return this->in_features(); }
+  /// Columns of the table: elements of an output row.
   [[nodiscard]] Index embedding_dim() const noexcept { return this->out_features(); }
+  /// The id whose column of dA stays zero, counted from the front; nothing if there is none.
   [[nodiscard]] std::optional<Index> padding_idx() const noexcept {
     const Index index = this->kind().padding_idx();
     return index < 0 ? std::nullopt : std::optional<Index>(index);
   }
+  /// rank x num_embeddings; empty without an adapter.
   [[nodiscard]] const Matrix<Scalar>& lora_embedding_A() const noexcept { return this->lora_A(); }
+  /// embedding_dim x rank; empty without an adapter.
   [[nodiscard]] const Matrix<Scalar>& lora_embedding_B() const noexcept { return this->lora_B(); }
 
   /// Logits x (W + s A^T B^T)^T: N x num_embeddings for rows of embedding_dim features. Allocates the result and

@@ -24,8 +24,9 @@ concept IdInteger = std::integral<T> && !std::same_as<T, bool> && !std::same_as<
 /// Ids in memory, numbered row by row: id (i, j) is number i * cols + j.
 template <IdInteger Id>
 struct IdView {
-  MatrixView<const Id> ids;
+  MatrixView<const Id> ids;  ///< the ids in the caller's memory
 
+  /// Number of ids.
   [[nodiscard]] Index size() const noexcept { return ids.rows * ids.cols; }
   /// Id number i as an index; meaningful once check_ids() has passed.
   [[nodiscard]] Index operator[](Index i) const noexcept {

@@ -96,8 +96,8 @@ void with_images(const Input& input, const Body& body) {
 /// Images given as a matrix, one sample per row, with their extents.
 template <class Matrix, int Dim>
 struct Images {
-  const Matrix& rows;
-  ImageExtents<Dim> extents;
+  const Matrix& rows;         ///< samples x (channels * spatial)
+  ImageExtents<Dim> extents;  ///< of one image
 };
 
 namespace detail {

@@ -47,31 +47,40 @@ template <class KindType>
 // NOLINTNEXTLINE(cppcoreguidelines-virtual-class-destructor): virtual for users who delete what derives from a layer.
 class LayerCore {
  public:
+  /// What is particular to this kind of layer.
   using Kind = KindType;
   using Scalar = typename Kind::Scalar;
+  /// One named adapter.
   using Adapter = LoraAdapter<Scalar>;
+  /// What a forward pass leaves for its backward pass.
   using Tape = LoraTape<Scalar>;
+  /// The same under its former name.
   using Record = Tape;
+  /// The gradients of the active adapters.
   using Gradients = LoraGradients<Scalar>;
 
   [[nodiscard]] Index in_features() const noexcept { return kind_.in_features(); }
   [[nodiscard]] Index out_features() const noexcept { return kind_.blocks().outputs; }
+  /// What is particular to this kind of layer.
   [[nodiscard]] const Kind& kind() const noexcept { return kind_; }
 
   // The first active adapter.
 
   /// 0 without an adapter.
   [[nodiscard]] Index rank() const noexcept { return config().rank; }
+  /// s, including the scale; 0 without an adapter.
   [[nodiscard]] Scalar scaling() const noexcept { return adapters_.first() ? adapters_.first()->scaling() : Scalar(0); }
   /// Without an adapter, the options the layer was created with, at rank 0.
   [[nodiscard]] const LoraConfig& config() const noexcept {
     return adapters_.first() != nullptr ? adapters_.first()->config() : plain_;
   }
+  /// The seed it was created with; 0 without an adapter.
   [[nodiscard]] std::uint64_t seed() const noexcept { return adapters_.first() ? adapters_.first()->seed() : 0; }
   /// rank x in_features, or rank x in_features / group with use_qalora; empty without an adapter.
   [[nodiscard]] const Matrix<Scalar>& lora_A() const noexcept { return first_or_none().A; }
   /// out_features x rank; empty without an adapter.
   [[nodiscard]] const Matrix<Scalar>& lora_B() const noexcept { return first_or_none().B; }
+  /// The bias of B, out_features; empty without lora_bias.
   [[nodiscard]] const RowVector<Scalar>& lora_bias() const noexcept { return first_or_none().lora_bias; }
   /// DoRA's magnitude, one element per adapted output; empty without use_dora.
   [[nodiscard]] const RowVector<Scalar>& magnitude() const noexcept { return first_or_none().magnitude; }
@@ -79,6 +88,7 @@ class LayerCore {
   /// The output's bias without the bias of B: that of the active or merged adapter that trains it, otherwise the
   /// layer's. Empty without bias.
   [[nodiscard]] const RowVector<Scalar>& bias() const noexcept { return output_bias().trained(adapters_.working()); }
+  /// Whether the frozen layer has a bias.
   [[nodiscard]] bool has_bias() const noexcept { return bias_.size() > 0; }
   /// The bias of the frozen layer, whatever the adapters train.
   [[nodiscard]] const RowVector<Scalar>& base_bias() const noexcept { return bias_; }
@@ -123,7 +133,9 @@ class LayerCore {
   /// Removes an adapter. If it was the only active one, the first of the others in alphabetical order becomes active,
   /// as in PEFT. @throws ConfigError; StateError while it is merged.
   void delete_adapter(std::string_view name);
+  /// Whether the layer holds an adapter of that name, active or not.
   [[nodiscard]] bool has_adapter(std::string_view name) const noexcept { return adapters_.find(name) >= 0; }
+  /// Adapters that the layer holds, active or not.
   [[nodiscard]] Index adapter_count() const noexcept { return adapters_.size(); }
   /// In the order they were added. A copy.
   [[nodiscard]] std::vector<std::string> adapter_names() const {
@@ -135,6 +147,7 @@ class LayerCore {
   [[nodiscard]] Index adapter_index(std::string_view name) const {
     return adapters_.index_of(op("adapter_index"), name);
   }
+  /// An adapter by name. Valid until adapters are added or deleted. @throws ConfigError
   [[nodiscard]] const Adapter& adapter(std::string_view name) const { return named("adapter", name); }
   /// Names of the active adapters in their order, whether or not adapters are enabled. A copy.
   [[nodiscard]] std::vector<std::string> active_adapters() const {
@@ -142,12 +155,14 @@ class LayerCore {
     for (const Index i : adapters_.active()) names.push_back(adapters_[i].name());
     return names;
   }
+  /// Whether active adapters take part in passes; see disable_adapters().
   [[nodiscard]] bool adapters_enabled() const noexcept { return adapters_.enabled(); }
 
   /// s, including the scale. @throws ConfigError
   [[nodiscard]] Scalar scaling(std::string_view name) const { return named("scaling", name).scaling(); }
   /// The factor on the adapter's own scaling. @throws ConfigError
   [[nodiscard]] double scale(std::string_view name) const { return named("scale", name).scale(); }
+  /// DoRA's magnitude of an adapter; empty without use_dora. @throws ConfigError
   [[nodiscard]] const RowVector<Scalar>& magnitude(std::string_view name) const {
     return named("magnitude", name).magnitude;
   }
@@ -167,6 +182,7 @@ class LayerCore {
   void set_factors(const Eigen::DenseBase<A>& a, const Eigen::DenseBase<B>& b) {
     replace_factors(first_unmerged("set_factors"), a, b);
   }
+  /// The same for an adapter by name. @throws ConfigError too
   template <class A, class B>
   void set_factors(std::string_view name, const Eigen::DenseBase<A>& a, const Eigen::DenseBase<B>& b) {
     replace_factors(unmerged("set_factors", name), a, b);
@@ -176,6 +192,7 @@ class LayerCore {
   void set_lora_bias(const Eigen::DenseBase<B>& values) {
     replace_row(op("set_lora_bias"), "lora_bias", first_unmerged("set_lora_bias").lora_bias, values);
   }
+  /// The same for an adapter by name. @throws ConfigError too
   template <class B>
   void set_lora_bias(std::string_view name, const Eigen::DenseBase<B>& values) {
     replace_row(op("set_lora_bias"), "lora_bias", unmerged("set_lora_bias", name).lora_bias, values);
@@ -185,6 +202,7 @@ class LayerCore {
   void set_magnitude(const Eigen::DenseBase<M>& values) {
     replace_row(op("set_magnitude"), "magnitude", first_unmerged("set_magnitude").magnitude, values);
   }
+  /// The same for an adapter by name. @throws ConfigError too
   template <class M>
   void set_magnitude(std::string_view name, const Eigen::DenseBase<M>& values) {
     replace_row(op("set_magnitude"), "magnitude", unmerged("set_magnitude", name).magnitude, values);
@@ -196,6 +214,7 @@ class LayerCore {
   }
   /// Changes alpha, and with it the scaling. @throws ConfigError; StateError while merged.
   void set_alpha(double alpha) { first_unmerged("set_alpha").set_alpha(op("set_alpha").text(), alpha); }
+  /// The same for an adapter by name.
   void set_alpha(std::string_view name, double alpha) {
     unmerged("set_alpha", name).set_alpha(op("set_alpha").text(), alpha);
   }
@@ -242,10 +261,12 @@ class LayerCore {
   }
   /// The dropout step that the next forward(x) uses; a checkpoint must save it.
   [[nodiscard]] std::uint64_t dropout_step() const noexcept { return dropout_step_; }
+  /// Continues at the dropout step of a checkpoint.
   void set_dropout_step(std::uint64_t step) noexcept { dropout_step_ = step; }
 
   // Modes and merging.
 
+  /// Whether the layer is in training mode, as a new one is.
   [[nodiscard]] bool training() const noexcept { return training_; }
   /// Whether any adapter is merged.
   [[nodiscard]] bool merged() const noexcept { return !stack_.empty(); }
@@ -280,6 +301,7 @@ class LayerCore {
     for (const std::string_view name : names) choices.push_back(row_choice("set_row_adapters", name, unknown_is_base));
     row_choices_.swap(choices);
   }
+  /// Ends set_row_adapters(): the active adapters answer all rows again.
   void clear_row_adapters() noexcept { row_choices_.clear(); }
   /// The choice of a row for the frozen layer alone.
   static constexpr Index base_row = lora::base_row;

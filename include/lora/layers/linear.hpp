@@ -40,6 +40,7 @@ class LoraLinear : public AdaptedLayer<LoraLinear<Scalar, Weight>, LinearKind<Sc
   LoraLinear(const Eigen::DenseBase<W>& w0, const Eigen::DenseBase<B>& bias, const LoraConfig& config,
              std::uint64_t seed)
       : LoraLinear(weight_from<Weight>(w0, config.fan_in_fan_out), bias, config, seed) {}
+  /// The same with a bias in any contiguous memory.
   template <class W>
   LoraLinear(const Eigen::DenseBase<W>& w0, std::span<const Scalar> bias, const LoraConfig& config, std::uint64_t seed)
       : LoraLinear(w0, bias_map(bias), config, seed) {}
@@ -58,9 +59,11 @@ class LoraLinear : public AdaptedLayer<LoraLinear<Scalar, Weight>, LinearKind<Sc
     this->set_base_bias(bias);
     this->start(config, seed);
   }
+  /// The same with a bias in any contiguous memory.
   LoraLinear(Weight weight, std::span<const Scalar> bias, const LoraConfig& config, std::uint64_t seed)
       : LoraLinear(std::move(weight), bias_map(bias), config, seed) {}
 
+  /// The same without bias.
   LoraLinear(Weight weight, const LoraConfig& config, std::uint64_t seed)
       : Shell(kind_of(weight), std::move(weight), config) {
     this->start(config, seed);
@@ -71,6 +74,7 @@ class LoraLinear : public AdaptedLayer<LoraLinear<Scalar, Weight>, LinearKind<Sc
   LoraLinear(const Eigen::DenseBase<W>& w0, const LoraConfig& config) : LoraLinear(w0, config, std::uint64_t{0}) {
     static_assert(sizeof(W) == 0, "lora: LoraLinear wants (W0, config, seed) or (W0, bias, config, seed)");
   }
+  /// Rejects a call without a seed, with a clear message.
   template <class W, class B>
   LoraLinear(const Eigen::DenseBase<W>& w0, const B& bias, const LoraConfig& config)
       : LoraLinear(w0, bias, config, std::uint64_t{0}) {

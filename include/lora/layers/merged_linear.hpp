@@ -56,11 +56,13 @@ class MergedLinear : public AdaptedLayer<MergedLinear<Scalar, Weight>, LinearKin
     this->set_base_bias(bias);
     this->start(config, seed);
   }
+  /// The same without bias.
   MergedLinear(Weight weight, std::vector<bool> enable_lora, const LoraConfig& config, std::uint64_t seed)
       : Shell(kind_of(weight, enable_lora), std::move(weight), config), enable_lora_(std::move(enable_lora)) {
     this->start(config, seed);
   }
 
+  /// Which of the stacked blocks are adapted.
   [[nodiscard]] const std::vector<bool>& enable_lora() const noexcept { return enable_lora_; }
 
  private:

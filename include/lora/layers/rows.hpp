@@ -30,6 +30,7 @@ template <class Derived>
 void accepts_dense(const Eigen::DenseBase<Derived>& object);
 }
 
+/// An Eigen object of numbers: a matrix, vector, map, block or expression.
 template <class Input>
 concept EigenDense = !std::is_const_v<Input> && requires(const Input& input) {
   detail::accepts_dense(input);
@@ -41,13 +42,16 @@ concept EigenDense = !std::is_const_v<Input> && requires(const Input& input) {
 template <EigenDense Input>
 struct RowsOf<Input> {
   using Scalar = typename Input::Scalar;
+  /// A column vector, which is one sample
   static constexpr bool is_column = Input::ColsAtCompileTime == 1 && Input::RowsAtCompileTime != 1;
-  static constexpr bool is_row = Input::RowsAtCompileTime == 1;
-  static constexpr bool has_storage = (Input::Flags & Eigen::DirectAccessBit) != 0;
+  static constexpr bool is_row = Input::RowsAtCompileTime == 1;  ///< a row vector, which is one sample
+  static constexpr bool has_storage = (Input::Flags & Eigen::DirectAccessBit) != 0;  ///< its elements are in memory
 
+  /// What a layer returns for this input.
   using Output = std::conditional_t<is_column, Eigen::Matrix<Scalar, Eigen::Dynamic, 1>,
                                     std::conditional_t<is_row, RowVector<Scalar>, Matrix<Scalar>>>;
 
+  /// Calls body(view), where the view has one sample per row.
   template <class Body>
   static void with_rows(const Input& input, const Body& body) {
     if constexpr (has_storage) {
@@ -58,6 +62,7 @@ struct RowsOf<Input> {
     }
   }
 
+  /// Room for an output of `features` elements per sample.
   [[nodiscard]] static Output make_output(const Input& input, Index features) {
     if constexpr (is_column || is_row) {
       return Output(features);
@@ -66,6 +71,7 @@ struct RowsOf<Input> {
     }
   }
 
+  /// The output's memory, one sample per row.
   [[nodiscard]] static MatrixView<Scalar> rows(Input& output) {
     static_assert(has_storage, "lora: an output needs storage of its own");
     static_assert(is_column || is_row || bool(Input::IsRowMajor), "lora: an output matrix is row-major");

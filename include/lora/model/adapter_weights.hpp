@@ -17,7 +17,7 @@ enum class ModuleKind : std::uint8_t { linear, embedding, conv1d, conv2d, conv3d
 /// and olora that is the delta of W0 without the start, not of W0; plain_adapter gives factors of the latter.
 template <RealScalar Scalar>
 struct ModuleWeights {
-  ModuleKind kind = ModuleKind::linear;
+  ModuleKind kind = ModuleKind::linear;  ///< of the adapted layer
   /// rank x in_features; rank x num_embeddings; rank x (in_channels * kernel elements). With QALoRA rank x
   /// in_features / group, and A P takes its place in the delta weight (adapter/qalora.hpp).
   Matrix<Scalar> A;
@@ -29,13 +29,14 @@ struct ModuleWeights {
   double scaling = 1;              ///< s: alpha / rank, or alpha / sqrt(rank)
   Index qalora_group_size = 0;     ///< inputs that share a column of A with QALoRA; 0 without
 
+  /// Rows of A.
   [[nodiscard]] Index rank() const noexcept { return A.rows(); }
 };
 
 /// A tensor that an adapter replaces whole: a trained bias, or a tensor of a module to save.
 template <RealScalar Scalar>
 struct SavedTensor {
-  std::vector<Index> shape;
+  std::vector<Index> shape;    ///< as in files
   std::vector<Scalar> values;  ///< row-major
 };
 
@@ -43,8 +44,8 @@ struct SavedTensor {
 /// ("layers.0.q_proj.bias", "head.weight"). A value.
 template <RealScalar Scalar>
 struct AdapterWeights {
-  std::map<std::string, ModuleWeights<Scalar>> modules;
-  std::map<std::string, SavedTensor<Scalar>> saved;
+  std::map<std::string, ModuleWeights<Scalar>> modules;  ///< by the module's dotted name
+  std::map<std::string, SavedTensor<Scalar>> saved;      ///< by the tensor's full name
 };
 
 }  // namespace lora

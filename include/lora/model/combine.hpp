@@ -26,8 +26,8 @@ namespace lora {
 /// A reference to an adapter, and its weight in a combination.
 template <RealScalar Scalar>
 struct WeightedAdapter {
-  const AdapterWeights<Scalar>* adapter = nullptr;
-  double weight = 1;
+  const AdapterWeights<Scalar>* adapter = nullptr;  ///< which must outlive this object
+  double weight = 1;                                ///< its factor, of either sign
 };
 
 namespace detail {

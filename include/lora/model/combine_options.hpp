@@ -38,15 +38,15 @@ enum class Compatibility : std::uint8_t { exact, peft };
 
 /// Options of combine_factors and combine_adapters. A plain aggregate.
 struct CombineOptions {
-  CombinationType combination_type = CombinationType::svd;
+  CombinationType combination_type = CombinationType::svd;  ///< the method
   /// Fraction that pruning keeps, in [0, 1], and above 0 for dare_*. Required by types that prune.
   std::optional<double> density = std::nullopt;
   MajoritySign majority_sign_method = MajoritySign::total;  ///< for ties* and dare_ties*
   std::optional<Index> svd_rank = std::nullopt;             ///< for *svd; by default, the largest rank of the inputs
   /// For *svd: quantile in [0, 1] of the new factors' elements, to which they are clamped.
   std::optional<double> svd_clamp = std::nullopt;
-  std::optional<std::uint64_t> seed = std::nullopt;  ///< required by dare_*
-  Compatibility compatibility = Compatibility::exact;
+  std::optional<std::uint64_t> seed = std::nullopt;    ///< required by dare_*
+  Compatibility compatibility = Compatibility::exact;  ///< exact sums of delta weights, or PEFT's
 };
 
 namespace detail {

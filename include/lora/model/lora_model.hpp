@@ -124,6 +124,7 @@ class LoraModel {
     return weights;
   }
 
+  /// Names of all adapters, in alphabetical order. A copy.
   [[nodiscard]] std::vector<std::string> adapter_names() const {
     std::vector<std::string> names;
     for (const auto& [name, adapter] : adapters_) names.push_back(name);
@@ -185,6 +186,7 @@ class LoraModel {
   void disable_adapters() noexcept {
     for (const auto& [name, layer] : layers_) layer->enable_adapters(false);
   }
+  /// Ends disable_adapters(). Nothing is merged again.
   void enable_adapters() noexcept {
     for (const auto& [name, layer] : layers_) layer->enable_adapters(true);
   }
@@ -201,6 +203,7 @@ class LoraModel {
     for (const auto& [name, layer] : layers_) choices.push_back(layer->row_choices(names));
     for (std::size_t i = 0; i < layers_.size(); ++i) layers_[i].second->set_row_choices(choices[i]);
   }
+  /// Ends set_row_adapters(): the active adapters answer all samples again.
   void clear_row_adapters() noexcept {
     for (const auto& [name, layer] : layers_) {
       std::vector<Index> none;
@@ -286,6 +289,7 @@ class LoraModel {
     require_distinct("LoraModel::unmerge", adapters);
     all_or_none([&](ModelLayer<Scalar>& layer) { layer.unmerge(layer.positions(adapters)); });
   }
+  /// Whether any layer is merged.
   [[nodiscard]] bool merged() const noexcept {
     return std::any_of(layers_.begin(), layers_.end(), [](const auto& entry) { return entry.second->merged(); });
   }

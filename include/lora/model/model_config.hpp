@@ -19,8 +19,8 @@ namespace lora {
 
 /// The class of the base model into which PEFT should load an adapter.
 struct AutoMapping {
-  std::string base_model_class;
-  std::string parent_library;
+  std::string base_model_class;  ///< "LlamaForCausalLM", ...
+  std::string parent_library;    ///< the Python module it is imported from
 };
 
 /// Options of one adapter over a model, by PEFT's names. A plain aggregate:
@@ -37,10 +37,10 @@ struct LoraModelConfig {
   std::vector<std::pair<std::string, Index>> rank_pattern{};
   std::vector<std::pair<std::string, double>> alpha_pattern{};  ///< likewise for alpha
   std::vector<std::string> modules_to_save{};                   ///< modules that train whole; never adapted
-  std::string base_model_name_or_path{};
-  std::string revision{};
-  std::string task_type{};  ///< "CAUSAL_LM", ..., or empty
-  std::optional<AutoMapping> auto_mapping{};
+  std::string base_model_name_or_path{};                        ///< of the base model, or empty
+  std::string revision{};                                       ///< of the base model, or empty
+  std::string task_type{};                                      ///< "CAUSAL_LM", ..., or empty
+  std::optional<AutoMapping> auto_mapping{};                    ///< kept for PEFT; not used here
 };
 
 /// @throws ConfigError naming the first option that is out of range or contradicts another, as PEFT's LoraConfig would.
@@ -194,6 +194,7 @@ class BasicModuleMatcher {
   Patterns<double> alphas_;
 };
 
+/// A configuration prepared for queries about many modules.
 using ModuleMatcher = BasicModuleMatcher<char>;
 
 namespace detail {

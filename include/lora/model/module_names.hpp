@@ -23,21 +23,28 @@ namespace lora {
 /// which layers are linear, and must leave out the output head.
 class ModuleSelector {
  public:
+  /// How modules are chosen.
   enum class Kind : std::uint8_t { none, names, pattern, all_linear };
 
   ModuleSelector() = default;
+  /// A list of names.
   ModuleSelector(std::initializer_list<std::string> names) : ModuleSelector(listed(names)) {}
 
+  /// A list of names.
   [[nodiscard]] static ModuleSelector listed(std::vector<std::string> names) {
     return {Kind::names, std::move(names), {}};
   }
   /// A regular expression in Python's syntax, as supported by detail::RegularExpression: back-references, lookbehind,
   /// flags, atomic groups and possessive quantifiers are refused when the pattern is compiled.
   [[nodiscard]] static ModuleSelector matching(std::string pattern) { return {Kind::pattern, {}, std::move(pattern)}; }
+  /// Every linear layer except the output head; PEFT's "all-linear".
   [[nodiscard]] static ModuleSelector all_linear() { return {Kind::all_linear, {}, {}}; }
 
+  /// How it chooses.
   [[nodiscard]] Kind kind() const noexcept { return kind_; }
+  /// The listed names; empty for other kinds.
   [[nodiscard]] const std::vector<std::string>& names() const noexcept { return names_; }
+  /// The pattern; empty for other kinds.
   [[nodiscard]] const std::string& pattern() const noexcept { return pattern_; }
 
   /// Whether it selects nothing in any model: none, an empty list or an empty pattern.

@@ -10,8 +10,8 @@ namespace lora {
 
 /// Numbers of scalars.
 struct ParameterCount {
-  Index trainable = 0;
-  Index all = 0;
+  Index trainable = 0;  ///< scalars that train
+  Index all = 0;        ///< scalars of the model, including its adapters
 
   /// Share of trainable scalars, in percent; 0 for an empty model.
   [[nodiscard]] double percent() const noexcept {

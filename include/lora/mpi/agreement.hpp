@@ -50,8 +50,8 @@ namespace detail {
 
 /// A named value that must be the same on every rank: "config", its JSON; "seed", "42"; "shapes", ...
 struct Agreed {
-  std::string name;
-  std::string value;
+  std::string name;   ///< in error messages
+  std::string value;  ///< must be the same on every rank
 };
 
 /// Compares `value` byte by byte with that of rank 0. Collective. If a rank differs, every rank throws the same error,
@@ -77,6 +77,7 @@ inline void require_agreement(const Communicator& ranks, std::span<const Agreed>
   require_agreement(ranks, "names of what is agreed on", names);
   for (const auto& one : all) require_agreement(ranks, one.name, one.value);
 }
+/// The same for a list.
 inline void require_agreement(const Communicator& ranks, std::initializer_list<Agreed> all) {
   require_agreement(ranks, std::span<const Agreed>(all.begin(), all.size()));
 }

@@ -26,9 +26,11 @@ namespace lora::mpi {
 /// A call of MPI failed. `code` is what MPI returned.
 class MpiError : public Error {
  public:
+  /// `operation` is the MPI function, `code` what it returned.
   MpiError(std::string_view operation, int code)
       : Error(operation, "communication", "MPI_SUCCESS", text_of(code)), code_(code) {}
 
+  /// What MPI returned.
   [[nodiscard]] int code() const noexcept { return code_; }
 
  private:
@@ -98,6 +100,7 @@ class Communicator {
 
   /// This process: 0 to size() - 1.
   [[nodiscard]] int rank() const noexcept { return rank_; }
+  /// Processes of the communicator.
   [[nodiscard]] int size() const noexcept { return size_; }
   /// For MPI calls that this library does not make.
   [[nodiscard]] MPI_Comm handle() const noexcept { return handle_; }

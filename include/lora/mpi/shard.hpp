@@ -11,9 +11,10 @@ namespace lora::mpi {
 
 /// The elements begin, ..., end() - 1.
 struct Shard {
-  Index begin = 0;
-  Index count = 0;
+  Index begin = 0;  ///< first element
+  Index count = 0;  ///< number of elements
 
+  /// One past the last element.
   [[nodiscard]] Index end() const noexcept { return begin + count; }
   bool operator==(const Shard&) const = default;
 };

@@ -16,11 +16,11 @@ namespace lora {
 
 /// Options of AdamW, with PyTorch's meaning.
 struct AdamWOptions {
-  double learning_rate = 1e-3;
-  double beta1 = 0.9;
-  double beta2 = 0.999;
-  double epsilon = 1e-8;
-  double weight_decay = 0.01;  ///< decoupled: shrinks the value and does not enter the moments
+  double learning_rate = 1e-3;  ///< before Parameter::learning_rate_scale()
+  double beta1 = 0.9;           ///< decay of the first moment, in [0, 1)
+  double beta2 = 0.999;         ///< decay of the second moment, in [0, 1)
+  double epsilon = 1e-8;        ///< added to the denominator
+  double weight_decay = 0.01;   ///< decoupled: shrinks the value and does not enter the moments
 };
 
 /// For a value p with gradient g, elementwise, in step t = 1, 2, ... of the parameter:
@@ -44,7 +44,7 @@ class AdamW : public detail::Optimizer<AdamW<Scalar>, Scalar, AdamWOptions> {
   using Base = detail::Optimizer<AdamW<Scalar>, Scalar, AdamWOptions>;
 
  public:
-  static constexpr std::string_view name = "AdamW";
+  static constexpr std::string_view name = "AdamW";  ///< the owner of the moments it fills
 
   /// @throws ConfigError for a negative or non-finite option, or a beta outside [0, 1).
   explicit AdamW(const AdamWOptions& options = {}) : Base(options) {

@@ -16,7 +16,9 @@ namespace lora::detail {
 template <class Derived, RealScalar Scalar, class Options>
 class Optimizer {
  public:
+  /// The options it was created with, and the rate that was set last.
   [[nodiscard]] const Options& options() const noexcept { return options_; }
+  /// The rate of the next step, before Parameter::learning_rate_scale().
   [[nodiscard]] double learning_rate() const noexcept { return options_.learning_rate; }
 
   /// Sets the rate of subsequent steps. @throws ConfigError unless it is finite and not negative.

@@ -13,10 +13,10 @@ namespace lora {
 
 /// Options of WarmupCosine. Steps count updates.
 struct WarmupCosineOptions {
-  double learning_rate = 1e-3;  ///< the peak, reached at step warmup_steps
-  double floor = 0.0;           ///< reached at step total_steps and kept from then on
-  std::int64_t warmup_steps = 0;
-  std::int64_t total_steps = 1;
+  double learning_rate = 1e-3;    ///< the peak, reached at step warmup_steps
+  double floor = 0.0;             ///< reached at step total_steps and kept from then on
+  std::int64_t warmup_steps = 0;  ///< in [0, total_steps]
+  std::int64_t total_steps = 1;   ///< at least 1
 };
 
 /// Linear warm-up, then half a cosine down to a floor. For step t = 0, 1, ... with w = warmup_steps, T = total_steps:
@@ -49,6 +49,7 @@ class WarmupCosine {
     }
   }
 
+  /// The options it was created with.
   [[nodiscard]] const WarmupCosineOptions& options() const noexcept { return options_; }
 
   /// The rate for update number `step`, which counts from 0. @throws ConfigError if it is negative.

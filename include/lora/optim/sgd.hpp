@@ -17,11 +17,11 @@ namespace lora {
 
 /// Options of SGD, with PyTorch's meaning.
 struct SGDOptions {
-  double learning_rate = 1e-3;
-  double momentum = 0.0;
-  double dampening = 0.0;     ///< fraction removed from every gradient but the first as it enters the momentum
-  double weight_decay = 0.0;  ///< L2 penalty: coupled, it passes through the momentum
-  bool nesterov = false;      ///< needs momentum > 0 and dampening = 0
+  double learning_rate = 1e-3;  ///< before Parameter::learning_rate_scale()
+  double momentum = 0.0;        ///< 0: plain gradient descent, without state
+  double dampening = 0.0;       ///< fraction removed from every gradient but the first as it enters the momentum
+  double weight_decay = 0.0;    ///< L2 penalty: coupled, it passes through the momentum
+  bool nesterov = false;        ///< needs momentum > 0 and dampening = 0
 };
 
 /// For a value p with gradient g, elementwise:
@@ -42,7 +42,7 @@ class SGD : public detail::Optimizer<SGD<Scalar>, Scalar, SGDOptions> {
   using Base = detail::Optimizer<SGD<Scalar>, Scalar, SGDOptions>;
 
  public:
-  static constexpr std::string_view name = "SGD";
+  static constexpr std::string_view name = "SGD";  ///< the owner of the moments it fills
 
   /// @throws ConfigError for a negative or non-finite option, or nesterov without momentum or with dampening.
   explicit SGD(const SGDOptions& options = {}) : Base(options) {

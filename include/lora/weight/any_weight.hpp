@@ -56,6 +56,7 @@ class AnyWeight {
 
   /// What a WeightRef to this weight refers to.
   [[nodiscard]] WeightRef<Scalar> held() noexcept { return held_ ? held_->ref() : nothing(); }
+  /// The same, which may only be read.
   [[nodiscard]] WeightRef<Scalar> held() const noexcept {
     return held_ ? static_cast<const Holder&>(*held_).const_ref() : nothing();
   }

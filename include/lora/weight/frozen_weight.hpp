@@ -22,6 +22,7 @@ struct LowRankTerm {
   /// (s*B)^T (r x out_features) or A (r x in_features). Rows are contiguous; product() also accepts contiguous columns.
   MatrixView<const Scalar> up;
 
+  /// r; 0 without a term.
   [[nodiscard]] Index rank() const noexcept { return up.rows; }
 };
 
@@ -33,13 +34,13 @@ enum class WeightStorage : std::uint8_t { scalars, f16, bf16 };
 /// W(first_position + p, first_line + l) when lines are inputs; W is out_features x in_features.
 template <class Element>
 struct WeightTile {
-  Element* data = nullptr;
-  Index lines = 0;
-  Index length = 0;
-  Index line_stride = 0;
-  Index first_line = 0;
-  Index first_position = 0;
-  bool lines_are_outputs = true;
+  Element* data = nullptr;        ///< first element of the first line
+  Index lines = 0;                ///< number of lines
+  Index length = 0;               ///< elements of a line
+  Index line_stride = 0;          ///< elements from one line to the next
+  Index first_line = 0;           ///< its output, or its input
+  Index first_position = 0;       ///< the input, or the output, of a line's first element
+  bool lines_are_outputs = true;  ///< a line is a part of a row of W
 };
 
 /// No tile holds more elements than this, so that scratch for a tile has a fixed size.
@@ -78,6 +79,7 @@ concept ReadableWeight = FrozenWeight<W> && requires(const W& source, MatrixView
 /// W::storage, or WeightStorage::scalars for a kind that does not say.
 template <class W>
 inline constexpr WeightStorage storage_of = WeightStorage::scalars;
+/// What a kind says of itself.
 template <class W>
   requires requires {
     { W::storage } -> std::convertible_to<WeightStorage>;

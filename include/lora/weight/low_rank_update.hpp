@@ -20,7 +20,7 @@ template <class Scalar>
 struct LowRankUpdate {
   MatrixView<const Scalar> a;  ///< rank x in_features
   MatrixView<const Scalar> b;  ///< out_features x rank
-  Scalar scale = 1;
+  Scalar scale = 1;            ///< s
 };
 
 /// A low-rank update of a given weight, computed piece by piece and never held whole. Owns scaled copies of the factors

@@ -24,12 +24,16 @@ namespace lora {
 template <RealScalar Scalar>
 class MergeStack {
  public:
+  /// The caller's number for an update.
   using Key = std::uint64_t;
 
+  /// Updates that are merged.
   [[nodiscard]] std::size_t size() const noexcept { return keys_.size(); }
+  /// Whether nothing is merged.
   [[nodiscard]] bool empty() const noexcept { return keys_.empty(); }
   /// Key of the update that was merged as number `i`.
   [[nodiscard]] Key key(std::size_t i) const noexcept { return keys_[i]; }
+  /// Whether the update of that key is merged.
   [[nodiscard]] bool contains(Key key) const noexcept {
     return std::find(keys_.begin(), keys_.end(), key) != keys_.end();
   }

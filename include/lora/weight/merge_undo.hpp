@@ -89,8 +89,8 @@ class MergeUndo {
 
   /// The position of a walk over the pieces.
   struct Cursor {
-    Index element = 0;
-    std::size_t exception = 0;
+    Index element = 0;          ///< elements passed
+    std::size_t exception = 0;  ///< exceptions passed
   };
 
   /// W as it was before several merges, given as `undos` in the order of merging. `cursors`: one default-constructed

@@ -66,6 +66,7 @@ class PackedWeight {
 
   [[nodiscard]] Index out_features() const noexcept { return layout_.outputs; }
   [[nodiscard]] Index in_features() const noexcept { return layout_.inputs; }
+  /// The instruction set of its products.
   [[nodiscard]] Isa isa() const noexcept { return isa_; }
   /// Memory of the packed copy.
   [[nodiscard]] std::size_t bytes() const noexcept { return storage_.bytes(); }

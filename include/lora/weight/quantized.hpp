@@ -51,14 +51,17 @@ inline constexpr WeightStorage half_storage<formats::BF16> = WeightStorage::bf16
 template <formats::NumberFormat Format_, Compute compute_ = Compute::exact>
 class QuantizedWeight {
  public:
+  /// The format of the blocks.
   using Format = Format_;
   using Scalar = float;
+  /// The arithmetic of product().
   static constexpr Compute compute = compute_;
   static_assert(compute != Compute::int8 || kernels::zero_code<Format> >= 0,
                 "Compute::int8 needs a format of integer codes: Q8_0, Q5_0 or Q4_0");
 
   /// How merging finds the elements; a format of several numbers in a block has no elements to be merged into.
   static constexpr WeightStorage storage = detail::half_storage<Format>;
+  /// Formats of 16 bits, which can be updated in place.
   static constexpr bool can_be_merged_into = storage != WeightStorage::scalars;
 
   QuantizedWeight() = default;

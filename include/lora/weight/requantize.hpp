@@ -37,14 +37,15 @@ struct RequantizationReport {
   double error_norm = 0;   ///< |W' - W - delta|
   /// <W' - W, delta> / <delta, delta>: 1 if all of the update arrived, 0 if none did, or delta is 0.
   double survived = 0;
-  std::int64_t blocks = 0;
-  std::int64_t changed_blocks = 0;
+  std::int64_t blocks = 0;          ///< of the weight
+  std::int64_t changed_blocks = 0;  ///< that were encoded anew
 };
 
+/// A weight with an update encoded into it, and what of the update arrived.
 template <formats::EncodableFormat Format>
 struct Requantized {
-  QuantizedWeight<Format> weight;
-  RequantizationReport report;
+  QuantizedWeight<Format> weight;  ///< the new weight
+  RequantizationReport report;     ///< what arrived
 };
 
 namespace detail {

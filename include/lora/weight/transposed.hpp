@@ -17,12 +17,15 @@ namespace lora {
 template <ReadableWeight Weight_>
 class TransposedWeight {
  public:
+  /// The kind of the weight it transposes.
   using Weight = Weight_;
   using Scalar = typename Weight::Scalar;
 
   TransposedWeight() = default;
+  /// Holds `weight`, whose transpose it is.
   explicit TransposedWeight(Weight weight) : weight_(std::move(weight)) {}
 
+  /// The weight as it was given.
   [[nodiscard]] const Weight& transposed() const noexcept { return weight_; }
   [[nodiscard]] Index out_features() const noexcept { return weight_.in_features(); }
   [[nodiscard]] Index in_features() const noexcept { return weight_.out_features(); }

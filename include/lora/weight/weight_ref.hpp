@@ -22,6 +22,7 @@ class WeightRef {
  public:
   using Scalar = Scalar_;
 
+  /// Refers to `weight`, which may be merged into.
   template <class W>
     requires(!std::is_same_v<std::remove_cv_t<W>, WeightRef>)
   &&FrozenWeight<W> && (std::is_same_v<typename W::Scalar, Scalar>)
@@ -35,6 +36,7 @@ class WeightRef {
     }
   }
 
+  /// Refers to `weight`, which may only be read.
   template <class W>
     requires(!std::is_same_v<std::remove_cv_t<W>, WeightRef>)
   &&FrozenWeight<W> && (std::is_same_v<typename W::Scalar, Scalar>)

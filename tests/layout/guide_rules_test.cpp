@@ -1,0 +1,67 @@
+// Holds the guide to its rules, and each rule to what it is there for: a planted violation must be found.
+#include "layout/guide_rules.hpp"
+
+#include <gtest/gtest.h>
+#include <string>
+#include <vector>
+
+namespace lora::testing::guide_rules_test {
+namespace {
+
+const fs::path root = LORA_SOURCE_DIR;
+const fs::path guide = root / "docs" / "guide";
+
+/// The violations, one in a line.
+std::string text_of(const Violations& violations) {
+  std::string text;
+  for (const auto& violation : violations) text += violation + "\n";
+  return text;
+}
+
+TEST(Guide, TroubleshootingKnowsEveryMessage) {
+  EXPECT_EQ(text_of(undocumented_messages(headers_of(root), read_text(guide / "troubleshooting.md"))), "");
+}
+
+TEST(Guide, TroubleshootingHasNoMessageOfThePast) {
+  const std::string page = read_text(guide / "troubleshooting.md");
+  EXPECT_GT(documented_messages(page).size(), 100U);
+  EXPECT_EQ(text_of(stale_messages(headers_of(root), page)), "");
+}
+
+TEST(Guide, EverySampleIsRun) {
+  int pages = 0;
+  for (const auto& entry : fs::directory_iterator(guide)) {
+    if (entry.path().extension() != ".md") continue;
+    ++pages;
+    EXPECT_EQ(text_of(samples_not_run(entry.path().filename().string(), read_text(entry.path()))), "");
+  }
+  EXPECT_GT(pages, 10);
+}
+
+const Header header{
+    "lora/core/a.hpp",
+    "\nthrow ShapeError(op, \"x\", \"a multiple of \" + text(block) + \", the \"\n  \"size\", text(n));"};
+
+std::string page_of(const std::string& rows) { return "| expected | cure |\n|---|---|\n" + rows; }
+
+TEST(GuideCatches, AMessageThatThePageDoesNotHave) {
+  const Violations found = undocumented_messages({header}, page_of("| `something else` | |\n"));
+  EXPECT_EQ(found, Violations{"lora/core/a.hpp:2: \"a multiple of \" \", the size\""});
+  EXPECT_EQ(undocumented_messages({header}, page_of("| `a multiple of …, the size` | |\n")), Violations{});
+  EXPECT_EQ(undocumented_messages({header}, "| other |\n|---|\n| `a multiple of …` | |\n").size(), 1U);
+}
+
+TEST(GuideCatches, AMessageThatNoHeaderThrows) {
+  EXPECT_EQ(stale_messages({header}, page_of("| `a multiple of …` | |\n")), Violations{});
+  EXPECT_EQ(stale_messages({header}, page_of("| `a multiple of …, the length` | |\n")).size(), 1U);
+  EXPECT_EQ(stale_messages({header}, page_of("| `…` | |\n")).size(), 1U);
+}
+
+TEST(GuideCatches, ASampleThatIsNotRun) {
+  EXPECT_EQ(samples_not_run("page", "text\n```cpp\n"), Violations{"page:2"});
+  EXPECT_EQ(samples_not_run("page", "<!-- readme: setup=a -->\n```cpp\n"), Violations{"page:2"});
+  EXPECT_EQ(samples_not_run("page", "<!-- readme: setup=a run -->\n```cpp\n"), Violations{});
+}
+
+}  // namespace
+}  // namespace lora::testing::guide_rules_test
