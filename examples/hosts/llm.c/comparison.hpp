@@ -2,9 +2,12 @@
 // the other. Include this after llm.c's declarations; compare_with_llm_c() is the whole program.
 #pragma once
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -130,22 +133,23 @@ double difference(const A& a, const B& b) {
 
 inline Rows logits(const GPT2& model) { return {model.acts.logits, tokens, padded_vocabulary}; }
 
-/// Both sum the same terms in other orders: in each of 2 layers products of up to 4 C terms, one after the other in
-/// every block. An error of epsilon sqrt(terms) per product, of which few add up in one direction, is a generous bound.
+/// Relative to the largest element. Both sides sum the same terms in other orders: four products of up to 4 C terms in
+/// every block, and that of the logits, each off by about epsilon sqrt(terms), and none amplified by the norms between.
 inline double forward_tolerance() {
   return static_cast<double>(epsilon) * std::sqrt(4.0 * channels) * (4 * layers + 1);
 }
-/// Backward follows forward, with twice as many products.
+/// The products of both passes, twice as many in the second.
 inline double backward_tolerance() { return 3 * forward_tolerance(); }
 
 /// Gradients of the adapters and of the input, against those that llm.c computes for its merged weights W0 + s B A: its
 /// dW gives dB = s dW A^T and dA = s B^T dW.
 inline void check_gradients(Gpt2Lora& adapted, Model& ours, Model& theirs, Counting& data, Checks& check) {
   data.next();
-  for (auto& block : adapted.blocks()) block.qkv.zero_grad(), block.attproj.zero_grad();
   adapted.forward(data.inputs.data(), data.targets.data(), batch, length);
   lora::Matrix<float> d_encoded(tokens, channels);
   adapted.backward(d_encoded.data());
+  for (auto& block : adapted.blocks()) block.qkv.zero_grad(), block.attproj.zero_grad();
+  adapted.backward();  // as in training, which needs no gradient of the input
 
   adapted.merge();
   theirs.set_weights(ours.weights());
@@ -207,19 +211,19 @@ inline void print_costs(double full_ms, double lora_ms, const GPT2& theirs, cons
 inline int compare_with_llm_c() {
   Checks check;
   Model ours(1), theirs(1);
-  Counting up(1, 1), down(-1, 2);
+  Counting by_one(1, 1), by_two(2, 2);
   for (int step = 1; step <= 60; ++step) {
-    up.next();
-    train_all(theirs.gpt2, up, 1e-3F, step);
+    by_one.next();
+    train_all(theirs.gpt2, by_one, 1e-3F, step);
   }
   const std::vector<float> base = theirs.weights();
   ours.set_weights(base);
   const float base_loss = theirs.gpt2.mean_loss;
 
   Gpt2Lora adapted(ours.gpt2, {.rank = 8, .alpha = 16}, /*seed=*/42);
-  down.next();
-  adapted.forward(down.inputs.data(), down.targets.data(), batch, length);
-  forward(theirs.gpt2, down);
+  by_two.next();
+  adapted.forward(by_two.inputs.data(), by_two.targets.data(), batch, length);
+  forward(theirs.gpt2, by_two);
   const float loss_before = theirs.gpt2.mean_loss;
   check.at_most(difference(logits(ours.gpt2), logits(theirs.gpt2)), forward_tolerance(),
                 "logits with B = 0 against llm.c's, relative");
@@ -227,24 +231,24 @@ inline int compare_with_llm_c() {
   lora::AdamW<float> optimizer({.learning_rate = 5e-3, .weight_decay = 0});
   std::vector<double> full_ms, lora_ms;
   for (int step = 1; step <= 150; ++step) {
-    down.next();
-    lora_ms.push_back(milliseconds([&] { train_adapters(adapted, down, optimizer); }));
+    by_two.next();
+    lora_ms.push_back(milliseconds([&] { train_adapters(adapted, by_two, optimizer); }));
     // llm.c's step is timed on the same batches, in turns, and its result is not used.
-    if (step % 15 == 0) full_ms.push_back(milliseconds([&] { train_all(theirs.gpt2, down, 1e-3F, 61); }));
+    if (step % 15 == 0) full_ms.push_back(milliseconds([&] { train_all(theirs.gpt2, by_two, 1e-3F, 61); }));
   }
   check(same_bits(ours.weights(), base), "training wrote to none of llm.c's weights");
 
-  check_gradients(adapted, ours, theirs, down, check);
+  check_gradients(adapted, ours, theirs, by_two, check);
 
-  down.next();
-  adapted.forward(down.inputs.data(), down.targets.data(), batch, length);
+  by_two.next();
+  adapted.forward(by_two.inputs.data(), by_two.targets.data(), batch, length);
   const lora::Matrix<float> unmerged = logits(ours.gpt2);
   const float loss_after = ours.gpt2.mean_loss;
-  std::printf("loss of counting down: %.3f before, %.3f after LoRA (of counting up, when llm.c trained it: %.3f)\n",
+  std::printf("loss of counting by twos: %.3f before, %.3f after LoRA (by ones, as llm.c trained it: %.3f)\n",
               static_cast<double>(loss_before), static_cast<double>(loss_after), static_cast<double>(base_loss));
   check(loss_after < loss_before / 2, "the loss is less than half of what it was");
   adapted.merge();
-  forward(ours.gpt2, down);
+  forward(ours.gpt2, by_two);
   check.at_most(difference(unmerged, logits(ours.gpt2)), forward_tolerance(),
                 "llm.c's own gpt2_forward on the merged weights against the adapted model, relative");
   adapted.unmerge();

@@ -67,8 +67,8 @@ class Gpt2Lora {
     model_.mean_loss = std::accumulate(a.losses, a.losses + rows(), 0.0F) / static_cast<float>(rows());
   }
 
-  /// Adds to the adapters' gradients for the last forward pass. The gradient of what enters the first block (B T C, like
-  /// llm.c's grads_acts.encoded) is computed only if `d_encoded` is given; it overwrites.
+  /// Adds to the adapters' gradients for the last forward pass. The gradient of what enters the first block (B T C,
+  /// like llm.c's grads_acts.encoded) is computed only if `d_encoded` is given; it overwrites.
   void backward(float* d_encoded = nullptr) {
     const ActivationTensors& a = model_.acts;
     const int b = model_.batch_size, t = model_.seq_len, c = model_.config.channels;
@@ -107,11 +107,11 @@ class Gpt2Lora {
 
   /// Bytes beside llm.c's weights and activations.
   struct Memory {
-    std::size_t parameters = 0;             ///< that train
-    std::size_t gradients = 0;              ///< of these
-    std::size_t optimizer = 0;              ///< moments
+    std::size_t parameters = 0;            ///< that train
+    std::size_t gradients = 0;             ///< of these
+    std::size_t optimizer = 0;             ///< moments
     std::size_t activation_gradients = 0;  ///< one block's, reused, and the logits'
-    std::size_t tapes = 0;                  ///< what the adapters remember of a forward pass
+    std::size_t tapes = 0;                 ///< what the adapters remember of a forward pass
   };
   [[nodiscard]] Memory memory() {
     Memory total;
@@ -120,8 +120,8 @@ class Gpt2Lora {
       add(block.attproj, total);
       total.tapes += block.qkv_tape.bytes() + block.attproj_tape.bytes();
     }
-    for (const auto* buffer : {&d_losses_, &d_logits_, &d_residual_, &d_branch_, &d_qkv_, &d_attention_, &d_scores_,
-                               &d_hidden_, &d_gelu_}) {
+    for (const auto* buffer :
+         {&d_losses_, &d_logits_, &d_residual_, &d_branch_, &d_qkv_, &d_attention_, &d_scores_, &d_hidden_, &d_gelu_}) {
       total.activation_gradients += buffer->size() * sizeof(float);
     }
     return total;
@@ -153,8 +153,8 @@ class Gpt2Lora {
     w.product_transposed(as_rows(dy.data(), w.out_features()), {}, as_rows(dx.data(), w.in_features()), workspace_);
   }
 
-  /// Activations as llm.c allocates them, and gradients for one block. @throws lora::ShapeError like gpt2_forward, which
-  /// exits, when the batch is not the one that the activations were made for.
+  /// Activations as llm.c allocates them, and gradients for one block. @throws lora::ShapeError like gpt2_forward,
+  /// which exits, when the batch is not the one that the activations were made for.
   void reserve(int batch, int length) {
     GPT2& m = model_;
     if (m.acts_memory == nullptr) {
