@@ -21,9 +21,10 @@ namespace lora {
 /// - `rows(output)`: MatrixView<Scalar> of an output.
 template <class Input>
 struct RowsOf {
-  static_assert(sizeof(Input) == 0,
-                "lora: this type is no input of a layer; pass an Eigen matrix or vector, a MatrixView of your own memory, "
-                "or a row-major Eigen::Tensor");
+  static_assert(
+      sizeof(Input) == 0,
+      "lora: this type is no input of a layer; pass an Eigen matrix or vector, a MatrixView of your own memory, "
+      "or a row-major Eigen::Tensor");
 };
 
 namespace detail {
@@ -80,8 +81,8 @@ struct RowsOf<Input> {
   }
 };
 
-/// A view of the caller's own memory: read and written in place. Like a pointer, a view that is itself const may point to
-/// memory that is written.
+/// A view of the caller's own memory: read and written in place. Like a pointer, a view that is itself const may point
+/// to memory that is written.
 template <class Element>
 struct RowsOf<MatrixView<Element>> {
   using Scalar = std::remove_const_t<Element>;

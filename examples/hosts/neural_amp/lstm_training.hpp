@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "lora/lora.hpp"
-#include "nam/lstm_access.hpp"
+#include "neural_amp/lstm_access.hpp"
 
 namespace hosts {
 
