@@ -241,6 +241,35 @@ TEST(LinearLayer, PartsOfOneBufferServeAsInputAndOutput) {
   EXPECT_TRUE(same_bits(buffer.leftCols(4), x));
 }
 
+// As a network over raw buffers calls it: rows with gaps between them, inputs that cannot be written.
+TEST(LinearLayer, ViewsOfRawBuffersGiveTheBitsThatMatricesGive) {
+  LoraLinear<float> layer(random_matrix<float>(6, 4, 1), {.rank = 2}, 3);
+  layer.set_factors(random_matrix<float>(2, 4, 2), random_matrix<float>(6, 2, 3));
+  const auto x = random_matrix<float>(5, 9, 4);
+  const auto dy = random_matrix<float>(5, 6, 5);
+  const MatrixView<const float> x_view{x.data(), 5, 4, /*row_stride=*/9};
+  LoraLinear<float>::Tape tape;
+  Workspace workspace;
+
+  Matrix<float> y(5, 6), dx(5, 4);
+  auto gradients = layer.make_gradients();
+  layer.forward(x.leftCols(4), tape, y, workspace);
+  layer.backward(x.leftCols(4), tape, dy, gradients, dx, workspace);
+
+  std::vector<float> y_memory(5 * 6), dx_memory(5 * 7, 42.0F);
+  const MatrixView<float> y_view{y_memory.data(), 5, 6}, dx_view{dx_memory.data(), 5, 4, /*row_stride=*/7};
+  auto view_gradients = layer.make_gradients();
+  layer.forward(x_view, tape, y_view, workspace);
+  layer.backward(x_view, tape, view_of(dy), view_gradients, dx_view, workspace);
+
+  EXPECT_TRUE(same_bits(Matrix<float>(y_view.map()), y));
+  EXPECT_TRUE(same_bits(Matrix<float>(dx_view.map()), dx));
+  EXPECT_TRUE(same_bits(view_gradients.A, gradients.A));
+  EXPECT_TRUE(same_bits(view_gradients.B, gradients.B));
+  EXPECT_EQ(dx_memory[4], 42.0F);
+  EXPECT_TRUE(same_bits(layer.infer(x_view), y));
+}
+
 TEST(LinearLayer, OverlappingInputAndOutputAreRefused) {
   auto layer = small_layer();
   Matrix<float> buffer = random_matrix<float>(5, 10, 3);

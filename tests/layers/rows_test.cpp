@@ -135,6 +135,17 @@ TEST(WithRows, ExpressionsAreEvaluatedOnce) {
   EXPECT_EQ(read(2 * matrix.col(1)).values, 2 * matrix.col(1).transpose());
 }
 
+TEST(WithRows, AViewIsReadInPlaceWhateverItsStrides) {
+  Matrix<float> matrix = numbered(5, 6);
+  const MatrixView<float> all = lora::view_of(matrix);
+  const MatrixView<const float> part = all.middle_rows(1, 3).middle_cols(2, 4);
+  EXPECT_EQ(read(all).values, matrix);
+  EXPECT_EQ(read(all).data, matrix.data());
+  EXPECT_EQ(read(part).values, matrix.block(1, 2, 3, 4));
+  EXPECT_EQ(read(part).data, &matrix(1, 2));
+  EXPECT_EQ(read(all.transpose()).values, matrix.transpose());
+}
+
 TEST(WithRows, AnEmptyBatchHasNoRows) {
   const Matrix<float> empty(0, 4);
   const Read result = read(empty);
@@ -165,6 +176,15 @@ TEST(MakeOutput, AnswersMapsAndExpressionsWithMatricesOfTheirOwn) {
   EXPECT_TRUE((std::is_same_v<RowsOf<Product>::Output, Matrix<float>>));
 }
 
+TEST(MakeOutput, AnswersViewsWithMatrices) {
+  Matrix<float> matrix(3, 4);
+  EXPECT_TRUE((std::is_same_v<RowsOf<MatrixView<float>>::Output, Matrix<float>>));
+  EXPECT_TRUE((std::is_same_v<RowsOf<MatrixView<const double>>::Output, Matrix<double>>));
+  const auto answer = RowsOf<MatrixView<float>>::make_output(lora::view_of(matrix), 7);
+  EXPECT_EQ(answer.rows(), 3);
+  EXPECT_EQ(answer.cols(), 7);
+}
+
 // The law of an output: writing through the rows writes the object, sample by sample.
 template <class Output>
 void expect_written_in_place(Output&& output, Index rows, Index features) {
@@ -192,6 +212,18 @@ TEST(OutputRows, AreTheObjectsOwnMemory) {
   expect_written_in_place(ref, 3, 4);
   expect_written_in_place(frame.block(1, 2, 3, 4), 3, 4);
   expect_written_in_place(frame.row(2), 1, 8);
+}
+
+TEST(OutputRows, OfAViewAreTheMemoryItPointsTo) {
+  std::vector<float> memory(15);
+  const MatrixView<float> view{memory.data(), 3, 4, /*row_stride=*/5};
+  const auto rows = output_rows<float>({"test", "test"}, "y", view, 3, 4);
+  EXPECT_EQ(rows.data, memory.data());
+  rows.map() = numbered(3, 4);
+  EXPECT_EQ(memory[6], 11.0F);
+  EXPECT_THROW((void)output_rows<float>({"test", "test"}, "y", view, 3, 5), lora::ShapeError);
+  const MatrixView<float> turned = view.transpose();
+  EXPECT_THROW((void)output_rows<float>({"test", "test"}, "y", turned, 4, 3), lora::ShapeError);
 }
 
 TEST(OutputRows, RefuseTheWrongShape) {

@@ -23,9 +23,9 @@ namespace lora {
 /// trainable magnitude scales every output; adapter/dora.hpp has the formulas. With pissa and olora A and B start as a
 /// part of W0 and the adapter adds s (B A - B0 A0): W0 itself is unchanged.
 ///
-/// Inputs are Eigen matrices of rows, vectors, maps or blocks of any storage order (read in place), and, with
-/// layers/tensor.hpp, row-major Eigen tensors whose last dimension is features. A row's result does not depend on the
-/// other rows, on the storage order or on the number of workers.
+/// Inputs are Eigen matrices of rows, vectors, maps or blocks of any storage order, or a MatrixView (read in place),
+/// and, with layers/tensor.hpp, row-major Eigen tensors whose last dimension is features. A row's result does not
+/// depend on the other rows, on the storage order or on the number of workers.
 ///
 /// Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, section 4.
 template <RealScalar Scalar, FrozenWeight Weight = PackedWeight<Scalar>>

@@ -21,8 +21,10 @@ namespace lora {
 /// - `rows(output)`: MatrixView<Scalar> of an output.
 template <class Input>
 struct RowsOf {
-  static_assert(sizeof(Input) == 0,
-                "lora: this type is no input of a layer; pass an Eigen matrix or vector, or a row-major Eigen::Tensor");
+  static_assert(
+      sizeof(Input) == 0,
+      "lora: this type is no input of a layer; pass an Eigen matrix or vector, a MatrixView of your own memory, "
+      "or a row-major Eigen::Tensor");
 };
 
 namespace detail {
@@ -84,6 +86,28 @@ struct RowsOf<Input> {
     return is_column ? view.transpose() : view;
   }
 };
+
+/// A view of the caller's own memory: read and written in place. Like a pointer, a view that is itself const may point
+/// to memory that is written.
+template <class Element>
+struct RowsOf<MatrixView<Element>> {
+  using Scalar = std::remove_const_t<Element>;
+  using Output = Matrix<Scalar>;
+
+  template <class Body>
+  static void with_rows(const MatrixView<Element>& input, const Body& body) {
+    body(MatrixView<const Scalar>(input));
+  }
+  [[nodiscard]] static Output make_output(const MatrixView<Element>& input, Index features) {
+    return Output(input.rows, features);
+  }
+  [[nodiscard]] static MatrixView<Scalar> rows(const MatrixView<Element>& output) {
+    static_assert(!std::is_const_v<Element>, "lora: an output is written; pass a view of memory that is not const");
+    return output;
+  }
+};
+template <class Element>
+struct RowsOf<const MatrixView<Element>> : RowsOf<MatrixView<Element>> {};
 
 /// Calls body with the rows of `input`, after checking that its scalars are the layer's.
 template <class LayerScalar, class Input, class Body>
