@@ -46,6 +46,8 @@ class LoraConan(ConanFile):
 
     def package_info(self):
         self.cpp_info.set_property("cmake_file_name", "lora")
+        # Not lora::lora, which would then link io as well.
+        self.cpp_info.set_property("cmake_target_name", "lora::all")
         library = self.cpp_info.components["core"]
         library.set_property("cmake_target_name", "lora::lora")
         library.set_property("pkg_config_name", "lora")
