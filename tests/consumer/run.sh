@@ -8,10 +8,11 @@ usage() {
 usage: tests/consumer/run.sh [--jobs N] [FILTER]
 
 Compiles small programs that use the library as other projects do, and runs them: with g++ and clang++, as C++20 and
-C++23, with no flag and with -fno-rtti, -ffast-math, -D_GLIBCXX_ASSERTIONS, from the headers and from the single headers.
-Each program has two translation units, and every warning is an error. Programs that train and merge must print the same
-bits in every build but those with -ffast-math, which may round differently, and there too unmerging restores the weight.
-About 15 minutes of processor time. FILTER: only the builds whose names match this regular expression.
+C++23, with no flag and with -fno-rtti, -ffast-math, -D_GLIBCXX_ASSERTIONS, from the headers and from single headers.
+Each program has two translation units, and every warning is an error. Training and merging must give the same bits in
+every build but those with -ffast-math, whose optimiser may round differently; unmerging restores the same weight in all.
+About 15 minutes of processor time. FILTER: only the builds that match this regular expression, as in
+'^g[+][+] c[+][+]20 -fno-rtti headers'.
 
   --jobs N  number of parallel compilers; by default the number of cores
   --help    this text
