@@ -1,5 +1,5 @@
 # lora::compiled: what the headers declare with LORA_COMPILED, compiled once (src/README.md). Static unless
-# BUILD_SHARED_LIBS says otherwise. Inside another project it is built only when something links it.
+# BUILD_SHARED_LIBS says otherwise. Without LORA_BUILD_COMPILED it is built only when something links it.
 add_library(lora_compiled)
 add_library(lora::compiled ALIAS lora_compiled)
 file(GLOB compiled_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/*.cpp)
@@ -12,6 +12,6 @@ set_target_properties(
              OUTPUT_NAME lora
              CXX_EXTENSIONS OFF
              POSITION_INDEPENDENT_CODE ON)
-if(NOT PROJECT_IS_TOP_LEVEL)
+if(NOT LORA_BUILD_COMPILED)
   set_target_properties(lora_compiled PROPERTIES EXCLUDE_FROM_ALL ON)
 endif()

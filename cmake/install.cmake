@@ -1,5 +1,6 @@
-# Headers, licence and the CMake package. All of these are independent of the architecture, hence below share/. The
-# compiled library is a separate install component: `cmake --install build --component compiled`, once it is built.
+# Headers, licence, the CMake package and pkg-config's files. All of these are independent of the architecture, hence
+# below share/. The compiled library is a separate install component: `cmake --install build --component compiled`, once
+# it is built.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
@@ -48,3 +49,14 @@ write_basic_package_version_file(
   ARCH_INDEPENDENT)
 install(FILES ${PROJECT_BINARY_DIR}/package/lora-config.cmake ${PROJECT_BINARY_DIR}/package/lora-config-version.cmake
               ${PROJECT_SOURCE_DIR}/cmake/eigen.cmake ${PROJECT_SOURCE_DIR}/cmake/mpi.cmake DESTINATION ${package_dir})
+
+# pkg-config finds the headers from the place of its own file, so an installation can be moved.
+file(RELATIVE_PATH pkgconfig_includedir ${CMAKE_INSTALL_FULL_DATADIR}/pkgconfig ${CMAKE_INSTALL_FULL_INCLUDEDIR})
+foreach(name IN ITEMS lora lora-io)
+  configure_file(${PROJECT_SOURCE_DIR}/cmake/${name}.pc.in ${PROJECT_BINARY_DIR}/package/${name}.pc @ONLY)
+  install(FILES ${PROJECT_BINARY_DIR}/package/${name}.pc DESTINATION ${CMAKE_INSTALL_DATADIR}/pkgconfig)
+endforeach()
+
+if(PROJECT_IS_TOP_LEVEL)
+  include(cmake/deb.cmake)
+endif()

@@ -14,7 +14,7 @@ jobs() { echo "${LORA_JOBS:-}" | grep . || nproc 2>/dev/null || getconf _NPROCES
 # A tool is present if it is found anywhere, a library if its package is installed.
 has_package() {
   case $1 in
-    g++ | cmake | clang | clang-format | clang-tidy | git | curl) command -v "$1" >/dev/null && return ;;
+    g++ | cmake | clang | clang-format | clang-tidy | git | curl | pkg-config) command -v "$1" >/dev/null && return ;;
     ninja-build) command -v ninja >/dev/null && return ;;
     gnuplot-nox) command -v gnuplot >/dev/null && return ;;
   esac
@@ -65,7 +65,7 @@ build_target() {
 packages_build=(g++ cmake ninja-build libeigen3-dev)
 packages_mpi=(libopenmpi-dev openmpi-bin)
 packages_tests=("${packages_build[@]}" libgtest-dev librapidcheck-dev nlohmann-json3-dev libcli11-dev zlib1g-dev
-  libutf8proc-dev curl ca-certificates "${packages_mpi[@]}")
+  libutf8proc-dev pkg-config curl ca-certificates "${packages_mpi[@]}")
 packages_examples=("${packages_build[@]}" nlohmann-json3-dev libcli11-dev zlib1g-dev gnuplot-nox dataset-fashion-mnist
   libutf8proc-dev curl ca-certificates "${packages_mpi[@]}")
 packages_benchmarks=("${packages_build[@]}" libbenchmark-dev libcli11-dev nlohmann-json3-dev gnuplot-nox)

@@ -17,6 +17,7 @@
 #include "lora/core/random.hpp"
 #include "lora/core/shape.hpp"
 #include "lora/core/types.hpp"
+#include "lora/core/version.hpp"
 #include "lora/core/view.hpp"
 #include "lora/core/workspace.hpp"
 #include "lora/layers/adapted_layer.hpp"

@@ -1,8 +1,7 @@
 // Prints the bits of what a few steps of training and merging give, for a comparison between two ways to build.
 #include <cstdio>
 #include <cstring>
-#include <lora/layers/linear.hpp>
-#include <lora/optim/adamw.hpp>
+#include <lora/lora.hpp>
 
 namespace {
 

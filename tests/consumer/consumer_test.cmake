@@ -1,5 +1,6 @@
 # Builds a small project that uses lora the way CASE names, and checks what reaches it.
-# Arguments: CASE SOURCE_DIR BUILD_DIR WORK_DIR STAGE CXX GENERATOR EIGEN_INCLUDE
+# Arguments: CASE SOURCE_DIR BUILD_DIR WORK_DIR STAGE CXX GENERATOR EIGEN_INCLUDE VERSION
+cmake_minimum_required(VERSION 3.22)
 
 function(run_or_fail what)
   execute_process(
@@ -47,6 +48,95 @@ function(build_and_run)
   run_or_fail("building the consumer" ${CMAKE_COMMAND} --build ${WORK_DIR}/build --config Release)
   run_or_fail("running the consumer" ${CMAKE_COMMAND} -E chdir ${WORK_DIR}/build ./consumer)
   check_command_lines()
+endfunction()
+
+# Compiles without CMake: compile_and_run(<compiler's arguments>...)
+function(compile_and_run)
+  run_or_fail("compiling without CMake" ${CXX} -std=c++20 ${ARGN} -o ${WORK_DIR}/consumer)
+  run_or_fail("running the consumer" ${CMAKE_COMMAND} -E chdir ${WORK_DIR} ./consumer)
+endfunction()
+
+# Expects that `program`, built from version_main.cpp, found the headers of this version.
+function(check_version program)
+  execute_process(
+    COMMAND ${program}
+    OUTPUT_VARIABLE output
+    OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+  if(NOT output STREQUAL VERSION)
+    message(FATAL_ERROR "${program} says '${output}', expected ${VERSION}")
+  endif()
+endfunction()
+
+# pkg_config(<variable> <argument>...): what pkg-config says of the packages below STAGE, as a list.
+function(pkg_config result)
+  execute_process(
+    COMMAND ${CMAKE_COMMAND} -E env PKG_CONFIG_PATH=${STAGE}/share/pkgconfig pkg-config ${ARGN}
+    OUTPUT_VARIABLE output
+    OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+  separate_arguments(output UNIX_COMMAND "${output}")
+  set(${result} "${output}" PARENT_SCOPE)
+endfunction()
+
+# Finds the library below STAGE with pkg-config alone.
+function(check_pkg_config)
+  foreach(package IN ITEMS lora lora-io)
+    pkg_config(version --modversion ${package})
+    if(NOT version STREQUAL VERSION)
+      message(FATAL_ERROR "${package}.pc is of version '${version}', expected ${VERSION}")
+    endif()
+    pkg_config(flags_of_${package} --cflags ${package})
+    string(FIND "${flags_of_${package}}" "-I${STAGE}/" position)
+    if(position EQUAL -1)
+      message(FATAL_ERROR "${package}.pc does not lead to the headers below ${STAGE}: ${flags_of_${package}}")
+    endif()
+  endforeach()
+  compile_and_run(${flags_of_lora} ${CMAKE_CURRENT_LIST_DIR}/version_main.cpp)
+  check_version(${WORK_DIR}/consumer)
+endfunction()
+
+# check_field(<package file> <field> <regular expression>)
+function(check_field package field expected)
+  execute_process(
+    COMMAND dpkg-deb --field ${package} ${field}
+    OUTPUT_VARIABLE value
+    OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+  if(NOT value MATCHES "^(${expected})$")
+    message(FATAL_ERROR "${package}: ${field} is '${value}', expected '${expected}'")
+  endif()
+endfunction()
+
+# check_stated_version(<file> <regular expression with the version as its group>): the file states this version, once.
+function(check_stated_version path pattern)
+  file(READ ${SOURCE_DIR}/${path} text)
+  string(REGEX MATCHALL "${pattern}" matches "${text}")
+  list(LENGTH matches count)
+  if(NOT count EQUAL 1)
+    message(FATAL_ERROR "${path}: expected one match of '${pattern}', found ${count}")
+  endif()
+  string(REGEX MATCH "${pattern}" matches "${text}")
+  if(NOT CMAKE_MATCH_1 STREQUAL VERSION)
+    message(FATAL_ERROR "${path} says version ${CMAKE_MATCH_1}, include/lora/core/version.hpp ${VERSION}")
+  endif()
+endfunction()
+
+# The README's block of CMake that holds `text`.
+function(read_readme_block text result)
+  file(READ ${SOURCE_DIR}/README.md rest)
+  while(TRUE)
+    string(FIND "${rest}" "\n```cmake\n" begin)
+    if(begin EQUAL -1)
+      message(FATAL_ERROR "README.md has no block of CMake with '${text}'")
+    endif()
+    math(EXPR begin "${begin} + 10")
+    string(SUBSTRING "${rest}" ${begin} -1 rest)
+    string(FIND "${rest}" "\n```" length)
+    string(SUBSTRING "${rest}" 0 ${length} block)
+    string(FIND "${block}" "${text}" position)
+    if(NOT position EQUAL -1)
+      set(${result} "${block}\n" PARENT_SCOPE)
+      return()
+    endif()
+  endwhile()
 endfunction()
 
 # No warning, instruction set, sanitizer or optimisation level reaches a user.
@@ -149,14 +239,75 @@ elseif(CASE STREQUAL "eigen_versions")
                        Eigen3_DIR=${WORK_DIR}/eigen-3.3.9)
   set(message "lora needs Eigen 3.4 or newer and found none")
   configure_is_refused(installed "${message}" --fresh -D CMAKE_DISABLE_FIND_PACKAGE_Eigen3=ON)
-elseif(CASE STREQUAL "plain_compiler")
-  set(includes "")
-  foreach(directory IN LISTS EIGEN_INCLUDE)
-    list(APPEND includes -I${directory})
+elseif(CASE STREQUAL "wrong_version")
+  # A minor version may break the interface while the major one is 0.
+  string(REPLACE "." ";" numbers ${VERSION})
+  list(GET numbers 0 major)
+  list(GET numbers 1 minor)
+  list(GET numbers 2 patch)
+  foreach(accepted IN ITEMS ${major}.${minor} ${VERSION})
+    configure_or_fail(installed -D SOURCE=version_main -D VERSION=${accepted})
   endforeach()
-  run_or_fail("compiling without CMake" ${CXX} -std=c++20 -I${SOURCE_DIR}/include ${includes}
-              ${CMAKE_CURRENT_LIST_DIR}/main.cpp -o ${WORK_DIR}/consumer)
-  run_or_fail("running the consumer" ${WORK_DIR}/consumer)
+  set(refused 99.0)
+  foreach(step IN ITEMS -1 1)
+    foreach(number IN ITEMS major minor)
+      math(EXPR other_${number} "${${number}} + ${step}")
+    endforeach()
+    list(APPEND refused ${other_major}.${minor} ${major}.${other_minor})
+  endforeach()
+  math(EXPR patch "${patch} + 1")
+  list(APPEND refused ${major}.${minor}.${patch})
+  # There is no version below 0.
+  list(FILTER refused EXCLUDE REGEX "-")
+  foreach(version IN LISTS refused)
+    configure_is_refused(installed "compatible with requested version \"${version}\"" -D SOURCE=version_main -D
+                         VERSION=${version})
+  endforeach()
+elseif(CASE STREQUAL "versions")
+  check_stated_version(README.md "GIT_TAG v([0-9.]+)")
+  check_stated_version(CITATION.cff "\nversion: ([0-9.]+)\n")
+  check_stated_version(packaging/vcpkg/vcpkg.json "\"version\": \"([0-9.]+)\"")
+  check_stated_version(packaging/conan/conandata.yml "\"([0-9.]+)\":\n")
+elseif(CASE STREQUAL "fetch_content")
+  read_readme_block(FetchContent_Declare block)
+  file(WRITE ${WORK_DIR}/readme.cmake "${block}")
+  configure_or_fail(fetch_content -D SNIPPET=${WORK_DIR}/readme.cmake -D FETCHCONTENT_SOURCE_DIR_LORA=${SOURCE_DIR})
+  build_and_run()
+  check_version(${WORK_DIR}/build/consumer)
+elseif(CASE STREQUAL "pkg_config")
+  check_pkg_config()
+elseif(CASE STREQUAL "deb")
+  get_filename_component(programs ${CMAKE_COMMAND} DIRECTORY)
+  run_or_fail("making the package" ${programs}/cpack --config ${BUILD_DIR}/CPackConfig.cmake -B ${WORK_DIR}/deb)
+  set(package ${WORK_DIR}/deb/liblora-dev_${VERSION}_all.deb)
+  check_field(${package} Architecture all)
+  check_field(${package} Version "${VERSION}")
+  check_field(${package} Depends "libeigen3-dev [(]>= 3.4[)]")
+  check_field(${package} Recommends nlohmann-json3-dev)
+  run_or_fail("unpacking the package" dpkg-deb --extract ${package} ${WORK_DIR}/root)
+  if(NOT EXISTS ${WORK_DIR}/root/usr/share/doc/liblora-dev/copyright)
+    message(FATAL_ERROR "the package has no copyright file")
+  endif()
+  set(STAGE ${WORK_DIR}/root/usr)
+  configure_or_fail(installed -D SOURCE=version_main -D VERSION=${VERSION})
+  build_and_run()
+  check_version(${WORK_DIR}/build/consumer)
+  check_pkg_config()
+elseif(CASE STREQUAL "single_header")
+  # In the place of the headers they hold, so that programs need no change.
+  configure_file(${BUILD_DIR}/single_header/lora.hpp ${WORK_DIR}/include/lora/lora.hpp COPYONLY)
+  configure_file(${BUILD_DIR}/single_header/lora_all.hpp ${WORK_DIR}/include/lora/io.hpp COPYONLY)
+  list(TRANSFORM EIGEN_INCLUDE PREPEND -I OUTPUT_VARIABLE includes)
+  list(APPEND includes -I${WORK_DIR}/include)
+  run_or_fail("compiling the second translation unit" ${CXX} -std=c++20 -Dmain=other_main ${includes} -c
+              ${CMAKE_CURRENT_LIST_DIR}/io_main.cpp -o ${WORK_DIR}/other.o)
+  compile_and_run(${includes} ${CMAKE_CURRENT_LIST_DIR}/main.cpp ${WORK_DIR}/other.o)
+  # What is first included below an #if is there without it.
+  run_or_fail("compiling declarations alone" ${CXX} -std=c++20 -fsyntax-only -DLORA_COMPILED ${includes}
+              ${CMAKE_CURRENT_LIST_DIR}/main.cpp)
+elseif(CASE STREQUAL "plain_compiler")
+  list(TRANSFORM EIGEN_INCLUDE PREPEND -I OUTPUT_VARIABLE includes)
+  compile_and_run(-I${SOURCE_DIR}/include ${includes} ${CMAKE_CURRENT_LIST_DIR}/main.cpp)
 else()
   message(FATAL_ERROR "no case '${CASE}'")
 endif()

@@ -1,0 +1,15 @@
+# lora_read_version(<variable>): the version that include/lora/core/version.hpp states.
+set(LORA_VERSION_HEADER ${CMAKE_CURRENT_LIST_DIR}/../include/lora/core/version.hpp)
+
+function(lora_read_version result)
+  file(STRINGS ${LORA_VERSION_HEADER} lines REGEX "^#define LORA_VERSION_(MAJOR|MINOR|PATCH) [0-9]+$")
+  string(REGEX MATCHALL "[0-9]+" numbers "${lines}")
+  list(JOIN numbers "." version)
+  if(NOT version MATCHES "^[0-9]+[.][0-9]+[.][0-9]+$")
+    message(FATAL_ERROR "${LORA_VERSION_HEADER}: expected a major, minor and patch version, got '${version}'")
+  endif()
+  set(${result} ${version} PARENT_SCOPE)
+  if(NOT CMAKE_SCRIPT_MODE_FILE)
+    set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${LORA_VERSION_HEADER})
+  endif()
+endfunction()
