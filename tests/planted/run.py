@@ -10,7 +10,7 @@ A bug is a section of such a file:
     + scaled_(i, p) = pass.u(i, p);
 
 The lines behind "- " must stand in include/lora/FILE exactly once; those behind "+ " replace them. TEST names the
-sources of the tests, and CATCHES (a gtest filter) those that should fail.
+sources of the tests, and CATCHES those that should fail: their names as in the source, or gtest filters.
 
 Compilers are what takes time, so that bugs share a build: a copy of include/ for each test source has all of its bugs,
 each behind a switch that LORA_PLANTED turns on in the test program. So text that ends in ";" or "}" must be whole
@@ -74,6 +74,14 @@ class Broken(Exception):
     """What keeps a bug from being judged."""
 
 
+def every_form(name):
+    """A test's name as it stands in its source, as a gtest filter of all that is made of it by types and parameters."""
+    suite, _, test = name.partition(".")
+    if "/" in name or not test:
+        return name
+    return f"{suite}.{test}:{suite}/*.{test}:*/{suite}.{test}/*:*/{suite}/*.{test}/*"
+
+
 class Bug:
     def __init__(self, place, name):
         self.place, self.name = place, name
@@ -86,7 +94,7 @@ class Bug:
             sys.exit(f"{self.place}: [{self.name}] lacks {', '.join(sorted(missing)) or 'the text to replace'}")
         self.file = self.fields["file"]
         self.sources = self.fields["test"].split()
-        self.filter = self.fields["catches"]
+        self.filter = ":".join(every_form(name) for name in self.fields["catches"].split(":"))
         self.alone = all_alone or self.fields.get("alone") == "yes"
         self.old, self.new = "\n".join(self.old), "\n".join(self.new)
         self.id = int(digest(self.name)[:7], 16)
@@ -200,6 +208,7 @@ class Builder:
         self.mpi = mpi_flags()
         self.version = run([COMPILER, "--version"]).stdout
         self.locks, self.lock = {}, threading.Lock()
+        self.failures = {}  # of compilers, which are not asked twice in one run
         self.bugs_of = {source: [bug for bug in bugs if source in bug.sources and not bug.alone]
                         for bug in bugs for source in bug.sources}
         WORK.mkdir(parents=True, exist_ok=True)
@@ -229,6 +238,8 @@ class Builder:
 
     def object_of(self, source, bugs, folder):
         with self.only_one(folder):
+            if folder in self.failures:
+                raise Broken(self.failures[folder])
             plant(bugs, folder / "include")
             target, stamp = folder / "object.o", folder / "key"
             key = self.key_of(target)
@@ -246,7 +257,8 @@ class Builder:
         if made.returncode != 0:
             target.unlink(missing_ok=True)
             errors = [line.replace(f"{include}/", "") for line in made.stdout.splitlines() if "error" in line][:3]
-            raise Broken(f"tests/{source} does not compile: {' | '.join(errors)}")
+            self.failures[target.parent] = f"tests/{source} does not compile: {' | '.join(errors)}"
+            raise Broken(self.failures[target.parent])
 
     @staticmethod
     def included(target):
@@ -375,7 +387,7 @@ def main():
     parser.add_argument("--alone", action="store_true", help="build each bug in a copy of include/ of its own")
     parser.add_argument("--again", action="store_true", help="judge anew what was judged before")
     parser.add_argument("--jobs", type=int, default=int(os.environ.get("LORA_JOBS", os.cpu_count() or 1)), metavar="N",
-                        help="bugs at a time, each with a compiler of about 1 GB; by default the number of cores")
+                        help="programs at a time, each with a compiler of about 1 GB; by default the number of cores")
     arguments = parser.parse_args()
 
     all_bugs = read_bugs(arguments.alone)
@@ -388,17 +400,22 @@ def main():
             print(f"{bug.file}: {bug.name}")
         return 0
 
-    chosen.sort(key=lambda bug: bug.sources)
     judge = Judge(Builder(all_bugs), arguments.again)
     verdicts = {"caught": [], "missed": [], "broken": [], "skipped": []}
     begin = time.monotonic()
-    with concurrent.futures.ThreadPoolExecutor(max(1, arguments.jobs)) as pool:
-        running = {pool.submit(judge.judge, bug): bug for bug in chosen}
-        for done in concurrent.futures.as_completed(running):
-            bug = running[done]
-            verdict, why = done.result()
+
+    def judge_all(bugs):
+        for bug in bugs:
+            verdict, why = judge.judge(bug)
             verdicts[verdict].append(bug)
             print(f"{verdict:8}{bug.file}: {bug.name} ({why})", flush=True)
+
+    # One thread takes the bugs of one program, as they wait for the same compiler.
+    groups = {}
+    for bug in chosen:
+        groups.setdefault(tuple(bug.sources), []).append(bug)
+    with concurrent.futures.ThreadPoolExecutor(max(1, arguments.jobs)) as pool:
+        list(pool.map(judge_all, groups.values()))
 
     missing = folders_without(all_bugs)
     print(f"\n{len(chosen)} bugs in {(time.monotonic() - begin) / 60:.0f} min:",
