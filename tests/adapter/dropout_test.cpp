@@ -192,6 +192,8 @@ TEST(DropoutBits, ScaleKeepsTheExpectation) {
   EXPECT_EQ(scale(1 - 0x1p-24), 0x1p24);
   EXPECT_EQ(scale(1 - 3 * 0x1p-32), 0x1p32 / 3);
   EXPECT_EQ(scale(1 - 2.75 * 0x1p-32), 0x1p32 / 3);
+  EXPECT_EQ(scale(1 - 2.25 * 0x1p-32), 0x1p32 / 2);  // the nearest threshold, and not the one below
+  EXPECT_EQ(scale(0.75 * 0x1p-32), 0x1p32 / (0x1p32 - 1));
   EXPECT_EQ(scale(1 - 0x1p-32), 0x1p32);
   EXPECT_EQ(scale(1 - 0x1.8p-33), 0x1p32);
 }

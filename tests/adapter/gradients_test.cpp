@@ -69,18 +69,21 @@ TYPED_TEST(Gradients, BytesCountWhatTrains) {
 // Those of a layer with several active adapters, in their order.
 TYPED_TEST(Gradients, OfSeveralAdaptersAreAddedEach) {
   auto sum = this->numbered(1);
-  sum.others.push_back(this->numbered(200));
-  EXPECT_EQ(sum.size(), 2U);
+  sum.others = {this->numbered(200), this->numbered(3000)};
+  EXPECT_EQ(sum.size(), 3U);
   EXPECT_EQ(&sum[0], &sum);
   EXPECT_EQ(&sum[1], &sum.others[0]);
-  EXPECT_EQ(sum.bytes(), 2 * this->numbered(1).bytes());
+  EXPECT_EQ(&sum[2], &sum.others[1]);
+  EXPECT_EQ(sum.bytes(), 3 * this->numbered(1).bytes());
   auto other = this->numbered(10);
-  other.others.push_back(this->numbered(1000));
+  other.others = {this->numbered(1000), this->numbered(20000)};
   sum += other;
   EXPECT_EQ(sum[0].B, this->numbered(1).B + this->numbered(10).B);
   EXPECT_EQ(sum[1].B, this->numbered(200).B + this->numbered(1000).B);
+  EXPECT_EQ(sum[2].B, this->numbered(3000).B + this->numbered(20000).B);
   sum.set_zero();
   EXPECT_TRUE(sum[1].magnitude.isZero(0));
+  EXPECT_TRUE(sum[2].magnitude.isZero(0));
 }
 
 TYPED_TEST(Gradients, NoneIsHeldBeforeSomethingTrains) {

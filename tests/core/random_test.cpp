@@ -71,6 +71,19 @@ TEST(FillUniform, BitsAreTheSameEverywhere) {
   EXPECT_EQ(twice(0, 2), 0x1.8f8a03b10bee2p-4);
 }
 
+// Two elements share a block: each takes two of its words, the upper half of the number first.
+TEST(FillUniform, EveryElementHasWordsOfItsOwn) {
+  Matrix<double> values(1, 5);
+  const RandomStream stream(42, 3);
+  lora::fill_uniform(lora::view_of(values), 1.0, stream);
+  for (Index j = 0; j < 5; ++j) {
+    const auto words = stream.block(static_cast<std::uint64_t>(j / 2));
+    const auto first = static_cast<std::size_t>(j % 2 * 2);
+    const std::uint64_t bits = std::uint64_t{words[first]} << 32U | words[first + 1];
+    EXPECT_EQ(values(0, j), static_cast<double>(bits >> 11U) * 0x1p-52 - 1.0) << j;
+  }
+}
+
 TEST(FillNormal, BitsAreTheSameEverywhere) {
   Matrix<double> values(1, 64);
   lora::fill_normal(lora::view_of(values), 1.0, RandomStream(42, 0));

@@ -270,6 +270,18 @@ TEST(PeftDirectoryWriter, WhatPeftWouldLoadOtherwiseIsToldAllAtOnce) {
       "  module \"h.wte\" has scaling 2.12132034, alpha and rank of the configuration give 1.73205081");
 }
 
+// A reader computes the scaling from alpha and rank. What differs by more than the rounding of that is another adapter.
+TEST(PeftDirectoryWriter, AScalingIsThatOfTheConfigurationUpToRounding) {
+  constexpr double epsilon = std::numeric_limits<double>::epsilon();
+  const auto off_by = [](double share) {
+    return refusal<ConfigError>([&](auto& adapter) { adapter.weights.modules.at("h.c2").scaling *= 1 + share; });
+  };
+  for (const double share : {1e-3, -1e-3, 1e-6, -1e-6, 1e-12, 16 * epsilon, -16 * epsilon}) {
+    EXPECT_NE(off_by(share).find("module \"h.c2\" has scaling"), std::string::npos) << share;
+  }
+  for (const double share : {0.0, 2 * epsilon, -2 * epsilon}) EXPECT_EQ(off_by(share), "no such error") << share;
+}
+
 TEST(PeftDirectoryWriter, StatesThatContradictThemselvesAreRefused) {
   const auto kernel = [](std::vector<Index> extents) {
     return refusal<ShapeError>([&](auto& adapter) { adapter.weights.modules.at("h.c2").kernel_size = extents; });

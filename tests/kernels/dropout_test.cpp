@@ -84,19 +84,5 @@ TEST(KeepBits, KeepsTheExpectedShare) {
   }
 }
 
-// Share kept times factor is 1 for every threshold, so dropout changes no mean; 1 / (1 - p) misses it at both ends.
-TEST(DropoutThreshold, TheFactorBelongsToTheThreshold) {
-  for (const double p : {0.0, 1e-12, 0x1p-33, 0x1p-32, 0.05, 0.1, 0.5, 0.9, 1 - 0x1p-20, 1 - 0x1p-31, 1 - 0x1p-40}) {
-    const std::uint32_t threshold = kernels::dropout_threshold(p);
-    EXPECT_NEAR(threshold / 0x1p32, p, 0x1p-32) << p;
-    const double kept = (0x1p32 - threshold) / 0x1p32;
-    EXPECT_DOUBLE_EQ(kept * kernels::kept_scale(threshold), 1) << p;
-    EXPECT_TRUE(std::isfinite(static_cast<float>(kernels::kept_scale(threshold)))) << p;
-  }
-  EXPECT_EQ(kernels::dropout_threshold(0), 0U);
-  EXPECT_EQ(kernels::kept_scale(0), 1);
-  EXPECT_EQ(kernels::dropout_threshold(1), 0xFFFFFFFFU);
-}
-
 }  // namespace
 }  // namespace lora

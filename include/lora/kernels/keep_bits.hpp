@@ -22,18 +22,6 @@ struct KeepBits {
   std::uint32_t threshold = 0;
 };
 
-/// The threshold that drops an element with `probability` in [0, 1]: that fraction of the 2^32 equally likely words is
-/// below it. At most 2^32 - 1, so that an element can be kept.
-[[nodiscard]] inline std::uint32_t dropout_threshold(double probability) noexcept {
-  return static_cast<std::uint32_t>(std::min(probability * 0x1p32 + 0.5, 0x1p32 - 1));
-}
-
-/// The factor on kept elements for a threshold: 1 / (fraction kept). It preserves the mean exactly; 1 / (1 -
-/// probability) would not, because the threshold is rounded.
-[[nodiscard]] inline double kept_scale(std::uint32_t threshold) noexcept {
-  return 0x1p32 / (0x1p32 - static_cast<double>(threshold));
-}
-
 /// Fills `bytes` bytes: bit b of byte i is 1 iff word 8 i + b, counted from the first block, is at least the threshold.
 /// Every kernel gives the same bits. No allocation.
 using KeepBitsKernel = void (*)(const KeepBits& keep, Index bytes, std::uint8_t* out);
