@@ -16,7 +16,7 @@ runs it. The last lines of output, one per goal and case, are
   --json FILE  all results as JSON
   --plots DIR  SVG plots: time over N against the roofline, ratio over r (takes some minutes more)
   --eigen DIR  another Eigen, the folder that holds Eigen/Core, as one more peer
-  --ggml DIR   the sources of ggml, whose folder include/ holds ggml-cpu.h, as a peer for weights of fewer bits
+  --ggml DIR   where ggml is installed (include/ggml-cpu.h, lib/), as a peer for weights of fewer bits
   --no-torch   leave libtorch out: its package is large
   --goal, --case, --list, --cold-mib: see build/bin/ratios --help
   --help       this text
@@ -39,7 +39,7 @@ while [ $# -gt 0 ]; do
       ;;
     --ggml)
       [ $# -gt 1 ] || die "--ggml: expected a folder"
-      [ -f "$2/include/ggml-cpu.h" ] || die "--ggml: no include/ggml-cpu.h in '$2'"
+      [ -f "$2/include/ggml-cpu.h" ] || die "--ggml: no include/ggml-cpu.h in '$2', where ggml should be installed"
       ggml=$(cd "$2" && pwd)
       shift
       ;;
