@@ -57,6 +57,11 @@ foreach(name IN ITEMS lora lora-io)
   install(FILES ${PROJECT_BINARY_DIR}/package/${name}.pc DESTINATION ${CMAKE_INSTALL_DATADIR}/pkgconfig)
 endforeach()
 
+# The bill of materials. SOURCE_DATE_EPOCH fixes its date.
+string(TIMESTAMP sbom_created "%Y-%m-%dT%H:%M:%SZ" UTC)
+configure_file(${PROJECT_SOURCE_DIR}/cmake/lora.spdx.json.in ${PROJECT_BINARY_DIR}/package/lora.spdx.json @ONLY)
+install(FILES ${PROJECT_BINARY_DIR}/package/lora.spdx.json DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/lora)
+
 if(PROJECT_IS_TOP_LEVEL)
   include(cmake/deb.cmake)
 endif()

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <regex>
+#include <set>
 #include <sstream>
 #include <string>
 #include <string_view>
@@ -167,6 +168,48 @@ inline Violations samples_not_run(const std::string& name, const std::string& pa
     if (!runs) violations.push_back(name + ":" + std::to_string(number));
   }
   return violations;
+}
+
+/// The tests that a page names in the last cells of tables whose last heading is "test": "Suite.Name".
+inline std::vector<std::string> promised_tests(const std::string& page) {
+  std::vector<std::string> tests;
+  std::istringstream lines(page);
+  bool inside = false;
+  for (std::string line; std::getline(lines, line);) {
+    if (!line.starts_with("|")) {
+      inside = false;
+    } else if (line.ends_with("| test |")) {
+      inside = true;
+    } else if (inside && !line.starts_with("|---")) {
+      const std::string cell = line.substr(line.rfind(" | "));
+      for (std::size_t open = cell.find('`'); open != std::string::npos;) {
+        const std::size_t close = cell.find('`', open + 1);
+        tests.push_back(cell.substr(open + 1, close - open - 1));
+        open = cell.find('`', close + 1);
+      }
+      if (cell.find('`') == std::string::npos) tests.push_back("none for: " + line);
+    }
+  }
+  return tests;
+}
+
+/// The tests of a page that no source has.
+inline Violations missing_tests(const std::set<std::string>& tests, const std::string& page) {
+  Violations violations;
+  for (const std::string& test : promised_tests(page)) {
+    if (!tests.contains(test)) violations.push_back(test);
+  }
+  return violations;
+}
+
+/// "Suite.Name" of every test in a source.
+inline std::set<std::string> tests_of(const std::string& source) {
+  static const std::regex definition(R"(TEST(?:_F|_P)?\((\w+),\s*(\w+)\))");
+  std::set<std::string> tests;
+  for (std::sregex_iterator match(source.begin(), source.end(), definition), end; match != end; ++match) {
+    tests.insert((*match)[1].str() + "." + (*match)[2].str());
+  }
+  return tests;
 }
 
 }  // namespace lora::testing

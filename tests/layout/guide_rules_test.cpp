@@ -2,6 +2,7 @@
 #include "layout/guide_rules.hpp"
 
 #include <gtest/gtest.h>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -38,6 +39,16 @@ TEST(Guide, EverySampleIsRun) {
   EXPECT_GT(pages, 10);
 }
 
+TEST(Guide, EveryPromiseHasATest) {
+  std::set<std::string> tests;
+  for (const auto& entry : fs::recursive_directory_iterator(root / "tests")) {
+    if (entry.path().extension() == ".cpp") tests.merge(tests_of(read_text(entry.path())));
+  }
+  const std::string page = read_text(guide / "promises.md");
+  EXPECT_GT(promised_tests(page).size(), 20U);
+  EXPECT_EQ(text_of(missing_tests(tests, page)), "");
+}
+
 const Header header{
     "lora/core/a.hpp",
     "\nthrow ShapeError(op, \"x\", \"a multiple of \" + text(block) + \", the \"\n  \"size\", text(n));"};
@@ -55,6 +66,15 @@ TEST(GuideCatches, AMessageThatNoHeaderThrows) {
   EXPECT_EQ(stale_messages({header}, page_of("| `a multiple of …` | |\n")), Violations{});
   EXPECT_EQ(stale_messages({header}, page_of("| `a multiple of …, the length` | |\n")).size(), 1U);
   EXPECT_EQ(stale_messages({header}, page_of("| `…` | |\n")).size(), 1U);
+}
+
+TEST(GuideCatches, APromiseWithoutATest) {
+  const auto tests = tests_of("TYPED_TEST(Kept, ByAll) {}\nTEST(Kept,\n  ByOne) {}");
+  EXPECT_EQ(tests, (std::set<std::string>{"Kept.ByAll", "Kept.ByOne"}));
+  const std::string head = "| what | test |\n|---|---|\n";
+  EXPECT_EQ(missing_tests(tests, head + "| a | `Kept.ByAll`, `Kept.ByOne` |\n"), Violations{});
+  EXPECT_EQ(missing_tests(tests, head + "| a | `Kept.ByNone` |\n"), Violations{"Kept.ByNone"});
+  EXPECT_EQ(missing_tests(tests, head + "| a | |\n").size(), 1U);
 }
 
 TEST(GuideCatches, ASampleThatIsNotRun) {

@@ -1,5 +1,6 @@
 #include "lora/weight/packed.hpp"
 
+#include <cmath>
 #include <cstring>
 #include <gtest/gtest.h>
 #include <string>
@@ -198,6 +199,34 @@ TYPED_TEST(PackedWeightTest, ResultsDoNotDependOnTheNumberOfWorkers) {
         a.product_transposed(packed, workspace);
         expect_same_bits(a.y.view(), serial.y);
         expect_same_bits(a.dx.view(), serial.dx);
+      }
+    }
+  }
+}
+
+// So NEON, AVX2 and AVX-512 give the same bits. The portable kernels may round each product first.
+TYPED_TEST(PackedWeightTest, EveryElementIsOneChainOfFusedMultiplyAdds) {
+  for (const Isa isa : supported_isas()) {
+    if (isa == Isa::portable) continue;
+    for (const Case& c : {Case{1, 101, 1050, 3}, Case{9, 97, 520, 3}}) {
+      const Arrays<TypeParam> a(c);
+      const PackedWeight<TypeParam> packed(a.weight.input(), isa);
+      const Products<TypeParam> products(a, packed);
+      const auto chain = [](TypeParam sum, const auto& left, const auto& right) {
+        for (Index q = 0; q < left.size(); ++q) sum = std::fma(left(q), right(q), sum);
+        return sum;
+      };
+      for (Index i = 0; i < c.rows; ++i) {
+        for (Index j = 0; j < c.outputs; ++j) {
+          const TypeParam own = chain(a.bias_or_null[j], a.x.input().map().row(i), a.weight.input().map().row(j));
+          const TypeParam expected = chain(own, a.down.input().map().row(i), a.forward_up.input().map().col(j));
+          ASSERT_EQ(products.y(i, j), expected) << c.text(isa) << " at " << i << ", " << j;
+        }
+        for (Index j = 0; j < c.inputs; ++j) {
+          const TypeParam own = chain(0, a.dy.input().map().row(i), a.weight.input().map().col(j));
+          const TypeParam expected = chain(own, a.down.input().map().row(i), a.backward_up.input().map().col(j));
+          ASSERT_EQ(products.dx(i, j), expected) << c.text(isa) << " dX at " << i << ", " << j;
+        }
       }
     }
   }
