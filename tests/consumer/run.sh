@@ -87,6 +87,7 @@ status=0
 xargs -P "$(jobs)" -L 1 bash -c 'run_build "$@"' run_build <"$work/chosen" || status=1
 
 # The bits of all builds, or for -ffast-math of the weights after unmerging.
+shopt -s nullglob
 exact=() unmerged=()
 for bits in "$work"/*.bits; do
   grep '^unmerged' "$bits" >"$bits.unmerged"
