@@ -92,15 +92,18 @@ struct RowsOf<Input> {
 template <class Element>
 struct RowsOf<MatrixView<Element>> {
   using Scalar = std::remove_const_t<Element>;
-  using Output = Matrix<Scalar>;
+  using Output = Matrix<Scalar>;  ///< what a layer makes where it returns its output
 
+  /// Calls body(view), one sample per row.
   template <class Body>
   static void with_rows(const MatrixView<Element>& input, const Body& body) {
     body(MatrixView<const Scalar>(input));
   }
+  /// Room for an output of `features` elements per sample.
   [[nodiscard]] static Output make_output(const MatrixView<Element>& input, Index features) {
     return Output(input.rows, features);
   }
+  /// The output's memory, one sample per row.
   [[nodiscard]] static MatrixView<Scalar> rows(const MatrixView<Element>& output) {
     static_assert(!std::is_const_v<Element>, "lora: an output is written; pass a view of memory that is not const");
     return output;
