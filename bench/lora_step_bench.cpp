@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What a training step costs with LoRA and without, and what merging costs.
 //
 //   lora_step_bench                                            all cases, under a minute

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // See src/README.md.
 #include "lora/layers/embedding.hpp"
 

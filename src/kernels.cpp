@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // See src/README.md.
 #include "lora/kernels/kernel_table.hpp"
 #include "lora/kernels/kernel_table_definition.inc"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // See src/README.md.
 #include "lora/weight/dense.hpp"
 #include "lora/weight/matrix_weight.hpp"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // DoRA's passes over rows and sums over them, beside copying as many bytes: memory is what they wait for.
 //
 //   columns_bench --benchmark_filter='scale_columns'

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Lines of an update, coefficients (lines x r) times a factor (r x length), as merging computes them.
 #include <benchmark/benchmark.h>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Drawing dropout bits: one bit for each element of the adapter's input.
 #include <benchmark/benchmark.h>
 #include <cstdint>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The products with thin factors: U = drop(X) A^T, Y += drop(U F), and G += V^T drop(X).
 //
 //   low_rank_bench --benchmark_filter='project_down/avx512'

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Merging s*B*A into a packed weight and taking it out again, as a layer does it, with the active instruction set
 // (LORA_ISA=portable|avx2|avx512 chooses another).
 //

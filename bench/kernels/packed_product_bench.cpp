@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Y = X W^T and dX = dY W from one packed weight, and packing it.
 //
 //   packed_product_bench --benchmark_filter='^product/avx512'   one kernel, one instruction set

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Transposing a block of memory: what packing a weight and laying out panels for dX rest on.
 #include <benchmark/benchmark.h>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The one source of this program that is compiled with OpenMP, where the compiler has it.
 #include "executors.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The OpenMP executor, made where OpenMP is switched on.
 #pragma once
 

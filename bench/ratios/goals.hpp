@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The goals, and what was measured for them.
 #pragma once
 

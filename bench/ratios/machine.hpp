@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What a number needs beside it to mean something: machine, compiler, flags, versions.
 #pragma once
 

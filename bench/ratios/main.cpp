@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // build/bin/ratios: how fast the library is, as ratios with their spread, against the machine and against its peers.
 #include <unistd.h>
 

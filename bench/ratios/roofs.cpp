@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "roofs.hpp"
 
 #define LORA_DECLARE_ROOFS(isa)                                      \

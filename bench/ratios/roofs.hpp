@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The roofs of this machine, one core: fused multiply-adds, reading from memory, scaling in place.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // One run of the program: what was asked for, the machine's roofs, the peers, and what has been measured.
 #pragma once
 

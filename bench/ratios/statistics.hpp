@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Order statistics of repeated measurements.
 #pragma once
 

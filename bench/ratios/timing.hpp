@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Times several contenders in one process, interleaved, so that whatever slows the machine down slows all of them.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The training step that LoRA saves: every weight of the layer trains.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What the benchmarks of single kernels share: their instruction sets, data and counters.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Training steps of one linear layer, ready to be timed: each owns all its memory, and none allocates after its first
 // step, except for what Eigen's products take for themselves.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Images as rows of numbers, in batches and in an order that a seed fixes.
 #pragma once
 

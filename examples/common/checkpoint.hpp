@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Networks in safetensors files.
 #pragma once
 

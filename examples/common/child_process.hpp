@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Running a program as a filter: text in, text out, nothing on the disk.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Labelled images, and Fashion-MNIST as Debian packages it.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A linear layer all of whose weights train: for pretraining, and as the baseline that LoRA is compared with.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Encodings that put text and pictures inside one HTML file.
 #pragma once
 

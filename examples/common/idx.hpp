@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Reads gzip-compressed IDX files, the format of the MNIST family of datasets.
 #pragma once
 

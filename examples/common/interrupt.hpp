@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Ctrl-C as an exception at a place of the program's own choosing, so that destructors run and no file is left half
 // written.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A multilayer perceptron over any kind of linear layer, with a hand-written backward pass.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Figures drawn by gnuplot, as SVG text.
 #pragma once
 

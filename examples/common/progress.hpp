@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // How far a long task is: a bar on a terminal, a few plain lines anywhere else.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A report in one HTML file that needs nothing else: style, tables and pictures are inside.
 #pragma once
 

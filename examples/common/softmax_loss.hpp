@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Softmax cross-entropy, and what a row of logits predicts.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Tables and numbers for people, as plain text.
 #pragma once
 

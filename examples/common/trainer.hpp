@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // One optimiser step on a network, and a training run made of them.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Changes of a dataset's world: the same labels, other pictures.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Adapts a network in existing raw buffers: no copy of its weights, no change to its code.
 //
 // A walking robot's controller reads an inertial sensor and its joints. After a fall the sensor is turned by 40 degrees

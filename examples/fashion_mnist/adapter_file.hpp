@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A network's adapters in a safetensors file.
 #pragma once
 

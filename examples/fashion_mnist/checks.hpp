@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What must hold of a trained adapter: merging, unmerging, saving and loading change nothing.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The figures of the report.
 #pragma once
 

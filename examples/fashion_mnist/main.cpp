@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Fine-tunes a network on Fashion-MNIST after its world has changed: frozen, LoRA at several ranks, full fine-tuning.
 #include <CLI/CLI.hpp>
 #include <chrono>

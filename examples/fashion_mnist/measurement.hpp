@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What a training step of each method takes: time and memory.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The ways of adapting a pretrained network that are compared.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // All that a run of fashion_mnist finds out, and the tables made of it.
 #pragma once
 

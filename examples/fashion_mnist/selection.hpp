@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Training every method at every learning rate, and choosing the rate on validation images.
 #pragma once
 

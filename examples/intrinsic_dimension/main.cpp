@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // How many dimensions does adapting a network take? Trains it inside random subspaces of growing dimension d and finds
 // d90, the smallest d that reaches 90 % of full fine-tuning's gain.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A fixed random subspace of a large parameter space, never held as a matrix.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What a run found: accuracies over d, and where d90 lies.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Training a network inside a random subspace of its parameters.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Training every method at every learning rate.
 #pragma once
 

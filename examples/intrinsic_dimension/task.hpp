@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The task of the fashion_mnist example: a network trained on the data as shipped meets rotated and inverted images.
 #pragma once
 

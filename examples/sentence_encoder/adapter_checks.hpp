@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The chosen adapter as files: saved, loaded into a new model, merged, compared; and what it gets wrong.
 #pragma once
 

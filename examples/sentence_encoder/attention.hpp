@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Multi-head self-attention within each text of a packed batch, with its backward pass.
 #pragma once
 

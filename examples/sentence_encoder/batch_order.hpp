@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Which rows a training step sees: an order that follows from a seed and the step alone.
 #pragma once
 

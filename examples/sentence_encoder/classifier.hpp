@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A sentence encoder with a linear head, of any kind of layers, as training takes it.
 #pragma once
 

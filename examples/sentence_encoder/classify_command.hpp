@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The command "classify": labels texts with an adapter from a folder.
 #pragma once
 

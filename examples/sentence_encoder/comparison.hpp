@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Trains every method on a task and measures what it learned and what it costs.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The command "embed" as the program calls it; implemented in layers_adapted.cpp, which knows the layers.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The command "embed": one text a line in, one JSON array of numbers a line out.
 #pragma once
 

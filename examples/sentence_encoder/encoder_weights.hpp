@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The arrays of a Universal Sentence Encoder Lite: a small Transformer whose kernels are stored in_features first.
 #pragma once
 

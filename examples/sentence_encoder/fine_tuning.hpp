@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Training of a classifier: AdamW, warm-up and cosine, clipping, validation, early stopping, checkpoints.
 #pragma once
 

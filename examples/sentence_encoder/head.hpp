@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A linear layer from embeddings to logits, trained whole.
 #pragma once
 

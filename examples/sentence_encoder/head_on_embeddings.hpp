@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A head trained on embeddings that are computed once: the frozen encoder's classifier.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The job's MPI, where the program is built with it.
 #include "sentence_encoder/job.hpp"
 

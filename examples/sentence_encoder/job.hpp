@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Several processes, on one machine or many, that train together: what the program needs of MPI, and no more.
 #pragma once
 

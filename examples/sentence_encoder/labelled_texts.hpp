@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Labelled texts from a tab-separated file, and a split of them that is the same on every machine.
 #pragma once
 

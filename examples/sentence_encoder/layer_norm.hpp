@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Layer normalisation over the last dimension, with its backward pass.
 #pragma once
 

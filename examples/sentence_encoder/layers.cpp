@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Which kind of layers a method needs.
 #include "sentence_encoder/linear_kinds.hpp"
 #include "sentence_encoder/method_run.hpp"

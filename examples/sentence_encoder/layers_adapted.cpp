@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // All that is instantiated for LoRA, rsLoRA and DoRA: training runs, classifiers, embeddings of the frozen encoder.
 #include <iostream>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // All that is instantiated for full fine-tuning.
 #include "sentence_encoder/linear_kinds.hpp"
 #include "sentence_encoder/method_run_impl.hpp"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What the encoder's linear layers are: frozen with adapters, or trained whole.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // How long the ranks at hand take to average gradients.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Adapts a pretrained sentence encoder to a task of labelled texts, and compares: frozen, LoRA, DoRA, rsLoRA, full
 // fine-tuning. Also embeds and classifies texts.
 #include <CLI/CLI.hpp>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // How far the answers of a merged and an unmerged encoder may lie apart.
 #pragma once
 

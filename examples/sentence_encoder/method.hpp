@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The ways of adapting the encoder that are compared.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // One training run of one method, and what a step of it costs. Implemented in three sources, one for each kind of
 // layers, as these take long to compile.
 #pragma once

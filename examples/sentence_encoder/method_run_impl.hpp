@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The implementation of method_run.hpp for one kind of layers; included by the source that instantiates it.
 #pragma once
 

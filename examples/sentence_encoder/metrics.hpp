@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What a classifier's answers are worth: confusion matrix, accuracy, F1 of each class and their mean.
 #pragma once
 

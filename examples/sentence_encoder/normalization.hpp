@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Unicode normalisation (NFKC) of UTF-8 text into code points.
 #pragma once
 

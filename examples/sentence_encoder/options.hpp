@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The command line of the comparison, and how much of everything it takes.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The tokens of several texts one after the other, so that no padding is computed.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The frozen encoder with a trained head: embeddings are computed once, then the head alone learns.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // All that a comparison finds out, and the tables made of it.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The results of a comparison as JSON.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What a training step of each method takes: time, and the peak memory of a process that does nothing else.
 #pragma once
 

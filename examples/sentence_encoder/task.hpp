@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A classification task as the encoder takes it: texts as token ids, in three parts.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The tensors of a TensorFlow.js model: model.json with names, types and shapes, and the shards with their bytes.
 #pragma once
 

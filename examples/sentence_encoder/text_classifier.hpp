@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A classifier made of files: the encoder's weights, and an adapter with its head as a PEFT directory.
 #pragma once
 

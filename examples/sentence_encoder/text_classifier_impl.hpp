@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The implementation of text_classifier.hpp for one kind of layers; included by the source that instantiates it.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // From text to the ids of its pieces: the most likely split by a unigram vocabulary.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What a step of data parallelism sends, in bytes and in seconds.
 #pragma once
 

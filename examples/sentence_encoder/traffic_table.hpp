@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What the ranks of a job exchange in a training step, and what that would take on more of them.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // All that a training run must remember to go on with the same bits after it was killed, in one safetensors file.
 #pragma once
 

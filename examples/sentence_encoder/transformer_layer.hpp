@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // One layer of the encoder: attention and feed-forward, each behind a layer norm and beside a residual.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The number formats that the encoder's frozen kernels can be kept in.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Reads an adapter from a PEFT directory, a GGUF file, or a safetensors file with pairs of factors.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Reads an adapter for a checkpoint of another format: its modules get the checkpoint's names and order of rows.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A checkpoint: one safetensors or GGUF file, or the shards that an index file names.
 #pragma once
 

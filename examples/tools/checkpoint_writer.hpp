@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Writes a checkpoint that differs from another in some tensors, in bounded memory.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // lora combine: makes one adapter out of several.
 #include "lora/model/combine.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The commands of build/bin/lora. Each add() adds its command to the command line; the command runs if it is called.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // lora convert: adapters from one file format to another.
 #include <filesystem>
 #include <memory>

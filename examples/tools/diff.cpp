@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // lora diff: how two checkpoints differ, tensor by tensor.
 #include <cmath>
 #include <memory>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // lora extract: the adapter closest to the difference of two checkpoints.
 #include <algorithm>
 #include <map>

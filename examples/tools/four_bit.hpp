@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The 4-bit weights of bitsandbytes in a checkpoint: found, and made.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // lora inspect: what an adapter or checkpoint holds.
 #include <algorithm>
 #include <cmath>

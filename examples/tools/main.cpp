@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // build/bin/lora: looks at adapters and checkpoints, merges, compares, extracts, combines, converts and quantizes them.
 #include <CLI/CLI.hpp>
 #include <csignal>

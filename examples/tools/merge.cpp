@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // lora merge, lora unmerge: adds an adapter to a checkpoint's weights, or subtracts it again.
 #include <memory>
 #include <optional>

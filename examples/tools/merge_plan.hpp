@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What merging an adapter changes in a checkpoint, as PEFT's merge_and_unload changes a model.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Checks of the command line, with messages a person can use.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // How the weights of a checkpoint are stored: (out, in) as torch's Linear does, or (in, out) as GPT-2's Conv1D does.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Where a command writes: beside the target first, and in its place only when all of it is there.
 #pragma once
 

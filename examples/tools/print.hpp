@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What the tool prints: text from files is made harmless for a terminal first.
 #pragma once
 

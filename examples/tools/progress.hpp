@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A line on the terminal that shows the progress of a long job.
 #pragma once
 

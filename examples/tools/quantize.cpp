@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // lora quantize, lora dequantize: stores a checkpoint's weights in fewer bits, or in whole numbers of bytes again.
 #include <algorithm>
 #include <array>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // How the rows of a tensor are stored: as values of a dtype, or in the blocks of a type of GGUF.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The update of one tensor of a checkpoint when an adapter is merged, one block of rows at a time.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Umbrella of io/: files. Needs nlohmann-json and POSIX beyond what lora.hpp needs.
 #pragma once
 

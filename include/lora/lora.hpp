@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What most programs use of the library, and needs only Eigen and the standard library. Combining adapters
 // (lora/model/combine.hpp), thread pools and files (lora/io.hpp) have headers of their own.
 #pragma once

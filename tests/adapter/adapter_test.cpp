@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // One adapter as a value: its name, its scaling, its parameters.
 #include "lora/adapter/adapter.hpp"
 

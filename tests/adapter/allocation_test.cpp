@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The memory of a dropout mask; that of whole layers is in tests/layers/layer_allocation_test.cpp.
 #include <cstdint>
 #include <gtest/gtest.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The parts of DoRA; the laws in tests/layers hold its passes to the dense formula.
 #include "lora/adapter/dora.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "lora/adapter/dropout.hpp"
 
 #include <bit>

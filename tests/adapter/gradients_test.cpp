@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "lora/adapter/gradients.hpp"
 
 #include <gtest/gtest.h>

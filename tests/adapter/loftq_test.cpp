@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Starts that are computed with the encoding of the frozen weight.
 #include "lora/adapter/loftq.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "lora/adapter/plain_adapter.hpp"
 
 #include <gtest/gtest.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What a tape says of the pass it holds; tests/layers/training_law_test.cpp has what layers make of it.
 #include "lora/adapter/tape.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "lora/adapter/truncated_svd.hpp"
 
 #include <Eigen/SVD>

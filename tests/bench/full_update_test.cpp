@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The step that the benchmarks set LoRA's against, bench/support/full_update.hpp, computes what it claims to compute: a
 // slow or wrong opponent would flatter.
 #include "support/full_update.hpp"

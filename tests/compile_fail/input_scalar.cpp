@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Doubles are not silently rounded to the floats of a layer.
 // expect: the input's scalar type is not the layer's
 #include "lora/layers/rows.hpp"

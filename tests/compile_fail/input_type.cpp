@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A container of the standard library says nothing of rows and features.
 // expect: this type is no input of a layer
 #include <vector>

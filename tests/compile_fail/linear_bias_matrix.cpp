@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A matrix of one row only at run time may be meant as something else.
 // expect: the bias is a vector
 #include "lora/layers/linear.hpp"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The same with a bias.
 // expect: error: static.assert.*lora: LoraLinear wants .W0, config, seed. or .W0, bias, config, seed.
 #include "lora/layers/linear.hpp"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A layer of floats takes no batch of doubles.
 // expect: the input's scalar type is not the layer's
 #include "lora/layers/linear.hpp"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A layer takes no raw pointer: nothing says how many rows stand there.
 // expect: this type is no input of a layer
 #include "lora/layers/linear.hpp"

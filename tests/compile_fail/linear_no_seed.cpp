@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A layer needs a seed; without one the first error says so.
 // expect: error: static.assert.*lora: LoraLinear wants .W0, config, seed. or .W0, bias, config, seed.
 #include "lora/layers/linear.hpp"

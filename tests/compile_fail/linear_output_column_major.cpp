@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A layer fills row-major matrices.
 // expect: an output matrix is row-major
 #include "lora/layers/linear.hpp"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A layer computes in float or double.
 // expect: RealScalar
 #include "lora/layers/linear.hpp"

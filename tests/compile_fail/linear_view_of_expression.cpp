@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A dense weight would view the memory of a temporary.
 // expect: a weight that views memory cannot view an expression
 #include "lora/layers/linear.hpp"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A layer of floats cannot stand on a weight of doubles.
 // expect: the weight's scalar type is not the layer's
 #include "lora/layers/linear.hpp"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A plain matrix is no frozen weight: it is wrapped in one.
 // expect: FrozenWeight
 #include "lora/layers/linear.hpp"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A weight of doubles is not silently rounded to the floats of a layer.
 // expect: the weight's scalar type is not the layer's
 #include "lora/layers/linear.hpp"

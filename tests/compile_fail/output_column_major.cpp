@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Kernels write rows, which a column-major matrix does not hold in one piece.
 // expect: an output matrix is row-major
 #include "lora/layers/rows.hpp"

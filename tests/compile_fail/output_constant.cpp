@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What is const cannot be filled.
 // expect: this type is no input of a layer
 #include "lora/layers/rows.hpp"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // An expression cannot be filled.
 // expect: an output needs storage of its own
 #include "lora/layers/rows.hpp"

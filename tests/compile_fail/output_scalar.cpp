@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A layer of floats fills no array of doubles.
 // expect: the output's scalar type is not the layer's
 #include "lora/layers/rows.hpp"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The default layout of an Eigen tensor has features as its slowest dimension.
 // expect: a tensor's layout must be Eigen::RowMajor
 #include <unsupported/Eigen/CXX11/Tensor>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Tensor expressions are evaluated by their user, who decides where.
 // expect: this type is no input of a layer
 #include <unsupported/Eigen/CXX11/Tensor>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Nor is a map of such a tensor an input.
 // expect: a tensor's layout must be Eigen::RowMajor
 #include <unsupported/Eigen/CXX11/Tensor>

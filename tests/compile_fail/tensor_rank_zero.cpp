@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A tensor of rank 0 is a number, which has no features.
 // expect: a tensor needs a dimension of features
 #include <unsupported/Eigen/CXX11/Tensor>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A view of a constant does not become a view that writes.
 // expect: convert|conversion
 #include "lora/core/view.hpp"

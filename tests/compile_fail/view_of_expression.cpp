@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A sum has no elements in memory, so nothing can view it.
 // expect: view_of needs an Eigen object that has storage
 #include "lora/core/view.hpp"

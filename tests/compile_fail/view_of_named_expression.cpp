@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Nor does an expression get storage by having a name.
 // expect: view_of needs an Eigen object that has storage
 #include "lora/core/view.hpp"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Adapter directories: read, injected by name, counted, run, merged, and compared with PEFT's results.
 #include <algorithm>
 #include <set>

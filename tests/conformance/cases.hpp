@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The kinds of reference cases. Each check runs a case through the public API and compares every tensor it has.
 #pragma once
 

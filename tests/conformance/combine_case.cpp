@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Combinations of three adapters of one linear layer, compared with PEFT's add_weighted_adapter.
 #include <string>
 #include <vector>

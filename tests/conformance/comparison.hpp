@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The distance of our numbers from the reference, relative to what rounding can explain.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The conformance program must be able to fail: it is run on corrupted copies of golden cases.
 #include <filesystem>
 #include <fstream>

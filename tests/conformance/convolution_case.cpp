@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Convolutions of one, two and three dimensions: PEFT's lora.Conv1d, Conv2d and Conv3d.
 #include <algorithm>
 #include <string>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Embeddings: PEFT's lora.Embedding.
 #include "conformance/cases.hpp"
 #include "conformance/layer_options.hpp"

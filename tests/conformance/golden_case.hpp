@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // One case of reference vectors: a safetensors file and the description in its metadata, read strictly.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Initialisations that take A and B from the weight. PEFT leaves the rest of it in the layer; here W0 stays.
 #include <cstdlib>
 #include <string>

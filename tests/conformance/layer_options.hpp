@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // PEFT's option names as this library's configuration.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Linear layers: PEFT's lora.Linear over nn.Linear and over GPT-2's Conv1D.
 #include "conformance/cases.hpp"
 #include "conformance/layer_options.hpp"

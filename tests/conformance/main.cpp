@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Runs reference vectors through the library: every case in the given folders, one line per case.
 #include <algorithm>
 #include <cstdio>

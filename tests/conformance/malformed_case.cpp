@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Files that break the format, and the reference implementation's name for the error.
 #include <stdexcept>
 #include <string>

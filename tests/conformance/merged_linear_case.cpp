@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Stacked projections: loralib's MergedLinear.
 #include <vector>
 

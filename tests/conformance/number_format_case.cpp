@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Number formats of frozen weights: blocks that ggml and bitsandbytes' rule wrote, and products with what they hold.
 #include <algorithm>
 #include <bit>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Training runs: the loss and the parameters after every step.
 #include <string>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Prints the bits of what a few steps of training and merging give, for a comparison between two ways to build.
 #include <cstdio>
 #include <cstring>

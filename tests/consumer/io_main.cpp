@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A file of tensors, written and read.
 #include <cstdlib>
 #include <lora/io.hpp>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What a user writes first: a new layer answers like its base layer, in either mode.
 #include <cstdlib>
 #include <iostream>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A rank alone, without mpirun: gradients stay what they are.
 #include <cstdlib>
 #include <lora/lora.hpp>

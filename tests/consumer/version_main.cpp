@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Prints the version of the headers that were found. Cheap to compile: for tests of what finds them.
 #include <cstdio>
 #include <lora/core/types.hpp>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What every executor must do, whatever its threads.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "lora/core/executor.hpp"
 
 #include <atomic>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "lora/core/finite.hpp"
 
 #include <gtest/gtest.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "lora/core/half.hpp"
 
 #include <bit>

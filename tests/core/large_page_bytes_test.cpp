@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "lora/core/large_page_bytes.hpp"
 
 #include <cstdint>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "lora/core/number_text.hpp"
 
 #include <gtest/gtest.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "lora/core/openmp_executor.hpp"
 
 #include <gtest/gtest.h>

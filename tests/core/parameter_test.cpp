@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "lora/core/parameter.hpp"
 
 #include <gtest/gtest.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "lora/core/shape.hpp"
 
 #include <gtest/gtest.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "lora/core/thread_pool_executor.hpp"
 
 #include <atomic>

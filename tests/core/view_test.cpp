@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "lora/core/view.hpp"
 
 #include <gtest/gtest.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Every epoch visits every image, in an order the seed fixes.
 #include "common/batches.hpp"
 

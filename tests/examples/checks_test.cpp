@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The checks of the main job pass where they should and catch what they are there for.
 #include "fashion_mnist/checks.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Filters of any appetite: nothing blocks, and nothing stays behind.
 #include "common/child_process.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Images and labels belong together.
 #include "common/dataset.hpp"
 

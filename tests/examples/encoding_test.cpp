@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What goes into a page comes out of it again.
 #include "common/encoding.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // IDX files made for tests.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The IDX reader believes nothing that the file does not bear out.
 #include "common/idx.hpp"
 

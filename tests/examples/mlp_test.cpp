@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The network's hand-written backward pass against finite differences of its loss, over both kinds of layer.
 #include "common/mlp.hpp"
 

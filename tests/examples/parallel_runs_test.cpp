@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Every run happens once, and a failure reaches the caller.
 #include "common/parallel_runs.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What gnuplot reads is what was meant.
 #include "common/plot.hpp"
 

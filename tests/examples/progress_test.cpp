@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Progress away from a terminal is a few plain lines.
 #include "common/progress.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A report shows text as text and needs nothing outside itself.
 #include "common/report.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Cross-entropy against its definition.
 #include "common/softmax_loss.hpp"
 

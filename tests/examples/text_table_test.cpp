@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Numbers and tables as people read them.
 #include "common/text_table.hpp"
 

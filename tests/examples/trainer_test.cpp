@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Training lowers the loss, keeps state for what trains alone, and allocates nothing once it runs.
 #include "common/trainer.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Changes of the world keep labels, and repeated often enough change nothing.
 #include "common/transform.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What every decoder promises for any bytes.
 #include <algorithm>
 #include <cstddef>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What every encoder promises: how near the decoded weights are, and what decoding and encoding again changes.
 #include <algorithm>
 #include <bit>

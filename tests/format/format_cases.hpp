@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The number formats that the tests of this folder run over, and blocks of weights to encode.
 #pragma once
 

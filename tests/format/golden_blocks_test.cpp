@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Every format against blocks that ggml and bitsandbytes' rule wrote, bit for bit.
 #include <algorithm>
 #include <cctype>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Any bytes given to the reader of GGUF files end in an adapter or in one of the library's errors.
 #include <cstddef>
 #include <cstdint>

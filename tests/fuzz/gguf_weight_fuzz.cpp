@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Any bytes given to the reader of GGUF files end in one of the library's errors, or in tensors whose values are read
 // alike as floats, laid out as a weight, and in place.
 #include <cstddef>

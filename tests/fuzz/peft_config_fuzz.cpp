@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Any text given to the reader of adapter_config.json ends in one of the library's errors, or in a configuration that
 // is written and read again as it is.
 #include <cstddef>

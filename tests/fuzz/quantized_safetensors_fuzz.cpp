@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Any bytes given to the readers of 4-bit weights and of F16 and BF16 weights end in one of the library's errors, or in
 // a weight whose rows are read alike one by one, and that is written and read again as it is.
 #include <cstddef>

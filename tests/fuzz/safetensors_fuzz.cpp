@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Any bytes given to the reader of safetensors files end in a file or in a SafetensorsError.
 #include <cstddef>
 #include <cstdint>

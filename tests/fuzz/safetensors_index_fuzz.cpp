@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Any text given to the reader of indexes ends in names of files beside it or in one of the library's errors.
 #include <cstddef>
 #include <cstdint>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "lora/io/atomic_file.hpp"
 
 #include <unistd.h>

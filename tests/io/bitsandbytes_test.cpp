@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // 4-bit weights of bitsandbytes: against its rule, written and read again, and every refusal.
 #include "lora/io/bitsandbytes.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "lora/io/dtype.hpp"
 
 #include <complex>

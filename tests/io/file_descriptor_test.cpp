@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "lora/io/file_descriptor.hpp"
 
 #include <fcntl.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What the tests of io/ share: a folder of their own, whole files as bytes, and files built by hand.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Adapters in GGUF files built by hand.
 #include "lora/io/gguf_adapter_reader.hpp"
 

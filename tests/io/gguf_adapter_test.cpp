@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The order of rows that rotary embeddings want.
 #include "lora/io/gguf_adapter.hpp"
 

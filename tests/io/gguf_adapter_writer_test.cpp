@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What write_gguf_adapter puts into a file, and what it refuses by name.
 #include "lora/io/gguf_adapter_writer.hpp"
 

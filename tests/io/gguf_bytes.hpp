@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Builds GGUF files byte by byte, by nothing of the library's own.
 #pragma once
 

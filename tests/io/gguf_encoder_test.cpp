@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The encoder against files written out byte by byte.
 #include "lora/io/gguf_encoder.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Module names of transformers and llama.cpp.
 #include "lora/io/gguf_names.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // GGUF files built by hand, right and wrong in every way that the format knows.
 #include "lora/io/gguf_parser.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Laws of reader and writer together: what is written is read, and no bytes make the reader do worse than throw.
 #include "lora/io/gguf.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The numbers by which GGUF calls the types of metadata.
 #include "lora/io/gguf_value.hpp"
 

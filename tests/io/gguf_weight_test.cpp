@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Tensors of GGUF files as weights: against what ggml decodes, and every refusal.
 #include "lora/io/gguf_weight.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Files made to exhaust their reader: it answers or refuses, in linear time and with a small multiple of their memory.
 #include <malloc.h>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "lora/io/mapped_file.hpp"
 
 #include <signal.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Reading and writing files without memory at any allocation: std::bad_alloc, and no part of a file. What holds an
 // object of nlohmann's json is not here: it allocates when it is destroyed, and ends the process if it cannot.
 #include <gtest/gtest.h>

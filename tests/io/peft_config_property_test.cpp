@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Random configurations of every option, type and combination: what is read is written and read again as it was, and
 // nothing is read that would not be honoured.
 #include <algorithm>

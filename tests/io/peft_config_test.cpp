@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // adapter_config.json to LoraModelConfig: what PEFT wrote is read, and what is wrong or unknown is told by its key.
 #include "lora/io/peft_config.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // LoraModelConfig to adapter_config.json: what PEFT wrote comes out as it was, and what was written is read again.
 #include "lora/io/peft_config_writer.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Folders that PEFT wrote are read whole; those that are damaged, incomplete or of something else are refused with all
 // that is wrong by name.
 #include "lora/io/peft_directory.hpp"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Reading and writing again gives PEFT's own files back, and nothing is written that PEFT would not load as it is.
 #include "lora/io/peft_directory_writer.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What the tests of PEFT's folders share: the golden ones, and small ones made by hand.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // An adapter with QALoRA from a model into PEFT's files and back, and what does not take it.
 #include <filesystem>
 #include <gtest/gtest.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Names and shapes of an adapter's tensors: each is taken apart as it was put together, and what does not fit is told.
 #include "lora/io/peft_tensors.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "lora/io/safetensors_reader.hpp"
 
 #include <array>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // F16 and BF16 tensors as weights: values, where they are stored, and every refusal.
 #include "lora/io/safetensors_weight.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "lora/io/text.hpp"
 
 #include <gtest/gtest.h>

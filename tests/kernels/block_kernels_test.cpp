@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The decoding kernels of every format and instruction set, against the traits.
 #include "lora/kernels/block_kernels.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // DoRA's passes against their formulas, for every layout of the inputs and every number of workers.
 #include "lora/kernels/columns.hpp"
 

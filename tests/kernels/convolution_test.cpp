@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Convolution by panels against products with the whole unfolding, and its adjoints against their definitions.
 #include "lora/kernels/convolution.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Dropout bits: drawing them, and reading them.
 #include <array>
 #include <bit>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Products with packed panels and with dense weights: the tiles, the layout of panels, and whole products.
 #include <gtest/gtest.h>
 #include <string>

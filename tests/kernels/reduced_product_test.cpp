@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Products in bf16 and in 8-bit integers, bit for bit against their definitions, for every instruction set.
 #include <algorithm>
 #include <bit>

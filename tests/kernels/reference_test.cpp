@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "lora/kernels/reference.hpp"
 
 #include <gtest/gtest.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "lora/kernels/transpose.hpp"
 
 #include <gtest/gtest.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Unfolding against its definition, and folding as its adjoint.
 #include "lora/kernels/unfold.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Updates of weights that can be taken back bit for bit: the low-rank update itself, fused with adding it, and scaled.
 #include <algorithm>
 #include <array>

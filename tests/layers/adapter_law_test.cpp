@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Several adapters in one layer: sums, active sets, scales, biases, and rows that choose their own.
 #include <algorithm>
 #include <gtest/gtest.h>

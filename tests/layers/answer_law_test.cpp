@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What every layer answers: the frozen layer at first, then the dense formula of its adapters, forward and backward.
 #include <cmath>
 #include <gtest/gtest.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The extents that follow from a geometry, and the geometries that are refused.
 #include "lora/layers/conv_geometry.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Convolutions: their cases for the laws, and what is theirs alone.
 #include "lora/layers/conv.hpp"
 

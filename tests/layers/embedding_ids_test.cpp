@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What is accepted as ids, in which order it is read, and which ids are refused.
 #include "lora/layers/embedding_ids.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Embeddings: their cases for the laws, as lookup and as output projection, and what is theirs alone.
 #include "lora/layers/embedding.hpp"
 

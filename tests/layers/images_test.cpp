@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Matrices and tensors read as images.
 #include "lora/layers/images.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What a layer allocates: nothing in a steady step; and when memory runs out, nothing has changed.
 #include <gtest/gtest.h>
 #include <new>

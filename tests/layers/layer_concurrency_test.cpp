@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // One layer, many threads: const functions are reentrant.
 #include <gtest/gtest.h>
 #include <memory>

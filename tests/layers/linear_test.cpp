@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Linear layers and stacked ones: their cases for the laws, and what is theirs alone.
 #include "lora/layers/linear.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Merging: exact, atomic, and the same answer; taking adapters out in any order; unloading.
 #include <algorithm>
 #include <gtest/gtest.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // QALoRA against loops that pool the inputs as PEFT does, over weights of many and of few bits, and what it refuses.
 #include "lora/adapter/qalora.hpp"
 

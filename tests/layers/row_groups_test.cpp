@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "lora/layers/row_groups.hpp"
 
 #include <gtest/gtest.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "lora/layers/rows.hpp"
 
 #include <array>

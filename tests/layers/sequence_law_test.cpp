@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Random sequences of calls on one layer, against a model of what must hold after each.
 #include <algorithm>
 #include <gtest/gtest.h>

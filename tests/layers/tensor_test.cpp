@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "lora/layers/tensor.hpp"
 
 #include <gtest/gtest.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Training: dropout's masks, tapes and what they are refused for, and resetting.
 #include <gtest/gtest.h>
 #include <limits>

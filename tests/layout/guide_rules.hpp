@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The rules of the guide: its troubleshooting page knows the messages that the headers throw, and every sample is run.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Holds the guide to its rules, and each rule to what it is there for: a planted violation must be found.
 #include "layout/guide_rules.hpp"
 

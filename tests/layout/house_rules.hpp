@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The rules of the source tree that a compiler does not enforce, each as a function from a tree to its violations.
 #pragma once
 
@@ -226,6 +227,18 @@ inline Violations paths_of_a_machine(const fs::path& root) {
       const std::string text = read_text(file);
       std::smatch match;
       if (std::regex_search(text, match, path)) found.push_back(name + ": names " + match.str());
+    }
+  }
+  return found;
+}
+
+/// Sources that do not begin with their licence.
+inline Violations sources_without_licence(const fs::path& root) {
+  Violations found;
+  for (const char* folder : {"include", "src", "bench", "examples", "tests"}) {
+    for (const auto& file : files_below(root / folder, {".hpp", ".inc", ".cpp"})) {
+      if (read_text(file).starts_with("// SPDX-License-Identifier: MIT\n")) continue;
+      found.push_back(fs::relative(file, root).generic_string());
     }
   }
   return found;

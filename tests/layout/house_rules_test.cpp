@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Holds the tree to its rules, and each rule to what it is there for: a planted violation must be found.
 #include "layout/house_rules.hpp"
 
@@ -51,6 +52,7 @@ TEST(HouseRules, CompiledLibraryHasWhatHeadersDeclare) {
   EXPECT_TRUE(none(uncompiled_templates(root, headers_of(root))));
 }
 TEST(HouseRules, NoPathOfAMachine) { EXPECT_TRUE(none(paths_of_a_machine(root))); }
+TEST(HouseRules, SourcesBeginWithTheirLicence) { EXPECT_TRUE(none(sources_without_licence(root))); }
 TEST(HouseRules, OnlyHeadersBelowInclude) { EXPECT_TRUE(none(strangers_among_headers(headers_of(root)))); }
 
 TEST(HouseRulesCatch, AnIncludeOfAHigherFolder) {
@@ -103,6 +105,12 @@ TEST_F(PlantedTree, StrangerAmongHeadersIsFound) {
   write("include/lora/core/notes.txt");
   write("include/other/a.hpp");
   EXPECT_EQ(strangers_among_headers(headers_of(path_)).size(), 2U);
+}
+
+TEST_F(PlantedTree, SourceWithoutLicenceIsFound) {
+  write("include/lora/core/a.hpp", "// SPDX-License-Identifier: MIT\n");
+  write("src/core.cpp", "// See src/README.md.\n");
+  EXPECT_EQ(sources_without_licence(path_), Violations{"src/core.cpp"});
 }
 
 TEST_F(PlantedTree, TemplateThatIsCompiledNowhereIsFound) {

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The values of an adapter, apart from any layer.
 #include "lora/model/adapter_weights.hpp"
 

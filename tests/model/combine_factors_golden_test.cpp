@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // combine_factors with Compatibility::peft against add_weighted_adapter of huggingface/peft, and what exact changes.
 #include <Eigen/SVD>
 #include <cmath>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Laws of combining the adapters of one module.
 #include "lora/model/combine_factors.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Options of combining adapters: their names, and which of them each type needs.
 #include "lora/model/combine_options.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Truncation is the nearest of its rank, dense or as a product; quantiles are torch's.
 #include "lora/model/combine_svd.hpp"
 

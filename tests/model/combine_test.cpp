@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Combining the adapters of a whole model: which modules, by which names, and what is refused.
 #include "lora/model/combine.hpp"
 

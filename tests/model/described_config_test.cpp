@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A configuration made from an adapter must give every module its own rank and scaling back.
 #include "lora/model/described_config.hpp"
 

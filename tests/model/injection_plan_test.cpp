@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What a configuration means for a model's layers and parameters, before anything changes.
 #include "lora/model/injection_plan.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Without memory at any allocation of any call: then everything of a model is as it was, and the call can be repeated.
 #include <gtest/gtest.h>
 #include <memory>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Random sequences of everything a model can be asked for, against a map of names to factors and dense formulas.
 #include <algorithm>
 #include <cmath>

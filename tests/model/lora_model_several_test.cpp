@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Several adapters of a model at once: sums, merged subsets, scales, rows that choose, and adapters switched off.
 #include <algorithm>
 #include <cstdint>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A model of a few named layers: what is adapted, what trains, what is active, and what comes back.
 #include "lora/model/lora_model.hpp"
 

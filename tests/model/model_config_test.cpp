@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What a model's configuration means for a module, with PEFT's own answers as oracle: golden/module_matching.json holds
 // what its functions check_target_module_exists and get_pattern_key return, and golden/adapter_* which modules it
 // adapted.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Every kind of layer behind the interface of a model: what weights() takes out, load() puts into a fresh one.
 #include "lora/model/model_layer.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A parameter that an adapter may train whole.
 #include "lora/model/model_parameter.hpp"
 

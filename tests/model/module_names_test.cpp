@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Names against lists, expressions and layer indices; the oracle for their meaning is PEFT's own code, whose answers
 // are in golden/module_matching.json (see model_config_test.cpp).
 #include "lora/model/module_names.hpp"

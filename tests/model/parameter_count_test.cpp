@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Counts, and the line PEFT prints of them.
 #include "lora/model/parameter_count.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Python's own answers are the oracle: golden/regular_expressions.json, which the script beside it writes.
 #include "lora/model/regular_expression.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Laws and hand-worked examples of pruning, sign election and weighted merging.
 #include "lora/model/task_vectors.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Agreement is silent; disagreement is one error, the same on every rank.
 #include "lora/mpi/agreement.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A communicator is its own: numbered ranks, messages apart from others', errors as exceptions.
 #include "lora/mpi/communicator.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The sentence encoder's training as ranks of one job: the run that one process would do.
 #include <functional>
 #include <gtest/gtest.h>

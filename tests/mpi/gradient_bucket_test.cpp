@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A bucket's means are those of a loop over the ranks in their order, bit for bit, whatever its size.
 #include "lora/mpi/gradient_bucket.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The ranks' gradients become those of the whole batch: exactly where arithmetic is exact, within a derived bound where
 // it rounds, and the same bits on every rank and in every run.
 #include "lora/mpi/gradient_reducer.hpp"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Starts this very program on several ranks, as a user does with mpirun, and takes what becomes of it.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Measured times are positive, in the order of the sizes, and the same on every rank.
 #include "sentence_encoder/link_measurement.hpp"
 

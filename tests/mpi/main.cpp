@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The program of these tests, in three roles. Started by itself it runs the suites ...Job, which start it under mpirun:
 // with --ranks FILTER to run the other suites on every rank, with --worker NAME to misbehave as its name says.
 #include <gtest/gtest.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Training on several ranks is training by one process, and all suites of this folder pass on 1 to 4 ranks.
 #include "lora/mpi/mpi.hpp"
 

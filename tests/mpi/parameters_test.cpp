@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Ranks begin with the same values, or find out that they are not alike.
 #include "lora/mpi/parameters.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What tests on several ranks share: the communicator of all of them, and comparisons across it.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A job ends as its ranks do: well when all do, at once and with a reason when one does not.
 #include "lora/mpi/session.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Laws of the division of a batch.
 #include "lora/mpi/shard.hpp"
 

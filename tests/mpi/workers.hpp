@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Programs that end a job in every way a user's program may, by name.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "lora/optim/clip.hpp"
 
 #include <cmath>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "lora/optim/lora_plus.hpp"
 
 #include <array>

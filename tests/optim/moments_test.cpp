@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "lora/optim/moments.hpp"
 
 #include <gtest/gtest.h>

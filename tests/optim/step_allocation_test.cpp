@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Optimisers allocate a parameter's state once, and a step that runs out of memory has not happened.
 #include <gtest/gtest.h>
 #include <memory>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What every optimiser does alike: it checks a whole step first, and changes nothing when one parameter is unfit.
 #include "lora/optim/step_check.hpp"
 

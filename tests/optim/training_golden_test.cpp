@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Twelve steps of training as PyTorch and PEFT made them, parameter by parameter.
 #include <gtest/gtest.h>
 #include <string>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Two trainable tensors with values and gradients that differ everywhere, for the tests of optimisers.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Stands in for the kinds of layers whose file is not linked: the laws of tests/layers then run over the others alone.
 #include "support/layer_cases.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The names of quickstart.hpp, and a layer over them.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A user's own class with two layers and a head.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The names that the README's code takes for granted: a weight, a bias, data, and the gradient of a loss.
 #pragma once
 

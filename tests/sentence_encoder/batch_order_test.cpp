@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "sentence_encoder/batch_order.hpp"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What a comparison chooses, and what it looks for in texts.
 #include "sentence_encoder/comparison.hpp"
 

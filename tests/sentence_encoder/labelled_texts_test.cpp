@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "sentence_encoder/labelled_texts.hpp"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Layer norm and attention: their values against loops that follow the formulas, and their gradients against finite
 // differences, in double.
 #include <cmath>

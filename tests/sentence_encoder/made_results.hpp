@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The results of a comparison that nobody ran: LoRA at two ranks, DoRA and full fine-tuning on three classes.
 #pragma once
 

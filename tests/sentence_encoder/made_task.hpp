@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A made task and a small random encoder: what training needs, without files.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Training of a small encoder with adapters: gradients of parts of a batch, resuming, saving, loading and merging.
 #include <algorithm>
 #include <cmath>

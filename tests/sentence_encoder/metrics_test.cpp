@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "sentence_encoder/metrics.hpp"
 
 #include <cstdint>

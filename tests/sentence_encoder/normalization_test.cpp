@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // NFKC: the examples of Unicode Standard Annex 15 and their kind, and what happens to bytes that are no UTF-8.
 #include "sentence_encoder/normalization.hpp"
 

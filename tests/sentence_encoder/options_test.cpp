@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What the command line makes of the methods that are compared.
 #include "sentence_encoder/options.hpp"
 

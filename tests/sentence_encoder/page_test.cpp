@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The report holds all of a comparison's results, as text that cannot become markup.
 #include "sentence_encoder/page.hpp"
 

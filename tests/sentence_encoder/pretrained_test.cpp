@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The pretrained encoder answers as its own package does in Node, whatever the batches, the kind of layers and merging.
 #include <gtest/gtest.h>
 #include <string>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // build/bin/sentence_encoder as a person uses it, on a model and a table that are small enough for seconds.
 #include "support/program.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The reference answers that reference.mjs makes, and the folder of the pretrained model where there is one.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The tables and sentences that a comparison ends with say what was found.
 #include "sentence_encoder/results.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A model as small as the reader takes it, in files as the npm package has them.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "sentence_encoder/step_cost.hpp"
 
 #include <gtest/gtest.h>

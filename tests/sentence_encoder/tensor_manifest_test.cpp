@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Tensors of a TensorFlow.js model folder, and everything that can be wrong with one.
 #include "sentence_encoder/tensor_manifest.hpp"
 

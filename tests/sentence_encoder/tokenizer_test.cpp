@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The unigram tokenizer on small vocabularies, the oddities it shares with the package it follows, and broken files.
 #include "sentence_encoder/tokenizer.hpp"
 

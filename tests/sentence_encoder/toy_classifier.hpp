@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A classifier small enough for tests of training: softmax over a linear map of made points, with noise that follows
 // from the dropout position.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Bytes and seconds of a step, against numbers worked out by hand.
 #include "sentence_encoder/traffic.hpp"
 

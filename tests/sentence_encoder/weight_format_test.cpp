@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Frozen kernels in other formats: the encoder answers as over floats of the decoded values, and says what does not
 // fit.
 #include "sentence_encoder/weight_format.hpp"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The tensors of a bitsandbytes file as blocks of NF4 and FP4, for tests: the file has codes and scales apart.
 #pragma once
 

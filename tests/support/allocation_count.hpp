@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The count that allocation_counter.hpp keeps, for the other sources of a test program that includes it in one.
 #pragma once
 

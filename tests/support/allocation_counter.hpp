@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Counts every allocation of the process, and lets one fail: operator new, malloc and its relatives, in any library.
 // It defines malloc, weakly, so that several sources of a program may include it.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Comparison of arrays bit for bit: signed zeros and NaNs count.
 #pragma once
 

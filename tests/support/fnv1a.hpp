@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A hash of bytes, to pin values that must be the same on every platform.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Reads the golden vectors: safetensors files with a JSON description of the case in their metadata.
 // It is independent of the library's own reader, so that neither hides an error of the other.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The little network whose adapters are among the golden vectors, written against the public API.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Rounding to numbers of 16 bits, by arithmetic on long doubles.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Bytes that the process holds from malloc, where the C library tells.
 #pragma once
 

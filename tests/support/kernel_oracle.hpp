@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What product kernels are compared with: the naive product in double, with the error bound of a dot product.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Layers of every kind, weight and scalar behind one interface, so that a law about layers is written and compiled
 // once.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What a layer with any adapters must answer, from the dense formula of each, and how far rounding may carry it.
 #pragma once
 

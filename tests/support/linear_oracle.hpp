@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What a LoRA linear layer must answer, in long double by the naive kernels, and how far rounding may carry it.
 #pragma once
 

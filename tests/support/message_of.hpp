@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The text of the error that a call raises.
 #pragma once
 

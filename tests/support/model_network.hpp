@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A model of every kind of layer, and all that can be seen of it from outside.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Runs a job under mpirun as a user does, with any number of ranks on any number of cores.
 #pragma once
 

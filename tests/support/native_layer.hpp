@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The layers of the library behind the interface of support/layer_cases.hpp.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Runs a program of this project and takes what it prints, how it ends and how much memory it needed.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Blocks of a number format with arbitrary codes and moderate scales.
 #pragma once
 

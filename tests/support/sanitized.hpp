@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Whether a sanitizer owns the memory of this program.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A predicate over names, given by examples.
 #pragma once
 

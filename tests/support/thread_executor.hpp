@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // An executor for tests: new threads for every loop, so that the order of work is the scheduler's.
 #pragma once
 

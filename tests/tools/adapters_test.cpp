@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What build/bin/lora says and writes about adapters: extract, inspect, combine, and the command line.
 #include <algorithm>
 #include <cstddef>

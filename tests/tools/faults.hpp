@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Runs a program and stops, or fails, its n-th system call that changes files: every state a crash or a full disk can
 // leave is reached in turn.
 #pragma once

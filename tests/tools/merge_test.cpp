@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // lora merge does what PEFT's merge_and_unload does, or refuses by name and writes nothing.
 #include <algorithm>
 #include <array>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What is at the output of build/bin/lora when it fails or is killed: all of the old, or all of the new.
 #include <fcntl.h>
 #include <stdlib.h>

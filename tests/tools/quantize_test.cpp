@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // lora quantize, dequantize, inspect and merge over weights of fewer bits: right values, or a refusal by name.
 #include <array>
 #include <cmath>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What the tests of build/bin/lora share: running it, and small checkpoints and adapters.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // build/bin/lora as a person uses it: commands, files, exit codes.
 #include "tools/tool.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A weight whose kind is chosen at run time behaves as the one it holds.
 #include "lora/weight/any_weight.hpp"
 

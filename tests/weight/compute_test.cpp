@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Compute::bf16 and Compute::int8: within the stated error, whatever the batch, the threads and the storage.
 #include "lora/weight/compute.hpp"
 

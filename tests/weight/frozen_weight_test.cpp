@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What every kind of frozen weight must do, written once.
 #include "lora/weight/frozen_weight.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Merging into weights of 16 bits: every element is rounded once, and any number of cycles leaves the same bits.
 #include <cmath>
 #include <cstdint>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "lora/weight/low_rank_update.hpp"
 
 #include <gtest/gtest.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Merging is in place, exact, atomic, and small: for every kind of weight, with and without a factor for each output
 // (W <- f (.) (W + s*B*A), as DoRA asks for), alone and stacked.
 #include <array>

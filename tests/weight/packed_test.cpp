@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "lora/weight/packed.hpp"
 
 #include <cmath>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Weights of fewer bits: a product has the bits of a packed weight of the decoded values.
 #include "lora/weight/quantized.hpp"
 

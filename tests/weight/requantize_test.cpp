@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Decoding a weight, and encoding a weight and an update anew, with DoRA or without, against loops over the format's
 // own encoder.
 #include "lora/weight/requantize.hpp"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Every kind of frozen weight in every orientation, for laws that are written once.
 #pragma once
 

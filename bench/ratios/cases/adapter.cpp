@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What the adapter adds to the layer's own base product: forward, a whole step, dropout, DoRA, and nothing once merged.
 #include <cmath>
 #include <memory>

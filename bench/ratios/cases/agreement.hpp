@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A peer that computes something else is no peer.
 #pragma once
 

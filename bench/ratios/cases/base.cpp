@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The frozen weight's two products against the core's peak and against the peers.
 #include <algorithm>
 #include <utility>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Weights of fewer bits to measure with.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The groups of cases. Each measures what the session wants of it and adds goals.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Exact counts: allocations of a steady step, bytes remembered, bytes resident.
 #include <unistd.h>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // One row through many layers, as in decoding: together their weights exceed every cache, so that each comes from
 // memory.
 #include <memory>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A LoRA step with AdamW against the step that trains every weight, written as well as the library's kernels allow.
 #include "cases/cases.hpp"
 #include "cases/layer.hpp"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The layers that the cases time, with the memory their passes need.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Merging and unmerging, cold, against scaling an array of W0's size in place.
 #include "cases/cases.hpp"
 #include "cases/layer.hpp"

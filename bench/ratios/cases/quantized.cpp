@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Weights of fewer bits: decoding one row against the bandwidth of memory, and batches against a packed weight.
 #include "lora/weight/quantized.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Weights of fewer bits against ggml, and products in bf16 against those in float.
 #include <functional>
 #include <stdexcept>

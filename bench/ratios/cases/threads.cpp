@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Two threads against one.
 #include <memory>
 #include <thread>

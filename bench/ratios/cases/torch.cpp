@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // LoRA against libtorch's.
 #include "cases/agreement.hpp"
 #include "cases/cases.hpp"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Eigen's matrix product, compiled for this machine (-O3 -march=native). Built once for each Eigen at hand.
 #include <Eigen/Core>
 #include <string>

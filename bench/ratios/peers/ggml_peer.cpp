@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // ggml's ggml_mul_mat over a quantised weight, on its CPU backend with one thread. ggml rounds the input to 8 bits for
 // most formats (to 16 for weights of 16 bits) in every run.
 #include <ggml-alloc.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The C interface of a peer, made from a class. Standard library only.
 #pragma once
 

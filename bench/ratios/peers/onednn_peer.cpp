@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // oneDNN: inner_product, or matmul, in f32 with the weight reordered beforehand to the layout the primitive asks for.
 #include <dnnl.hpp>
 #include <string>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // OpenBLAS: cblas_sgemm on one thread.
 #include <cblas.h>
 

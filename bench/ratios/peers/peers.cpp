@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "peers/peers.hpp"
 
 #include <dlfcn.h>

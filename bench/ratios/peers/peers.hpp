@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The peers that were built, loaded from their shared libraries.
 #pragma once
 

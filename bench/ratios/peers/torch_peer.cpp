@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // libtorch: LoRA as PyTorch users write it, F.linear and the two thin products, on one thread.
 #include <dlfcn.h>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Checks of the host programs: each prints one line, and the program fails if any does not hold.
 #pragma once
 

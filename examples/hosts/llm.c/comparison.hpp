@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Fine-tunes a small GPT-2 of llm.c with LoRA and with llm.c's own training step, side by side, and checks one against
 // the other. Include this after llm.c's declarations; compare_with_llm_c() is the whole program.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // LoRA for the GPT-2 of llm.c: query, key, value and the projection of attention are adapted, all else is frozen.
 //
 // Include this after llm.c's declarations (GPT2, layernorm_forward, ...). llm.c itself stays as it is: its weights are

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Counts the allocations of each thread: malloc and its relatives, which operator new and Eigen end in. Include this in
 // one source of a program. For glibc, which lets a program replace these functions and keeps its own under other names.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Changes the adapter of a playing LSTM of NeuralAmpModelerCore. The audio thread neither waits nor allocates, and the
 // model's state goes on.
 #pragma once

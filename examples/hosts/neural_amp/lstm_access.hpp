@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The weight and bias of NeuralAmpModelerCore's LSTM cells, where they lie. The class keeps both private and offers no
 // way to change them after loading. Names in an explicit instantiation are not subject to access checks
 // ([temp.spec.general]), so this needs no change to the class, and breaks loudly, at compile time, if they are renamed.

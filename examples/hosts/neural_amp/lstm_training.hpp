@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Trains adapters of an LSTM of NeuralAmpModelerCore: the same arithmetic as its process(), over batches, with
 // backpropagation through time. The model's weights are read where they lie and not written.
 #pragma once

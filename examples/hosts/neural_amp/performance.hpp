@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Trains two adapters of a model of NeuralAmpModelerCore, merges one in place, and changes between them while another
 // thread plays. perform() is the whole program.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A policy for the pendulum of rl_tools, trained by rl_tools, meets other dynamics: its motor is wired the other way
 // round and the rod is heavier. Adapters correct it; its own weights stay. adapt_policy() is the whole program.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // LoRA for the dense layers of an rl_tools MLP. The network has the capability Backward: parameters without gradients,
 // and the pre-activations of a batch, which is what a frozen layer needs. Weights are viewed where they lie, and
 // pre-activations are written where rl_tools writes them, so rl_tools::backward_input sees what this pass left.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // One named adapter of a layer: its factors, its scale, and what training keeps for them.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Column-major matrices, and the few loops over them that decompositions need. The loops are plain: as Eigen
 // expressions they would take seconds to compile. All are templates, so that only callers pay for them.
 #pragma once

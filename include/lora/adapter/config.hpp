@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // How a layer is adapted: the options PEFT's LoraConfig has for one layer.
 #pragma once
 

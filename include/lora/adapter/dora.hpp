@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // DoRA: the norms of the adapted weight's rows, and the output factors they give with a magnitude.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Inverted dropout on the adapter's input, as a pure function of seed, step and element.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The gradients of one adapted layer, owned by whoever runs the backward pass.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Starts of an adapter that are found together with the frozen weight's encoding: LoftQ, and PiSSA and OLoRA over
 // blocks.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The orthonormal factor of a tall matrix.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Converts an adapter of a residual weight into a plain adapter of the original weight.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // QALoRA: an adapter whose A sees sums over groups of consecutive inputs.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The starting values of A and B.
 #pragma once
 

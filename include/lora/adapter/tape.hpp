@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What one forward pass records for its backward pass.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The leading part of a singular value decomposition.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Who has an object that one owner at most may have.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // lora::compiled: the library's templates compiled once for float and double, and a check of what may link to it.
 //
 // With LORA_COMPILED the headers declare `extern template class X<float>;` for everything that src/ instantiates.

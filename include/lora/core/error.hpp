@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Typed errors. Every message names the operation, the argument, what was expected and what was given.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Where loops run: the caller passes an executor in. The library starts no threads of its own.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Tests from its bits whether a number is finite: with -ffast-math, std::isfinite is always true.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The floating-point environment that exact arithmetic needs.
 #pragma once
 

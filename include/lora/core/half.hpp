@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The two 16-bit floating-point formats of stored tensors: IEEE 754 binary16 (F16) and bfloat16 (BF16).
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A block of bytes on large pages, if the system has them.
 #pragma once
 

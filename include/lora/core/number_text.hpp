@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Numbers in error messages.
 #pragma once
 

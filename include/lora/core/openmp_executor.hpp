@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Runs loops on OpenMP's threads. Empty unless the including file is compiled with OpenMP (-fopenmp).
 #pragma once
 

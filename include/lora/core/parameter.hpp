@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A trainable tensor with its gradient and its optimiser's state, and the handle that optimisers work on.
 #pragma once
 

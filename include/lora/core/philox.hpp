@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Philox4x32-10: random bits as a pure function of a key and a counter.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Uniform and normal deviates with the same bits on every platform and compiler.
 //
 // A compiler may or may not contract a*b + c into a fused multiply-add, which changes the last bit. Here every such

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Shape checks that are always on.
 #pragma once
 

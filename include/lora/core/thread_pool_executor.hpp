@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Runs loops on a pool of threads that the caller owns: Eigen's ThreadPool, or any other Eigen::ThreadPoolInterface.
 #pragma once
 

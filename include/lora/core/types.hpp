@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The matrix types of every other header: row-major, rows are samples.
 #pragma once
 

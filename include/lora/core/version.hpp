@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The library's version. No other file states it by itself: CMake reads it here and hands it on.
 #pragma once
 

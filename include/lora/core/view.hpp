@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A non-owning strided matrix: what kernels and frozen weights read and write.
 #pragma once
 

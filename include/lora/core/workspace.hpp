@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Scratch memory that only grows, owned by the caller, so that a steady step allocates nothing.
 #pragma once
 

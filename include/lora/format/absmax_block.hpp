@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What the 4-bit formats of bitsandbytes share: a block of codes for fractions of its largest magnitude.
 #pragma once
 

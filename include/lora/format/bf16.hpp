@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // BF16 as a number format.
 #pragma once
 

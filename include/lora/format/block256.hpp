@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What ggml's K formats, with blocks of 256 weights, share: where the codes and the small scales stand.
 #pragma once
 

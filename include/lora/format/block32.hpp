@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What ggml's formats with blocks of 32 weights share: where the codes stand, and how weights become codes.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Fields of a block: little-endian numbers at any alignment, and codes of a few bits.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // F16 as a number format.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // All number formats of frozen weights.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // FP4 of bitsandbytes.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // IQ4_NL of GGUF files.
 #pragma once
 

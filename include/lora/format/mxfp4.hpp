@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // MXFP4, as GGUF files hold it.
 #pragma once
 

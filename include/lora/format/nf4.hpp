@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // NF4 of bitsandbytes (QLoRA).
 #pragma once
 

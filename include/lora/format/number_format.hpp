@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What a number format of frozen weights is: a block of consecutive weights of one row in a fixed number of bytes.
 //
 // The decoders and encoders are plain loops, the definition that faster kernels are tested against. Their results do

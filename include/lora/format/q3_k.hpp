@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Q3_K of GGUF files.
 #pragma once
 

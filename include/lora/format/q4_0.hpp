@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Q4_0 of GGUF files.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Q4_1 of GGUF files.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Q5_1 of GGUF files.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Q5_K of GGUF files.
 #pragma once
 

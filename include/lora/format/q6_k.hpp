@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Q6_K of GGUF files.
 #pragma once
 

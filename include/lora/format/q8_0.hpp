@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Q8_0 of GGUF files.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Single operations that round on their own, whatever the flags of the including file. Compilers fuse a * b + c into
 // one rounding where the instruction set allows it (g++ by default); with -ffast-math they also reorder sums and divide
 // by multiplying with a reciprocal. Without these functions, one weight in 18,000 gets another code of Q4_0 with

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Writes a file so that others see all of it or nothing.
 #pragma once
 

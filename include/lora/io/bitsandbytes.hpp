@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The 4-bit tensors of bitsandbytes in safetensors files: NF4 and FP4, as QLoRA stores base models.
 //
 // A weight `w` (out_features x in_features) is stored as

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The element types a safetensors header can name.
 #pragma once
 

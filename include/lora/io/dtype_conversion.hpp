@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Stored bytes to float or double and back. Bytes need no alignment.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // An open POSIX file, closed at the end of its scope, and the error that reports why a system call failed.
 #pragma once
 

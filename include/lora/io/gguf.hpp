@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // llama.cpp's GGUF files: LoRA adapters in and out, the names of modules, and how tensors are stored.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What the reader and the writer of GGUF adapters share: the adapter, the options, the order of rows.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Reads LoRA adapters in llama.cpp's files.
 #pragma once
 

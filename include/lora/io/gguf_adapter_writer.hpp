@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Writes LoRA adapters in the form llama.cpp reads.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Names of Llama-like models' modules in Hugging Face's transformers and in llama.cpp.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // GGUF files: metadata and tensors, checked against every rule of the format.
 #pragma once
 

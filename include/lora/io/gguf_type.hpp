@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // How a tensor of a GGUF file is stored.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What the metadata of a GGUF file can hold.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The values of tensors in GGUF files, whatever their type.
 #pragma once
 

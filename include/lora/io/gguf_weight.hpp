@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Tensors of GGUF files as frozen weights.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // JSON read as a stream: depth is bounded, time linear, and only what a reader keeps takes memory.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A file's bytes, mapped read-only into memory instead of being read.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The scales of bitsandbytes' 4-bit weights in 8 bits: double quantisation, or "compress_statistics".
 //
 //   offset = mean of the scales

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Reads adapter_config.json, as PEFT's save_pretrained writes it, into a LoraModelConfig.
 #pragma once
 

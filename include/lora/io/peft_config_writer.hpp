@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Writes a LoraModelConfig as the adapter_config.json that PEFT loads.
 #pragma once
 

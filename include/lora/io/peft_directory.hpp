@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Reads the folders that PEFT's save_pretrained writes: adapter_config.json beside adapter_model.safetensors.
 #pragma once
 

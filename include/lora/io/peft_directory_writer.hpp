@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Writes one adapter as the folder that PEFT's from_pretrained loads.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // adapter_config.json as a flat document: the known keys with their values, and what else there is.
 #pragma once
 

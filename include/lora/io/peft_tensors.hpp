@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The tensors of adapter_model.safetensors: their names, which ones belong to one module, and their required shapes.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The safetensors format: reader and writer.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Each way a safetensors file, or a request to one, can be wrong.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The header of a safetensors file: parsed, and checked against every rule of the format.
 #pragma once
 

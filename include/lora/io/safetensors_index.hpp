@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // model.safetensors.index.json: which files beside it hold a checkpoint's tensors.
 #pragma once
 

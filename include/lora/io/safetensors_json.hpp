@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The JSON of a safetensors header, read as a stream: what the format does not define is not stored.
 #pragma once
 

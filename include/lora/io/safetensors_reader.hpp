@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Reads safetensors files without copying them.
 #pragma once
 

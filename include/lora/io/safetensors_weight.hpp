@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Tensors of F16 and BF16 as frozen weights, without a copy in 32 bits.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Writes safetensors files, byte for byte as the reference implementation lays them out.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Text from files: checks for UTF-8, quoting in messages, and the names closest to a missing one.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The kernels that read a number format, for one instruction set each.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // How the blocks of a number format are laid out for the kernels: byte planes, so that one vector load takes the same
 // bytes of neighbouring outputs.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Products with a weight in a number format: panels are decoded part by part into scratch, and multiplied by the same
 // tiles as a packed weight. So a product has the bits of a packed weight of the decoded values.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Words as wide as vectors of floats, and tables of sixteen floats in registers, for each instruction set.
 //
 // Table16: fill(table) takes sixteen floats, at(index) chooses among them by the low four bits of each word.

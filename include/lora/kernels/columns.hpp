@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Passes over the rows of a matrix with one factor per column, sums over rows, and splitting inputs by their dropout
 // mask: what DoRA adds to a layer's passes.
 //

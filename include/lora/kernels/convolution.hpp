@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Convolution with a frozen weight and a low-rank term in one pass, and its adjoints, block by block.
 //
 // A block is a panel of panel_width output positions: its unfolding (fan_in lines) is the packed operand that the tiles

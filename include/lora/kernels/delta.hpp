@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The low-rank update of a weight, computed line by line so that it is never held whole.
 #pragma once
 

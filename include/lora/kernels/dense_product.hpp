@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Products with a weight that stays in the caller's memory: each part of a panel is packed just before its use.
 #pragma once
 

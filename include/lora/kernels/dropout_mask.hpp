@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The dropout mask as kernels read it: one bit per element of the adapter's input.
 #pragma once
 

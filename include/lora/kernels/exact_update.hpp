@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Adds an update to weights in place so that removing it restores every bit.
 //
 // w + delta rounds, so (w + delta) - delta is w only up to a few units in the last place. If the bits of floating-point

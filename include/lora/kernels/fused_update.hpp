@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A low-rank update that is computed and, while in registers and first-level cache, added or undone exactly.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Adds an update to weights of 16 bits in place so that removing it restores every bit: exact_update.hpp for weights
 // that are narrower than the update.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Products in 8-bit integers: activations are rounded to 8 bits per block of 32, and multiplied with the integer codes
 // of the weights. Sums within a block are exact integers, so every instruction set gives the same bits.
 #pragma once

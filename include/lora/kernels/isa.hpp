@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Instruction sets: those with kernels in this library, those this machine supports, and the one in use.
 #pragma once
 

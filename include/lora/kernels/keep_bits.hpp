@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Dropout bits: which words of a Philox stream reach a threshold.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The arguments of an instruction set's kernels. Plain data, so that this header needs no vector code.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The kernels of an instruction set, and the only place that chooses among them.
 //
 // With LORA_COMPILED this header only declares: the vector code is in lora/kernels/kernel_table_definition.inc, which a

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Products with the thin factors of an adapter. r is small: loops run along in_features or out_features, never along r.
 //
 // For all of them: outputs alias nothing, only growing the workspace allocates, and the result depends neither on the

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Products with panels stored one after the other: one packed copy of W serves both products.
 #pragma once
 

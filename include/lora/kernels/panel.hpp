@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Panels: a weight W (out_features x in_features) cut into strips of outputs, stored in the order in which tiles read
 // it.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The products of a LoRA layer, straight from their formulas: the oracle that every faster kernel is tested against.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Blocks of contiguous rows, whatever the strides of the matrix they come from.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // DoRA's norms, without the dense sum W0 + s*B*A.
 #pragma once
 

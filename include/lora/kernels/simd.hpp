@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The vector operations kernels are written in, once per instruction set. Each function carries its instruction set in
 // an attribute, so that kernels run at full speed whatever the user's compiler flags.
 //

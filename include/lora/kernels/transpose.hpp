@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Transposition of a block of memory, and copies of strided blocks with contiguous rows.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Unfolding: images become lines, each with what one tap of the kernel sees (im2col); and its adjoint, folding
 // (col2im).
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The x86 instructions that the compiler's vector extension cannot express. Everything else in the kernels is written
 // with the operators of vector types.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The shell of every adapted layer: a frozen weight, its adapters, and passes over the user's input types.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Merging a layer's adapters into its weight, and taking them out again.
 #pragma once
 

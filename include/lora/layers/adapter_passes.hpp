@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Forward and backward of a frozen weight with any number of adapters, for every kind of layer.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The adapters of one layer, and which of them are active.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // LoraConv: a frozen convolution with trainable low-rank adapters.
 #pragma once
 

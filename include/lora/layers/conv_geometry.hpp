@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The shape of a convolution: channels, kernel, stride, padding, dilation, groups, and what follows from them.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What is specific to a convolution: the shapes of its factors, its passes over images, its update of the weight.
 #pragma once
 

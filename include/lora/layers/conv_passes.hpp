@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Forward and backward of a convolution, with the adapters that share one pass over the unfolded input.
 #pragma once
 

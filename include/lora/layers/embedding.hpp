@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // LoraEmbedding: a frozen table of embeddings with trainable low-rank adapters, also usable as output projection.
 #pragma once
 

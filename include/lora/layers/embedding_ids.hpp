@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // How types that hold ids are read, and checks that ids and padding_idx are in range.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What is specific to an embedding: ids as inputs, the starts and shapes of its factors.
 #pragma once
 

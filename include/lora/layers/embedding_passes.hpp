@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Forward and backward of an embedding: lookup of rows, and the same table as an output projection.
 #pragma once
 

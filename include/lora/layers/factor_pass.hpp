@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // One product with a frozen weight and the adapters that share it, as each kind of layer computes it.
 #pragma once
 

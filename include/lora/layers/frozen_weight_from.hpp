@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Frozen weights built from a user's Eigen objects.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // How the types a convolution accepts are read as images, one sample per row.
 #pragma once
 

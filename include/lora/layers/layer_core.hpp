@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What all adapted layers share, whatever their inputs and weights: adapters, modes, merging, parameters, passes.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Inference of a layer: with the same adapters for all rows, or with the adapter that each row chooses.
 #pragma once
 

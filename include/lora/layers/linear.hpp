@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // LoraLinear: a frozen linear layer with trainable low-rank adapters.
 #pragma once
 

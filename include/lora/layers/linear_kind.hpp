@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What is specific to a linear layer: the shapes of its factors, its passes over rows, its update of the weight.
 #pragma once
 

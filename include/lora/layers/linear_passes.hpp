@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Forward and backward of a linear layer over rows, with the adapters that share one product.
 #pragma once
 

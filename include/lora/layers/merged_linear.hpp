@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // MergedLinear: a frozen linear layer whose outputs are several projections, with adapters for some of them.
 #pragma once
 

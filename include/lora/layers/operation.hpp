@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The name of a layer's call in error messages, assembled only when an error is thrown.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The bias of a layer's output: the layer's own or one that an adapter trains, and the biases of B.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The rows of a batch sorted by the adapter each of them chose.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // How the types a layer accepts are read as a matrix of rows, one sample per row.
 #pragma once
 

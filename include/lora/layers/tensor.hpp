@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Row-major Eigen tensors of any rank as inputs and outputs of layers: the last dimension is features.
 //
 // Eigen's tensors cost more to compile than all of this library, so this header only declares them. To pass one,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The values of one adapter over a whole model, independent of any layer: what files hold and models exchange.
 #pragma once
 

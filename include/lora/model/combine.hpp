@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Combines several adapters of a model into one.
 #pragma once
 

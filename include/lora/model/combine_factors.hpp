@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Combines several adapters of one module into one.
 #pragma once
 

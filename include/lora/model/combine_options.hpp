@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Options for combining several adapters into one: those of PEFT's add_weighted_adapter.
 #pragma once
 

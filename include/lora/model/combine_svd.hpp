@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Best approximations of a given rank, as a pair of factors.
 #pragma once
 

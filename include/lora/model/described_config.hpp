@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A configuration that describes every module of an adapter.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What a configuration means for the layers and parameters of a model, worked out before anything changes.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A user's named layers and their adapters: injection by name, choosing what trains, merging and loading for all of
 // them.
 #pragma once

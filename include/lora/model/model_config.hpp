@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // How a whole model is adapted: the options of PEFT's LoraConfig beyond one layer, and what they mean for a module.
 #pragma once
 

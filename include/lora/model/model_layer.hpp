@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A layer of any kind as a model sees it: it accepts adapters, trains and merges them, and returns their weights.
 #pragma once
 

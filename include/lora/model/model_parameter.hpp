@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A parameter of the user's model, trained whole or not at all, as a model's registry holds it.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Selects modules of a model by lists of names, regular expressions and layer indices, as PEFT does.
 #pragma once
 

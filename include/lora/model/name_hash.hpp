@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A number for a module's name.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Expressions over module names.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // How many scalars a model has and how many of them train.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Names in error messages.
 #pragma once
 

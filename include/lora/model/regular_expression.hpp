@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Python's regular expressions, restricted to whether a whole text matches.
 //
 // std::regex would take longer to compile than the rest of the library, has a different syntax (ECMAScript) and,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Arithmetic on task vectors (differences of fine-tuned models): pruning, sign election, weighted merging.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Checks that all ranks have the same configuration; if not, all of them fail together.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A group of processes that exchange messages: the library's own MPI communicator, with errors as exceptions.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Several gradients in one buffer, while they are averaged over the ranks.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Data parallelism: gradients of several ranks become those of the whole batch, the same bits on every rank.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Data parallelism over MPI. Needs MPI; with CMake, find_package(lora COMPONENTS mpi) and lora::mpi.
 #pragma once
 

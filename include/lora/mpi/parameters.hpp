@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The parameters of a model on several ranks: that they are the same kind, and the same values to start from.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Initialising and finalising MPI in a program, and stopping the other ranks when one fails.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The part of a batch that one rank computes.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Adam with decoupled weight decay.
 #pragma once
 

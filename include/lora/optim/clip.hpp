@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Clipping of gradients by their global norm.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Packs of scalars for loops over whole arrays: fast even at -O2, and cheap to compile.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Range checks of options: always on, even with -ffast-math.
 #pragma once
 

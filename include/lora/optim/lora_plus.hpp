@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // LoRA+: a higher learning rate for B than for A.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The parameters optimisers work on, and the state they keep: how large it is, and how to discard it.
 #pragma once
 

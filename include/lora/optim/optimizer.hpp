@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What all optimisers share: options, learning rate, and the order of a step.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The checks of a whole optimiser step, made before any value changes.
 #pragma once
 

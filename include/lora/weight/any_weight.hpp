@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A frozen weight whose kind is chosen at run time.
 #pragma once
 

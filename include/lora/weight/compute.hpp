@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The arithmetic of a product with a weight of fewer bits.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A frozen weight that stays in the caller's memory.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What a frozen weight is: an operator that multiplies. Reading and merging are separate concepts.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The update s*B*A of a frozen weight, computed piece by piece.
 #pragma once
 

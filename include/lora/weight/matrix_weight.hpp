@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A frozen weight that owns a plain matrix.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Several updates merged into one frozen weight. Each can be taken out again, exactly.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Adding s*B*A to a frozen weight in place, and scaling its outputs, so that undoing it restores every bit.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A frozen weight laid out once for the product kernels: the default kind.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Frozen weights of fewer bits: the blocks of a number format, decoded within the products.
 #pragma once
 

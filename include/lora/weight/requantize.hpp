@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What takes the place of merging for weights in blocks of fewer bits: decoding them, or encoding the sum anew.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // How merging reads and writes the elements of a weight, for each way of storing them.
 #pragma once
 

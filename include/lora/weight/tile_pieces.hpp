@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A weight's tiles cut into pieces whose scratch fits a stack.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A frozen weight used the other way round.
 #pragma once
 

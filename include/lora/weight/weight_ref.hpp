@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A reference to a frozen weight of any kind: code that works on weights is compiled once, not once for each kind.
 #pragma once
 

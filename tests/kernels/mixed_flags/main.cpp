@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Compiled without any -march and linked with native.cpp, which is compiled with -march=native: weights made in one
 // unit must work in the other, with the same bits, whichever copy of an inline function the linker keeps.
 #include <array>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "products.hpp"
 
 namespace mixed_flags {

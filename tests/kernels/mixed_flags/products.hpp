@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What both translation units of this test do, each compiled with flags of its own.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Compiled with -ffast-math, under which the compiler takes every number for a finite one: the library must still
 // refuse infinite and NaN options and gradients.
 #include <bit>
