@@ -2,7 +2,9 @@
 // Convolution by panels against products with the whole unfolding, and its adjoints against their definitions.
 #include "lora/kernels/convolution.hpp"
 
+#include <cstdint>
 #include <gtest/gtest.h>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -197,6 +199,34 @@ TYPED_TEST(Convolution, AdjointFoldsTheProductsWithTransposedWeights) {
   for (Index i = 0; i < dx.rows(); ++i)
     for (Index j = 0; j < dx.cols(); ++j)
       EXPECT_NEAR(double(dx(i, j)), expected(i, j), 24 * std::numeric_limits<Scalar>::epsilon() * magnitude(i, j));
+}
+
+// Factors multiply rows of the weight, of every group its own: over a weight that has been multiplied before, the bits
+// are the same. Those of the dropped weight are added to it where the mask keeps.
+TYPED_TEST(Convolution, AdjointScalesTheWeightByTheFactorsOfItsOutputs) {
+  using Scalar = TypeParam;
+  const auto v = random_matrix<Scalar>(6, this->positions, 8);
+  const auto factors = random_vector<Scalar>(22, 9);
+  Workspace workspace;
+  const auto adjoint = [&](const Matrix<Scalar>& w, const Scalar* weight_factors, const Scalar* dropped_factors,
+                           const DropoutMask<Scalar>& mask) {
+    Matrix<Scalar> dx(4, this->x.cols());
+    convolve_adjoint(ConvAdjointCall<Scalar>{this->shape, view_of(this->dy), view_of(v), view_of(w), view_of(this->a),
+                                             mask, weight_factors, dropped_factors, view_of(dx)},
+                     workspace);
+    return dx;
+  };
+  const Matrix<Scalar> scaled = factors.asDiagonal() * this->weight;
+  EXPECT_EQ(adjoint(this->weight, factors.data(), nullptr, {}), adjoint(scaled, nullptr, nullptr, {}));
+
+  const Index row_bytes = (this->x.cols() + 7) / 8;
+  const std::vector<std::uint8_t> all(static_cast<std::size_t>(4 * row_bytes), 0xFF);
+  const Matrix<Scalar> both = this->weight + scaled;
+  const Matrix<Scalar> got = adjoint(this->weight, nullptr, factors.data(), {all.data(), row_bytes, Scalar(1)});
+  const Matrix<Scalar> expected = adjoint(both, nullptr, nullptr, {});
+  // Elements are below 1, so that sums of 11 + 3 products over at most 9 taps, twice, are below 9 * 2 * 14.
+  EXPECT_LE((got - expected).cwiseAbs().maxCoeff(), 24 * 252 * std::numeric_limits<Scalar>::epsilon());
+  EXPECT_GT((got - adjoint(this->weight, nullptr, nullptr, {})).cwiseAbs().maxCoeff(), Scalar(0.1));
 }
 
 }  // namespace

@@ -135,9 +135,13 @@ TEST_P(Adapters, ScalesMultiplyAllThatAnAdapterAdds) {
   EXPECT_THROW(layer->set_alpha("first", nan), ConfigError);
   EXPECT_THROW(layer->scale_layer(nan), ConfigError);
   EXPECT_THROW(layer->unscale_layer(0), ConfigError);
+  // Nor where only the last one's scaling would not be finite.
+  const double large = c.epsilon > 1e-10 ? 1e30 : 1e250;
+  layer->set_scale("third", large);
+  EXPECT_THROW(layer->scale_layer(large), ConfigError);
+  EXPECT_EQ(layer->values("third").scale, large);
   EXPECT_EQ(layer->values("first").scaling, before.scaling);
   EXPECT_EQ(layer->values("first").scale, 1);
-  EXPECT_EQ(layer->values("third").scale, 1);
 }
 
 TEST_P(Adapters, DisabledTheyAnswerAsTheFrozenLayerAndNothingTrains) {

@@ -341,6 +341,12 @@ TEST_P(Merging, AnUnloadedLayerAnswersAsTheMergedOneDid) {
     EXPECT_TRUE(same_bits(layer->weight(), merged));
     EXPECT_TRUE(same_bits(layer->forward(x), y));
     layer->add("default", {.rank = c.rank, .use_dora = true}, 1);
+    const Rows magnitude = layer->values("default").magnitude;
+    ASSERT_EQ(magnitude.size(), static_cast<Index>(c.adapted.size()));
+    for (std::size_t j = 0; j < c.adapted.size(); ++j) {
+      const double norm = merged.row(c.adapted[j]).norm();
+      EXPECT_NEAR(magnitude(0, static_cast<Index>(j)), norm, 4 * c.epsilon * norm) << j;
+    }
     EXPECT_LE((layer->infer(x) - y).cwiseAbs().maxCoeff(),
               c.epsilon * static_cast<double>(4 * c.longest_sum()) * (1 + y.cwiseAbs().maxCoeff()));
     layer->eval();
