@@ -2,11 +2,10 @@
 // Fields of a block: little-endian numbers at any alignment, and codes of a few bits.
 #pragma once
 
-#include <bit>
 #include <cstdint>
-#include <cstring>
 
 #include "lora/core/half.hpp"
+#include "lora/core/little_endian.hpp"
 
 namespace lora::formats::detail {
 
@@ -23,14 +22,9 @@ inline void put_u16(std::uint16_t value, std::uint8_t* bytes) noexcept {
 
 inline void put_f16(float value, std::uint8_t* bytes) noexcept { put_u16(f16_from(static_cast<double>(value)), bytes); }
 
-[[nodiscard]] inline float f32_at(const std::uint8_t* bytes) noexcept {
-  static_assert(std::endian::native == std::endian::little, "stored floats are little-endian");
-  float value = 0;
-  std::memcpy(&value, bytes, sizeof(value));
-  return value;
-}
+[[nodiscard]] inline float f32_at(const std::uint8_t* bytes) noexcept { return load_little_endian<float>(bytes); }
 
-inline void put_f32(float value, std::uint8_t* bytes) noexcept { std::memcpy(bytes, &value, sizeof(value)); }
+inline void put_f32(float value, std::uint8_t* bytes) noexcept { store_little_endian(value, bytes); }
 
 /// The `count` bits of `byte` from bit `first` on.
 [[nodiscard]] constexpr int bits_at(std::uint8_t byte, int first, int count) noexcept {

@@ -29,6 +29,7 @@
 
 #include "lora/core/error.hpp"
 #include "lora/core/finite.hpp"
+#include "lora/core/little_endian.hpp"
 #include "lora/core/number_text.hpp"
 #include "lora/core/types.hpp"
 #include "lora/format/fp4.hpp"
@@ -327,9 +328,7 @@ class BitsandbytesTensor {
   }
 
   [[nodiscard]] static float float_at(const TensorView& tensor, Index position) noexcept {
-    float value = 0;
-    std::memcpy(&value, tensor.bytes.data() + static_cast<std::size_t>(position) * sizeof(value), sizeof(value));
-    return value;
+    return load_little_endian<float>(tensor.bytes.data() + static_cast<std::size_t>(position) * sizeof(float));
   }
 
   void check_quant_map() const {
@@ -357,7 +356,7 @@ class BitsandbytesTensor {
   void copy_block(Index block, std::uint8_t* target) const {
     const float scale = scale_of(block);
     const auto code_bytes = static_cast<std::size_t>(state_.block_size / 2);
-    std::memcpy(target, &scale, sizeof(scale));
+    store_little_endian(scale, target);
     std::memcpy(target + sizeof(scale), codes_.bytes.data() + static_cast<std::size_t>(block) * code_bytes, code_bytes);
   }
 
@@ -463,24 +462,25 @@ void add_bitsandbytes_weight(SafetensorsWriter& writer, const std::string& name,
   std::vector<float> absmax(count);
   std::vector<std::uint8_t> codes(count * code_bytes);
   for (std::size_t block = 0; block < count; ++block) {
-    std::memcpy(&absmax[block], blocks.data() + block * block_bytes, sizeof(float));
+    absmax[block] = load_little_endian<float>(blocks.data() + block * block_bytes);
     std::memcpy(codes.data() + block * code_bytes, blocks.data() + block * block_bytes + sizeof(float), code_bytes);
   }
-  const auto add = [&](std::string_view suffix, Dtype type, const auto& values) {
-    writer.add(detail::with_suffix(name, suffix), type, {static_cast<Index>(std::size(values))},
-               std::as_bytes(std::span(values)));
+  const auto add = [&](std::string_view suffix, std::span<const float> values) {
+    writer.add(detail::with_suffix(name, suffix),
+               Eigen::Map<const RowVector<float>>(values.data(), static_cast<Index>(values.size())));
   };
   writer.add(name, Dtype::U8, {static_cast<Index>(codes.size()), 1}, std::as_bytes(std::span(codes)));
-  add("quant_map", Dtype::F32, Traits::book.values);
+  add("quant_map", Traits::book.values);
   if (scales == BitsandbytesScales::floats) {
-    add("absmax", Dtype::F32, absmax);
+    add("absmax", absmax);
   } else {
     const detail::NestedScales nested = detail::nest_scales(absmax);
     state.nested_block_size = detail::nested_block_size;
     state.nested_offset = nested.offset;
-    add("absmax", Dtype::U8, nested.codes);
-    add("nested_absmax", Dtype::F32, nested.absmax);
-    add("nested_quant_map", Dtype::F32, detail::nested_quant_map());
+    writer.add(detail::with_suffix(name, "absmax"), Dtype::U8, {static_cast<Index>(nested.codes.size())},
+               std::as_bytes(std::span(nested.codes)));
+    add("nested_absmax", nested.absmax);
+    add("nested_quant_map", detail::nested_quant_map());
   }
   const std::string text = bitsandbytes_state_text(state);
   writer.add(detail::bitsandbytes_state_name(name, state.type), Dtype::U8, {static_cast<Index>(text.size())},

@@ -13,8 +13,6 @@
 
 namespace lora {
 
-static_assert(std::endian::native == std::endian::little, "lora/io maps little-endian files without a copy");
-
 /// Element type of a stored tensor, in increasing order of alignment, the order in which the reference implementation
 /// of the format sorts tensors (descending). Source: huggingface/safetensors, `Dtype`.
 enum class Dtype : std::uint8_t {

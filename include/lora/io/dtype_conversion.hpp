@@ -4,10 +4,10 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <span>
 
 #include "lora/core/half.hpp"
+#include "lora/core/little_endian.hpp"
 #include "lora/core/types.hpp"
 #include "lora/io/dtype.hpp"
 
@@ -18,17 +18,14 @@ namespace detail {
 template <class Stored, class Scalar, class Convert>
 void decode_each(const std::byte* bytes, std::span<Scalar> values, Convert convert) noexcept {
   for (std::size_t i = 0; i < values.size(); ++i) {
-    Stored stored;
-    std::memcpy(&stored, bytes + i * sizeof(Stored), sizeof(Stored));
-    values[i] = static_cast<Scalar>(convert(stored));
+    values[i] = static_cast<Scalar>(convert(load_little_endian<Stored>(bytes + i * sizeof(Stored))));
   }
 }
 
 template <class Stored, class Scalar, class Convert>
 void encode_each(std::span<const Scalar> values, std::byte* bytes, Convert convert) noexcept {
   for (std::size_t i = 0; i < values.size(); ++i) {
-    const Stored stored = convert(values[i]);
-    std::memcpy(bytes + i * sizeof(Stored), &stored, sizeof(Stored));
+    store_little_endian<Stored>(convert(values[i]), bytes + i * sizeof(Stored));
   }
 }
 

@@ -4,10 +4,8 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <span>
 #include <string>
 #include <string_view>
@@ -17,6 +15,7 @@
 #include <vector>
 
 #include "lora/core/error.hpp"
+#include "lora/core/little_endian.hpp"
 #include "lora/io/gguf_type.hpp"
 #include "lora/io/gguf_value.hpp"
 #include "lora/io/text.hpp"
@@ -80,8 +79,8 @@ class GgufEncoder {
  private:
   template <class T>
   static void put(std::vector<std::byte>& target, T number) {
-    static_assert(std::is_arithmetic_v<T> && std::endian::native == std::endian::little);
-    const auto bytes = std::as_bytes(std::span(&number, 1));
+    std::array<std::byte, sizeof(T)> bytes;
+    store_little_endian(number, bytes.data());
     target.insert(target.end(), bytes.begin(), bytes.end());
   }
 

@@ -7,7 +7,6 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 #include <optional>
 #include <set>
@@ -19,6 +18,7 @@
 #include <vector>
 
 #include "lora/core/error.hpp"
+#include "lora/core/little_endian.hpp"
 #include "lora/io/gguf_type.hpp"
 #include "lora/io/gguf_value.hpp"
 #include "lora/io/text.hpp"
@@ -73,8 +73,7 @@ class GgufCursor {
   [[nodiscard]] T number(std::string_view what) {
     static_assert(std::is_arithmetic_v<T> && !std::is_same_v<T, bool>);
     require(what, 1, sizeof(T));
-    T value;
-    std::memcpy(&value, bytes_.data() + position_, sizeof(T));
+    const T value = load_little_endian<T>(bytes_.data() + position_);
     position_ += sizeof(T);
     return value;
   }

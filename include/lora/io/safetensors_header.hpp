@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <map>
 #include <numeric>
 #include <optional>
@@ -16,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "lora/core/little_endian.hpp"
 #include "lora/io/dtype.hpp"
 #include "lora/io/safetensors_error.hpp"
 #include "lora/io/safetensors_json.hpp"
@@ -71,8 +71,7 @@ namespace detail {
     throw SafetensorsError(header_too_small, label, "8 bytes with the length of the header",
                            "a file of " + std::to_string(file.size()) + " bytes");
   }
-  std::uint64_t length = 0;
-  std::memcpy(&length, file.data(), safetensors_length_bytes);
+  const auto length = load_little_endian<std::uint64_t>(file.data());
   const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
   if (length > safetensors_header_cap) {
     if (text.starts_with("version https://git-lfs.github.com/spec/")) {

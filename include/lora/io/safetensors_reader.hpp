@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "lora/core/little_endian.hpp"
 #include "lora/core/types.hpp"
 #include "lora/io/dtype.hpp"
 #include "lora/io/dtype_conversion.hpp"
@@ -55,7 +56,8 @@ struct TensorView {
     } else {
       static_assert(!std::is_same_v<T, bool>, "a stored BOOL may be a byte that no bool is; read it as bytes");
       require_dtype<T>();
-      if (!bytes.empty()) std::memcpy(values.data(), bytes.data(), bytes.size());
+      constexpr std::size_t parts = std::is_same_v<T, std::complex<float>> ? 2 : 1;
+      copy_numbers<sizeof(T) / parts>(bytes, values.data());
     }
   }
 
@@ -78,9 +80,10 @@ struct TensorView {
     return filled<Scalar>({rows, rows == 0 ? 0 : size() / rows});
   }
 
-  /// Whether the stored values can be used in place, as T.
+  /// Whether the stored values can be used in place, as T. On a big-endian machine only bytes can.
   template <StoredScalar T>
   [[nodiscard]] bool mappable() const noexcept {
+    if (sizeof(T) > 1 && !is_little_endian) return false;
     return dtype == dtype_of<T> && reinterpret_cast<std::uintptr_t>(bytes.data()) % alignof(T) == 0;
   }
 
@@ -99,6 +102,17 @@ struct TensorView {
   }
 
  private:
+  template <std::size_t Size>
+  static void copy_numbers(std::span<const std::byte> from, void* to) noexcept {
+    if constexpr (is_little_endian) {
+      if (!from.empty()) std::memcpy(to, from.data(), from.size());
+    } else {
+      for (std::size_t i = 0; i < from.size(); i += Size) {
+        copy_little_endian(from.data() + i, static_cast<std::byte*>(to) + i, Size);
+      }
+    }
+  }
+
   [[noreturn]] void refuse(SafetensorsErrorKind kind, std::string_view expected, std::string_view got) const {
     throw SafetensorsError(kind, detail::tensor_argument(file, name), expected, got);
   }

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <filesystem>
 #include <functional>
 #include <map>
@@ -17,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "lora/core/little_endian.hpp"
 #include "lora/core/types.hpp"
 #include "lora/io/atomic_file.hpp"
 #include "lora/io/dtype.hpp"
@@ -86,8 +86,9 @@ class SafetensorsWriter {
     add_owned(std::move(name), dtype, std::move(shape), encoded(values, dtype, element_bytes));
   }
 
-  /// Like add of a matrix in its own dtype, but without a copy: `values` must stay valid and in place until the last
-  /// write() or to_bytes(). Takes an object whose elements are in memory, row-major and without gaps.
+  /// Like add of a matrix in its own dtype, but without a copy on a little-endian machine: `values` must stay valid and
+  /// in place until the last write() or to_bytes(). Takes an object whose elements are in memory, row-major and without
+  /// gaps.
   /// @throws SafetensorsError like above; unexpected_shape when there are gaps between the rows.
   template <StoredByRows Derived>
   void add_view(std::string name, const Eigen::MatrixBase<Derived>& values) {
@@ -96,6 +97,7 @@ class SafetensorsWriter {
       throw SafetensorsError(SafetensorsErrorKind::unexpected_shape, argument(name), "rows without gaps",
                              "a strided object (take add, which copies)");
     }
+    if constexpr (!is_little_endian) return add(std::move(name), values);
     add_view(std::move(name), dtype_of<typename Derived::Scalar>, shape_of(values),
              std::as_bytes(std::span(object.data(), static_cast<std::size_t>(object.size()))));
   }
@@ -255,8 +257,7 @@ class SafetensorsWriter {
                   ' ');
     check_header_size(header.size());
     layout.head.resize(safetensors_length_bytes);
-    const std::uint64_t length = header.size();
-    std::memcpy(layout.head.data(), &length, safetensors_length_bytes);
+    store_little_endian(std::uint64_t{header.size()}, layout.head.data());
     layout.head.append(header);
     return layout;
   }

@@ -4,14 +4,15 @@
 //
 // A panel holds panel_width<float> outputs (the last may be narrower). For each block of inputs it has a chunk: the
 // blocks of all its outputs, cut into units of 4 bytes, and one of `odd` bytes if the block is no multiple of 4. Unit u
-// of output j stands at plane u, place j. A chunk has as many bytes as its blocks; the outputs that pad the last panel
-// to width_unit are blocks of zero bytes.
+// of output j stands at plane u, place j, as a number of the machine. A chunk has as many bytes as its blocks; the
+// outputs that pad the last panel to width_unit are blocks of zero bytes.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 
+#include "lora/core/little_endian.hpp"
 #include "lora/core/types.hpp"
 #include "lora/kernels/kernel_calls.hpp"
 #include "lora/kernels/panel.hpp"
@@ -58,9 +59,9 @@ void pack_chunk(const std::uint8_t* rows, Index row_stride, Index outputs, Index
   constexpr auto odd = static_cast<std::size_t>(Planes::odd);
   for (Index j = 0; j < outputs; ++j) {
     const std::uint8_t* const block = rows + j * row_stride;
-    std::memcpy(chunk + Planes::odd_unit(width) + j * Planes::odd, block + odd_at, odd);
+    copy_little_endian(block + odd_at, chunk + Planes::odd_unit(width) + j * Planes::odd, odd);
     for (Index u = 0; u < Planes::words; ++u) {
-      std::memcpy(chunk + Planes::word(u, width) + 4 * j, block + Planes::first_word + 4 * u, 4);
+      copy_little_endian(block + Planes::first_word + 4 * u, chunk + Planes::word(u, width) + 4 * j, 4);
     }
   }
   if (outputs == width) return;
@@ -79,10 +80,10 @@ void unpack_chunk(const std::uint8_t* chunk, Index width, Index outputs, std::ui
   constexpr Index odd_at = odd_unit_last<Format>() ? 4 * Planes::words : 0;
   for (Index j = 0; j < outputs; ++j) {
     std::uint8_t* const block = rows + j * row_stride;
-    std::memcpy(block + odd_at, chunk + Planes::odd_unit(width) + j * Planes::odd,
-                static_cast<std::size_t>(Planes::odd));
+    copy_little_endian(chunk + Planes::odd_unit(width) + j * Planes::odd, block + odd_at,
+                       static_cast<std::size_t>(Planes::odd));
     for (Index u = 0; u < Planes::words; ++u) {
-      std::memcpy(block + Planes::first_word + 4 * u, chunk + Planes::word(u, width) + 4 * j, 4);
+      copy_little_endian(chunk + Planes::word(u, width) + 4 * j, block + Planes::first_word + 4 * u, 4);
     }
   }
 }
