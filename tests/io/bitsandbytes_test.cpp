@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "lora/core/little_endian.hpp"
 #include "support/bits.hpp"
 #include "support/golden.hpp"
 #include "support/message_of.hpp"
@@ -29,8 +30,9 @@ using Parts = std::map<std::string, Stored>;
 
 template <class T>
 Stored stored(Dtype dtype, const std::vector<T>& values) {
-  const auto bytes = std::as_bytes(std::span(values));
-  return {dtype, {static_cast<Index>(values.size())}, {bytes.begin(), bytes.end()}};
+  std::vector<std::byte> bytes(values.size() * sizeof(T));
+  for (std::size_t i = 0; i < values.size(); ++i) store_little_endian(values[i], bytes.data() + i * sizeof(T));
+  return {dtype, {static_cast<Index>(values.size())}, std::move(bytes)};
 }
 
 Stored text(const std::string& json) { return stored(Dtype::U8, std::vector<char>(json.begin(), json.end())); }
@@ -288,8 +290,7 @@ TEST(BitsandbytesWeightRefuses, TensorsOfAnotherDtypeOrSize) {
 
 TEST(BitsandbytesWeightRefuses, AnotherTable) {
   expect_words(refusal([](Parts& parts) {
-                 const float other = 0.5F;
-                 std::memcpy(parts["weight.quant_map"].bytes.data() + 7 * sizeof(float), &other, sizeof(other));
+                 store_little_endian(0.5F, parts["weight.quant_map"].bytes.data() + 7 * sizeof(float));
                }),
                "tensor \"weight.quant_map\", code 7: expected 0, as in the table of nf4, got 0.5");
   expect_words(
@@ -300,13 +301,12 @@ TEST(BitsandbytesWeightRefuses, AnotherTable) {
 TEST(BitsandbytesWeightRefuses, ScalesThatAreNotFinite) {
   for (const float value : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
     expect_words(refusal([&](Parts& parts) {
-                   std::memcpy(parts["weight.absmax"].bytes.data() + 5 * sizeof(float), &value, sizeof(value));
+                   store_little_endian(value, parts["weight.absmax"].bytes.data() + 5 * sizeof(float));
                  }),
                  "tensor \"weight.absmax\", block 5: expected a finite scale");
-    expect_words(
-        refusal([&](Parts& parts) { std::memcpy(parts["weight.nested_absmax"].bytes.data(), &value, sizeof(value)); },
-                "nf4_b64_nested"),
-        "tensor \"weight.absmax\", block 0: expected a finite scale");
+    expect_words(refusal([&](Parts& parts) { store_little_endian(value, parts["weight.nested_absmax"].bytes.data()); },
+                         "nf4_b64_nested"),
+                 "tensor \"weight.absmax\", block 0: expected a finite scale");
   }
   const auto offset = [](const std::string& value) {
     return refusal_of_state(R"({"quant_type": "nf4", "blocksize": 64, "dtype": "float16", "shape": [6, 512], )"

@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -16,6 +15,8 @@
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "lora/core/little_endian.hpp"
 
 namespace lora::testing {
 
@@ -68,7 +69,7 @@ inline void write_file(const std::filesystem::path& path, std::string_view text)
 [[nodiscard]] inline std::vector<std::byte> safetensors_bytes(std::string_view header, std::size_t data_bytes = 0) {
   const std::uint64_t length = header.size();
   std::vector<std::byte> file(sizeof(length) + header.size() + data_bytes);
-  std::memcpy(file.data(), &length, sizeof(length));
+  store_little_endian(length, file.data());
   std::copy(header.begin(), header.end(), reinterpret_cast<char*>(file.data()) + sizeof(length));
   for (std::size_t i = 0; i < data_bytes; ++i) file[sizeof(length) + header.size() + i] = static_cast<std::byte>(i);
   return file;

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "io/gguf_bytes.hpp"
+#include "lora/core/little_endian.hpp"
 
 namespace lora::testing::gguf_parser_test {
 namespace {
@@ -43,9 +44,7 @@ TEST(ParseGguf, ReadsWhatTheBytesSay) {
   EXPECT_EQ(contents.tensors[0].type, GgufType::F32);
   EXPECT_EQ(contents.tensors[0].extents, (std::array<std::uint64_t, 4>{3, 2, 1, 1}));
   EXPECT_EQ(contents.tensors[1].bytes.size(), 8U);
-  float value = 0;
-  std::memcpy(&value, contents.tensors[1].bytes.data() + 4, 4);
-  EXPECT_EQ(value, 8.0F);
+  EXPECT_EQ(load_little_endian<float>(contents.tensors[1].bytes.data() + 4), 8.0F);
 }
 
 TEST(ParseGguf, ReadsEveryTypeOfMetadata) {
@@ -86,9 +85,7 @@ TEST(ParseGguf, FollowsTheFilesAlignment) {
   GgufBytes file = GgufBytes::header(2, 1).text("general.alignment").u32(4).u32(8);
   file.tensor("a", {1}, 0, 0).tensor("b", {1}, 0, 8).pad(8).f32(1).pad(8).f32(2);
   const GgufContents contents = parse_gguf(file.bytes());
-  float value = 0;
-  std::memcpy(&value, contents.tensors[1].bytes.data(), 4);
-  EXPECT_EQ(value, 2.0F);
+  EXPECT_EQ(load_little_endian<float>(contents.tensors[1].bytes.data()), 2.0F);
 }
 
 // llama.cpp does not look at the padding of the last tensor; everything before it must be there.

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "io/files.hpp"
+#include "lora/core/little_endian.hpp"
 #include "lora/core/types.hpp"
 #include "lora/io/dtype.hpp"
 #include "lora/io/safetensors_writer.hpp"
@@ -44,8 +45,7 @@ inline constexpr std::array<const char*, 7> golden_adapters{
 /// The header of a safetensors file without __metadata__, read without the library's reader.
 [[nodiscard]] inline nlohmann::json raw_header(const std::filesystem::path& path) {
   const std::string file = text_of(path);
-  std::uint64_t length = 0;
-  std::memcpy(&length, file.data(), sizeof(length));
+  const auto length = load_little_endian<std::uint64_t>(file.data());
   nlohmann::json header = nlohmann::json::parse(file.substr(sizeof(length), static_cast<std::size_t>(length)));
   header.erase("__metadata__");
   return header;

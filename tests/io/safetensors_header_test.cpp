@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "io/files.hpp"
+#include "lora/core/little_endian.hpp"
 
 namespace lora::safetensors_header_test {
 namespace {
@@ -69,7 +70,7 @@ TEST(SafetensorsHeader, SaysThatAFileIsALfsPointer) {
 TEST(SafetensorsHeader, LengthIsBelievedUpToTheCapAlone) {
   for (const std::uint64_t length : {100'000'000ULL, 100'000'001ULL, ~0ULL}) {
     std::vector<std::byte> file(10);
-    std::memcpy(file.data(), &length, sizeof(length));
+    store_little_endian(length, file.data());
     EXPECT_EQ(verdict(file).kind, length > 100'000'000 ? "HeaderTooLarge" : "InvalidHeaderLength") << length;
   }
 }

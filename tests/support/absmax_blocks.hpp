@@ -29,7 +29,7 @@ template <class Format>
   std::vector<std::uint8_t> result(absmax.size() * block_bytes);
   for (std::size_t block = 0; block < absmax.size(); ++block) {
     std::uint8_t* bytes = result.data() + block * block_bytes;
-    std::memcpy(bytes, &absmax[block], sizeof(float));
+    store_little_endian(absmax[block], bytes);
     std::memcpy(bytes + sizeof(float), codes.data() + block * code_bytes, code_bytes);
   }
   return result;

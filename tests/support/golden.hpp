@@ -3,7 +3,6 @@
 // It is independent of the library's own reader, so that neither hides an error of the other.
 #pragma once
 
-#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
@@ -15,11 +14,10 @@
 #include <utility>
 #include <vector>
 
+#include "lora/core/little_endian.hpp"
 #include "lora/core/types.hpp"
 
 namespace lora::testing {
-
-static_assert(std::endian::native == std::endian::little, "safetensors stores little-endian numbers");
 
 /// The file of a golden case; the folder comes from the build.
 inline std::filesystem::path golden_path(const std::string& name) {
@@ -74,9 +72,8 @@ class Golden {
     std::ifstream file(path, std::ios::binary);
     if (!file) throw std::runtime_error("cannot open " + path.string());
     bytes_.assign(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
-    std::uint64_t header_size = 0;
-    if (bytes_.size() < sizeof(header_size)) throw std::runtime_error(path.string() + " is truncated");
-    std::memcpy(&header_size, bytes_.data(), sizeof(header_size));
+    if (bytes_.size() < sizeof(std::uint64_t)) throw std::runtime_error(path.string() + " is truncated");
+    const auto header_size = load_little_endian<std::uint64_t>(bytes_.data());
     if (header_size > bytes_.size() - sizeof(header_size)) throw std::runtime_error(path.string() + " is truncated");
     data_begin_ = sizeof(header_size) + static_cast<std::size_t>(header_size);
     header_ = nlohmann::json::parse(bytes_.data() + sizeof(header_size), bytes_.data() + data_begin_);
@@ -97,8 +94,7 @@ class Golden {
   void fill(const std::string& name, Matrix<Scalar>& result) const {
     const char* stored_bytes = data(name, static_cast<std::size_t>(result.size()) * sizeof(Stored));
     for (Index i = 0; i < result.size(); ++i) {
-      Stored stored;
-      std::memcpy(&stored, stored_bytes + static_cast<std::size_t>(i) * sizeof(Stored), sizeof(Stored));
+      const auto stored = load_little_endian<Stored>(stored_bytes + static_cast<std::size_t>(i) * sizeof(Stored));
       result.data()[i] = static_cast<Scalar>(stored);
     }
   }

@@ -84,7 +84,8 @@ inline const PairKernels& pair_kernels([[maybe_unused]] Isa isa, [[maybe_unused]
 /// neither on the other rows nor on the number of workers.
 template <class Format>
 void bf16_product(const PanelCall<float>& call, const StoredBlocks<Format>& stored, Isa isa, Workspace& workspace) {
-  static_assert(is_little_endian, "lora: Compute::bf16 takes pairs of numbers for little-endian words");
+  static_assert(is_little_endian || sizeof(Format) == 0,
+                "lora: Compute::bf16 takes pairs of numbers for little-endian words");
   constexpr Index width = panel_width<float>;
   constexpr Index part = std::max(decoded_inputs, Format::block_size);
   constexpr Index pairs = part / 2;

@@ -185,7 +185,8 @@ void int8_batch_product(const PanelCall<float>& call, const StoredBlocks<Format>
 /// row depends neither on the other rows nor on the number of workers.
 template <class Format>
 void int8_product(const PanelCall<float>& call, const StoredBlocks<Format>& stored, Isa isa, Workspace& workspace) {
-  static_assert(is_little_endian, "lora: Compute::int8 takes four codes for a little-endian word");
+  static_assert(is_little_endian || sizeof(Format) == 0,
+                "lora: Compute::int8 takes four codes for a little-endian word");
   const Index blocks = stored.layout.blocks();
   const auto codes = workspace.matrix<std::uint32_t>(call.x.rows, blocks * int8_words);
   const auto shared = workspace.matrix<Int8Block>(call.x.rows, blocks);
