@@ -308,10 +308,12 @@ class Builder:
 
 def run_tests(program, filter_, sources, planted):
     """Whether the selected tests pass with this bug turned on (0: none), and what went wrong otherwise."""
-    environment = dict(os.environ, LORA_PLANTED=str(planted), OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
-                       OMPI_MCA_rmaps_base_oversubscribe="1", OMPI_MCA_mpi_yield_when_idle="1")
+    environment = dict(os.environ, LORA_PLANTED=str(planted), GTEST_COLOR="no", OMPI_ALLOW_RUN_AS_ROOT="1",
+                       OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1", OMPI_MCA_rmaps_base_oversubscribe="1",
+                       OMPI_MCA_mpi_yield_when_idle="1")
     on_ranks = "mpi/main.cpp" in sources
-    command = ["mpirun", "-n", RANKS, program, "--ranks", filter_] if on_ranks else [program, f"--gtest_filter={filter_}"]
+    on_one = [program, f"--gtest_filter={filter_}"]
+    command = ["mpirun", "-n", RANKS, program, "--ranks", filter_] if on_ranks else on_one
     try:
         ended = run(["timeout", "--kill-after=10", LIMIT, *command], cwd=ROOT, env=environment)
     except OSError as error:
