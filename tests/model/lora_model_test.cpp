@@ -319,6 +319,10 @@ TEST(LoraModelRefusals, ASecondInjectionThatALayerRefusesChangesNothing) {
   };
   refused({.rank = 2, .lora_bias = true}, {"block.out", "embed"}, "embed");
   refused({.rank = 3}, {"embed", "grouped"}, "grouped");
+  // Nor does a layer before it hold the norms that DoRA needs.
+  const std::size_t bytes = network.out.parameter_bytes();
+  refused({.rank = 3, .use_dora = true}, {"block.out", "grouped"}, "grouped");
+  EXPECT_EQ(network.out.parameter_bytes(), bytes);
   for (const auto init : {InitLoraWeights::pissa, InitLoraWeights::olora, InitLoraWeights::orthogonal}) {
     refused({.rank = 2, .init_lora_weights = init}, {"embed", "block.out", "block.qkv"}, "");
   }

@@ -5,7 +5,7 @@ A bug is a section of such a file:
     [scale of the forward pass is lost]
     file: layers/factor_pass.hpp
     test: layers/answer_law_test.cpp layers/linear_test.cpp
-    catches: *Answers.AgreeWithTheDenseFormula*
+    catches: Answers.AgreeWithTheDenseFormulaForwardAndBackward
     - scaled_(i, p) = part.scale * pass.u(i, p);
     + scaled_(i, p) = pass.u(i, p);
 
@@ -17,7 +17,7 @@ each behind a switch that LORA_PLANTED turns on in the test program. So text tha
 statements, and any other text a whole expression; `alone: yes` is for what is neither, and builds a copy with this bug
 and no other. `--alone` builds each bug so. Programs are compiled at -O0. A bug is
 
-    caught    if one of these tests fails, or the program crashes or hangs;
+    caught    if one of these tests fails, the program crashes or hangs, or a static assertion fails;
     missed    if all pass;
     broken    if its text is not found once, it does not compile, or these tests fail without it.
 
@@ -308,10 +308,12 @@ class Builder:
 
 def run_tests(program, filter_, sources, planted):
     """Whether the selected tests pass with this bug turned on (0: none), and what went wrong otherwise."""
-    environment = dict(os.environ, LORA_PLANTED=str(planted), OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
-                       OMPI_MCA_rmaps_base_oversubscribe="1", OMPI_MCA_mpi_yield_when_idle="1")
+    environment = dict(os.environ, LORA_PLANTED=str(planted), GTEST_COLOR="no", OMPI_ALLOW_RUN_AS_ROOT="1",
+                       OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1", OMPI_MCA_rmaps_base_oversubscribe="1",
+                       OMPI_MCA_mpi_yield_when_idle="1")
     on_ranks = "mpi/main.cpp" in sources
-    command = ["mpirun", "-n", RANKS, program, "--ranks", filter_] if on_ranks else [program, f"--gtest_filter={filter_}"]
+    on_one = [program, f"--gtest_filter={filter_}"]
+    command = ["mpirun", "-n", RANKS, program, "--ranks", filter_] if on_ranks else on_one
     try:
         ended = run(["timeout", "--kill-after=10", LIMIT, *command], cwd=ROOT, env=environment)
     except OSError as error:
@@ -363,16 +365,24 @@ class Judge:
             if name in self.results and not self.again:
                 return self.results[name]
             self.require_passing(bug, program, key)
-            if bug.alone:
-                program = self.builder.program_alone(bug)
-            passed, why = run_tests(program, bug.filter, bug.sources, bug.id)
-            result = ["missed", bug.filter] if passed else ["caught", why]
+            result = self.try_out(bug, program)
             self.remember(name, result)
             return result
         except Broken as broken:
             return "broken", str(broken)
         finally:
             shutil.rmtree(WORK / "alone" / digest(bug.name)[:16], ignore_errors=True)
+
+    def try_out(self, bug, program):
+        if bug.alone:
+            try:
+                program = self.builder.program_alone(bug)
+            except Broken as broken:
+                if "static assertion failed" in str(broken):
+                    return ["caught", "a static assertion"]
+                raise
+        passed, why = run_tests(program, bug.filter, bug.sources, bug.id)
+        return ["missed", bug.filter] if passed else ["caught", why]
 
 
 def folders_without(bugs):
@@ -390,6 +400,9 @@ def main():
                         help="programs at a time, each with a compiler of about 1 GB; by default the number of cores")
     arguments = parser.parse_args()
 
+    if arguments.alone:
+        global WORK
+        WORK = ROOT / "build/planted_alone"
     all_bugs = read_bugs(arguments.alone)
     chosen = [bug for bug in all_bugs
               if not arguments.only or arguments.only in " ".join([bug.name, bug.file, *bug.sources])]
