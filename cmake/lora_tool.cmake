@@ -10,6 +10,7 @@ function(lora_add_tool)
   file(GLOB sources CONFIGURE_DEPENDS ${folder}/*.cpp)
   list(REMOVE_ITEM sources ${folder}/main.cpp)
   add_library(lora_tool_commands STATIC ${sources})
+  target_include_directories(lora_tool_commands PRIVATE ${PROJECT_SOURCE_DIR}/examples)
   target_link_libraries(
     lora_tool_commands
     PRIVATE lora_development
