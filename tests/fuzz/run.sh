@@ -55,38 +55,39 @@ run() {
   "$build/bin/$1_fuzz" -max_len=65536 -timeout=10 -malloc_limit_mb=64 -close_fd_mask=3 "${@:2}"
 }
 
-# covered <target> <file>...: how much code the files reach.
-covered() {
-  local folder
-  folder=$(mktemp -d)
-  cp "${@:2}" "$folder"
-  run "$1" -runs=0 "$folder" 2>&1 | sed -n 's/.*INITED cov: \([0-9]*\).*/\1/p'
-  rm -r "$folder"
-}
-
-# keep_few <target>: at most 3 inputs of at most 4 kB, each the one that adds most to those before.
+# keep_few <target>: at most 4 inputs of at most 4 kB, each the one that adds most to what those before it do.
 keep_few() {
-  local kept=$root/tests/fuzz/corpus/$1 merged chosen=() file best most now
-  merged=$(mktemp -d)
-  run "$1" -set_cover_merge=1 -max_len=4096 "$merged" "$build/corpus/$1" "$kept" 2>/dev/null || true
-  mkdir -p "$kept"
+  local kept=$root/tests/fuzz/corpus/$1 work
+  work=$(mktemp -d)
+  mkdir "$work/merged"
+  # The control file says of each input what it does: the numbers behind "FT" and its own.
+  run "$1" -set_cover_merge=1 -max_len=4096 -merge_control_file="$work/control" "$work/merged" "$build/corpus/$1" \
+    "$kept" 2>/dev/null
+  awk '
+    NR == 1 { files = $1 }
+    NR > 2 && NR <= 2 + files { path[NR - 3] = $0 }
+    $1 == "FT" { does[$2] = $0 }
+    END {
+      for (turn = 0; turn < 4; ++turn) {
+        best = most = 0
+        for (file in does) {
+          count = split(does[file], part, " ")
+          gain = 0
+          for (i = 3; i <= count; ++i) gain += !(part[i] in done)
+          if (gain > most) { most = gain; best = file }
+        }
+        if (most == 0) break
+        count = split(does[best], part, " ")
+        for (i = 3; i <= count; ++i) done[part[i]]
+        print path[best]
+      }
+    }' "$work/control" | grep -v /found- >"$work/chosen"
+  while IFS= read -r file; do cp "$file" "$work/$(sha1sum <"$file" | cut -c1-12)"; done <"$work/chosen"
+  rm -r "$work/merged" "$work/control" "$work/chosen"
   find "$kept" -type f ! -name 'found-*' -delete
-  most=0
-  for _ in 1 2 3; do
-    best=
-    for file in "$merged"/*; do
-      now=$(covered "$1" "$file" "${chosen[@]}")
-      if [ "${now:-0}" -gt "$most" ]; then
-        most=$now
-        best=$file
-      fi
-    done
-    [ -n "$best" ] || break
-    chosen+=("$best")
-    cp "$best" "$kept"
-  done
-  say "$1: ${#chosen[@]} inputs reach $most places"
-  rm -r "$merged"
+  cp "$work"/* "$kept"
+  rm -r "$work"
+  say "$1: $(find "$kept" -type f | wc -l) inputs"
 }
 
 findings=$build/findings
