@@ -91,7 +91,7 @@ TEST_P(Corpus, IsReplayed) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Fuzz, Corpus, ::testing::ValuesIn(targets),
-                         [](const auto& info) { return std::string(info.param.name); });
+                         [](const auto& target) { return std::string(target.param.name); });
 
 TEST(FuzzTargets, AreAllReplayed) {
   std::set<std::string> sources;
