@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/json_text.hpp"
 #include "lora/core/error.hpp"
 #include "lora/core/types.hpp"
 #include "lora/io/mapped_file.hpp"
@@ -32,7 +33,7 @@ class TensorManifest {
     static_assert(std::endian::native == std::endian::little, "the shards are little-endian");
     const lora::MappedFile file(folder_ / "model.json");
     const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
-    const auto model = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+    const auto model = parse_json(text);
     const auto manifest = model.is_object() ? model.find("weightsManifest") : model.end();
     if (manifest == model.end() || !manifest->is_array()) fail("model.json", "an array weightsManifest", "none");
     for (const auto& group : *manifest) read_group(group);

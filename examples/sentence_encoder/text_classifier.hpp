@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/json_text.hpp"
 #include "lora/io/atomic_file.hpp"
 #include "lora/io/mapped_file.hpp"
 #include "lora/io/peft_directory.hpp"
@@ -70,7 +71,7 @@ inline void write_labels(const std::filesystem::path& folder, const std::vector<
   const auto path = folder / labels_file;
   const lora::MappedFile file(path);
   const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
-  const auto json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  const auto json = parse_json(text);
   std::vector<std::string> labels;
   for (const auto& label : json.is_array() ? json : nlohmann::json::array()) {
     if (label.is_string()) labels.push_back(label.get<std::string>());

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/json_text.hpp"
 #include "lora/core/error.hpp"
 #include "lora/io/mapped_file.hpp"
 #include "lora/io/text.hpp"
@@ -35,8 +36,10 @@ struct Piece {
   const auto fail = [&](std::string_view expected, std::string_view got) {
     throw lora::FormatError("read_vocabulary", lora::in_quotes(path.native()), expected, got);
   };
-  const auto json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_array()) fail("a JSON array of [text, score]", json.is_discarded() ? "no JSON" : json.type_name());
+  const auto json = parse_json(text);
+  if (!json.is_array()) {
+    fail("a JSON array of [text, score]", json.is_discarded() ? "no JSON of up to 64 levels" : json.type_name());
+  }
   std::vector<Piece> pieces;
   for (const auto& entry : json) {
     const bool is_pair = entry.is_array() && entry.size() == 2 && entry[0].is_string() &&

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/json_text.hpp"
 #include "lora/core/error.hpp"
 #include "lora/io/gguf_parser.hpp"
 #include "lora/io/gguf_type.hpp"
@@ -33,17 +34,11 @@ namespace lora::tools {
   return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
 }
 
-/// An object in JSON; a discarded value for text that is not one, and for text nested more than 64 deep, whose
-/// recursive use could overflow the stack.
+/// An object in JSON; a discarded value for text that is not one or is nested more than 64 deep.
 [[nodiscard]] inline nlohmann::ordered_json parse_object(std::string_view text) {
   using Json = nlohmann::ordered_json;
-  bool too_deep = false;
-  const auto shallow = [&](int depth, Json::parse_event_t, Json&) {
-    too_deep = too_deep || depth > 64;
-    return !too_deep;
-  };
-  auto json = Json::parse(text.begin(), text.end(), shallow, false);
-  return too_deep || !json.is_object() ? Json(Json::value_t::discarded) : json;
+  auto json = examples::parse_json<Json>(text);
+  return json.is_object() ? json : Json(Json::value_t::discarded);
 }
 
 [[nodiscard]] inline bool is_gguf(const std::filesystem::path& path) { return path.extension() == ".gguf"; }

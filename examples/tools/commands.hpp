@@ -6,6 +6,9 @@
 
 namespace lora::tools {
 
+/// All of build/bin/lora but main(): runs the command that the arguments name and returns the exit code.
+int run_command_line(int argc, char** argv);
+
 namespace inspect_command {
 void add(CLI::App& app);
 }

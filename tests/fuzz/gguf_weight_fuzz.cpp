@@ -10,6 +10,7 @@
 #include "lora/io/gguf_weight.hpp"
 #include "lora/weight/frozen_weight.hpp"
 
+namespace lora::gguf_weight_fuzz {
 namespace {
 
 using Values = lora::Matrix<float>;
@@ -37,8 +38,10 @@ void read(const lora::GgufTensor& tensor) {
 }
 
 }  // namespace
+}  // namespace lora::gguf_weight_fuzz
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  using namespace lora::gguf_weight_fuzz;
   try {
     const auto contents = lora::parse_gguf(std::as_bytes(std::span(data, size)));
     for (const lora::GgufTensor& tensor : contents.tensors) {

@@ -13,6 +13,7 @@
 #include "lora/io/safetensors_weight.hpp"
 #include "lora/weight/frozen_weight.hpp"
 
+namespace lora::quantized_safetensors_fuzz {
 namespace {
 
 using Values = lora::Matrix<float>;
@@ -60,8 +61,10 @@ void read(const lora::SafetensorsFile& file, std::string_view name) {
 }
 
 }  // namespace
+}  // namespace lora::quantized_safetensors_fuzz
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  using namespace lora::quantized_safetensors_fuzz;
   try {
     const auto file = lora::SafetensorsFile::from_bytes(std::as_bytes(std::span(data, size)));
     for (const auto name : file.names()) {

@@ -131,5 +131,12 @@ TEST(Vocabulary, NamesTheEntryThatIsWrong) {
   }
 }
 
+TEST(Vocabulary, RefusesNestedArraysHoweverDeep) {
+  const TemporaryFolder folder;
+  constexpr std::size_t depth = 200'000;
+  const auto path = folder.write("vocab.json", std::string(depth, '[') + std::string(depth, ']'));
+  EXPECT_THROW(static_cast<void>(read_vocabulary(path)), lora::FormatError);
+}
+
 }  // namespace
 }  // namespace examples::sentence_encoder::tokenizer_test
