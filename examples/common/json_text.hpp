@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // JSON from elsewhere.
 #pragma once
 

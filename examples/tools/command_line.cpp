@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The command line of build/bin/lora: its commands, what it reports and its exit codes.
 #include <CLI/CLI.hpp>
 #include <cstdio>

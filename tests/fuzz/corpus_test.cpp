@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The fuzz targets as tests: every input in tests/fuzz/corpus, the findings among them, goes through its target. A
 // target that breaks ends this program.
 #include <array>

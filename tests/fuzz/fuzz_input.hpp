@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What the structure-aware targets share: an input taken apart into choices, and a folder for files.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // GGUF adapters with a whole header, made of the input's choices: they end in one of the library's errors, or in an
 // adapter whose factors can be multiplied and that is written and read again as it is.
 #include <array>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // PEFT folders with whole files, made of the input's choices: a configuration, and tensors whose names, types and
 // shapes mostly fit it. They end in one of the library's errors, or in an adapter whose factors can be multiplied and
 // that is written and read again as it is.

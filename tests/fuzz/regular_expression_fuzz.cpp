@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Any pattern, up to the first line feed, ends in a ConfigError or in an expression that answers for any name, the rest
 // of the input, within the promised number of steps.
 #include <cstddef>

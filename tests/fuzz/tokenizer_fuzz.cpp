@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Any vocabulary ends in one of the library's errors, or in a tokenizer that gives ids of its own for any text. The
 // first byte says whether the vocabulary is the input's own text, up to a byte 0, or made of its choices.
 #include <array>

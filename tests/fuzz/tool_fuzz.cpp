@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Any arguments of build/bin/lora end in one of its exit codes; after any but 0 every file is as it was.
 //
 // The tool is called in this process, in a folder of its own. An argument is a name out of a fixed list, or text that
