@@ -240,9 +240,7 @@ class SafetensorsWriter {
 
     check_header_size(text_bytes());
     std::string header = "{";
-    if (!metadata_.empty()) {
-      header.append("\"__metadata__\":").append(nlohmann::json(metadata_).dump());
-    }
+    if (!metadata_.empty()) append_metadata(header);
     Layout layout;
     std::uint64_t offset = 0;
     for (const Named* named : order) {
@@ -276,9 +274,27 @@ class SafetensorsWriter {
                            "a header of at most 100000000 bytes", "at least " + std::to_string(bytes) + " bytes");
   }
 
+  // Objects and lists of nlohmann's json allocate when they are destroyed, and end a process without memory. So only
+  // texts go through it.
+  static std::string quoted(const std::string& text) { return nlohmann::json(text).dump(); }
+
+  void append_metadata(std::string& header) const {
+    header.append("\"__metadata__\":");
+    char before = '{';
+    for (const auto& [key, value] : metadata_) {
+      header.append(1, before).append(quoted(key)).append(":").append(quoted(value));
+      before = ',';
+    }
+    header.push_back('}');
+  }
+
   static void append_entry(std::string& header, const std::string& name, const Tensor& tensor, std::uint64_t begin) {
-    header.append(nlohmann::json(name).dump()).append(":{\"dtype\":\"").append(name_of(tensor.dtype));
-    header.append("\",\"shape\":").append(nlohmann::json(tensor.shape).dump()).append(",\"data_offsets\":[");
+    header.append(quoted(name)).append(":{\"dtype\":\"").append(name_of(tensor.dtype)).append("\",\"shape\":[");
+    for (std::size_t i = 0; i < tensor.shape.size(); ++i) {
+      if (i > 0) header.push_back(',');
+      header.append(std::to_string(tensor.shape[i]));
+    }
+    header.append("],\"data_offsets\":[");
     header.append(std::to_string(begin)).append(",").append(std::to_string(begin + tensor.bytes));
     header.append("]}");
   }
