@@ -86,9 +86,8 @@ class SafetensorsWriter {
     add_owned(std::move(name), dtype, std::move(shape), encoded(values, dtype, element_bytes));
   }
 
-  /// Like add of a matrix in its own dtype, but without a copy on a little-endian machine: `values` must stay valid and
-  /// in place until the last write() or to_bytes(). Takes an object whose elements are in memory, row-major and without
-  /// gaps.
+  /// Like add of a matrix in its own dtype, but without a copy: `values` must stay valid and in place until the last
+  /// write() or to_bytes(). Takes an object whose elements are in memory, row-major and without gaps.
   /// @throws SafetensorsError like above; unexpected_shape when there are gaps between the rows.
   template <StoredByRows Derived>
   void add_view(std::string name, const Eigen::MatrixBase<Derived>& values) {
@@ -97,9 +96,17 @@ class SafetensorsWriter {
       throw SafetensorsError(SafetensorsErrorKind::unexpected_shape, argument(name), "rows without gaps",
                              "a strided object (take add, which copies)");
     }
-    if constexpr (!is_little_endian) return add(std::move(name), values);
-    add_view(std::move(name), dtype_of<typename Derived::Scalar>, shape_of(values),
-             std::as_bytes(std::span(object.data(), static_cast<std::size_t>(object.size()))));
+    const std::span elements(object.data(), static_cast<std::size_t>(object.size()));
+    constexpr Dtype dtype = dtype_of<typename Derived::Scalar>;
+    if constexpr (is_little_endian) {
+      add_view(std::move(name), dtype, shape_of(values), std::as_bytes(elements));
+    } else {
+      add_stream(std::move(name), dtype, shape_of(values), [elements](const Sink& sink) {
+        std::vector<std::byte> bytes(elements.size_bytes());
+        encode(dtype, std::span<const typename Derived::Scalar>(elements), bytes.data());
+        sink(bytes);
+      });
+    }
   }
 
   /// Adds an entry to __metadata__. @throws SafetensorsError duplicate_name; invalid_header unless both are UTF-8.
