@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "io/files.hpp"
+#include "support/sanitized.hpp"
 
 namespace lora::mapped_file_test {
 namespace {
@@ -55,6 +56,7 @@ TEST(MappedFile, OutlivesTheFilesName) {
 
 // What is promised of a file that another process shortens: what is still there can be read.
 TEST(MappedFileDeathTest, OfAFileThatShrinksOnlyThePagesThatAreGoneEndTheProcess) {
+  if (testing::sanitized) GTEST_SKIP() << "a sanitizer handles SIGBUS itself";
   const TemporaryFolder folder;
   const auto page = static_cast<std::size_t>(::getpagesize());
   write_file(folder / "file", std::string(3 * page, 'a'));

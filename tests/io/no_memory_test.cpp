@@ -21,10 +21,16 @@
 namespace lora::testing::no_memory_test {
 namespace {
 
+class WithoutMemory : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!allocations_can_fail) GTEST_SKIP() << "allocations cannot fail here";
+  }
+};
+
 // Fails every allocation of `call` in turn, until it needs no more; `check(n)` sees what each failure left.
 template <class Call, class Check>
 void fail_each_allocation(const Call& call, const Check& check) {
-  if (!allocations_can_fail) GTEST_SKIP() << "allocations cannot fail here";
   bool failed = true;
   long failures = 0;
   for (long n = 0; failed; ++n) {
@@ -50,7 +56,7 @@ void fail_each_allocation(const Call& call) {
 
 PeftAdapter<float> golden(const std::string& name) { return read_peft_directory<float>(golden_adapter(name)); }
 
-TEST(WithoutMemory, ReadingAnAdapterOfPeftEndsInBadAlloc) {
+TEST_F(WithoutMemory, ReadingAnAdapterOfPeftEndsInBadAlloc) {
   for (const std::string name : {"adapter_pattern", "adapter_dora_rslora"}) {
     SCOPED_TRACE(name);
     const std::filesystem::path folder = golden_adapter(name);
@@ -65,7 +71,7 @@ TEST(WithoutMemory, ReadingAnAdapterOfPeftEndsInBadAlloc) {
   }
 }
 
-TEST(WithoutMemory, A4BitWeightIsWrittenOrBadAlloc) {
+TEST_F(WithoutMemory, A4BitWeightIsWrittenOrBadAlloc) {
   using Weight = QuantizedWeight<formats::NF4<64>>;
   const auto weight = Weight::quantize(view_of(random_matrix<float>(9, 128, 1)));
   SafetensorsWriter writer;
@@ -80,7 +86,7 @@ TEST(WithoutMemory, A4BitWeightIsWrittenOrBadAlloc) {
   EXPECT_EQ(written, bytes);
 }
 
-TEST(WithoutMemory, AGgufAdapterIsWrittenAndReadOrBadAlloc) {
+TEST_F(WithoutMemory, AGgufAdapterIsWrittenAndReadOrBadAlloc) {
   const TemporaryFolder folder;
   const auto path = folder / "adapter.gguf";
   GgufAdapter adapter;

@@ -96,14 +96,14 @@ class SafetensorsWriter {
       throw SafetensorsError(SafetensorsErrorKind::unexpected_shape, argument(name), "rows without gaps",
                              "a strided object (take add, which copies)");
     }
-    const std::span elements(object.data(), static_cast<std::size_t>(object.size()));
-    constexpr Dtype dtype = dtype_of<typename Derived::Scalar>;
+    using Element = typename Derived::Scalar;
+    const std::span<const Element> elements(object.data(), static_cast<std::size_t>(object.size()));
     if constexpr (is_little_endian) {
-      add_view(std::move(name), dtype, shape_of(values), std::as_bytes(elements));
+      add_view(std::move(name), dtype_of<Element>, shape_of(values), std::as_bytes(elements));
     } else {
-      add_stream(std::move(name), dtype, shape_of(values), [elements](const Sink& sink) {
+      add_stream(std::move(name), dtype_of<Element>, shape_of(values), [elements](const Sink& sink) {
         std::vector<std::byte> bytes(elements.size_bytes());
-        encode(dtype, std::span<const typename Derived::Scalar>(elements), bytes.data());
+        encode(dtype_of<Element>, elements, bytes.data());
         sink(bytes);
       });
     }
