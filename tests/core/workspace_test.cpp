@@ -135,9 +135,11 @@ TEST(Workspace, ASteadyCallAllocatesNothing) {
   EXPECT_EQ(workspace.bytes(), bytes);
 }
 
-TEST(Workspace, ANegativeExtentIsRefused) {
+TEST(Workspace, ExtentsThatAreNegativeOrOverflowAreRefused) {
   Workspace workspace;
   EXPECT_THROW((void)workspace.matrix<float>(-1, 3), std::bad_alloc);
+  EXPECT_THROW((void)workspace.matrix<float>(Index{1} << 40, Index{1} << 40), std::bad_alloc);
+  EXPECT_THROW((void)workspace.matrix<double>(Index{1} << 61, 1), std::bad_alloc);  // 2^64 bytes
   EXPECT_EQ(workspace.bytes(), 0U);
 }
 
