@@ -8,6 +8,7 @@
 #include "lora/core/random.hpp"
 #include "lora/model/lora_model.hpp"
 #include "sentence_encoder/encoder.hpp"
+#include "support/sanitized.hpp"
 #include "support/thread_executor.hpp"
 
 namespace examples::sentence_encoder::encoder_gradient_test {
@@ -32,6 +33,9 @@ Matrix random(Index rows, Index cols, std::uint64_t seed) {
 constexpr double step = 1e-6;
 constexpr double tolerance = 1e-8;
 
+// Elements of each parameter that are compared.
+constexpr Index samples = lora::testing::sanitized ? 4 : 40;
+
 template <class Layers>
 void expect_gradients(SentenceEncoder<Layers>& encoder, std::vector<lora::Parameter<double>> parameters) {
   lora::testing::ThreadExecutor threads(2);
@@ -48,7 +52,7 @@ void expect_gradients(SentenceEncoder<Layers>& encoder, std::vector<lora::Parame
   for (auto& parameter : parameters) {
     const Matrix gradient = parameter.gradient();
     auto value = parameter.value();
-    for (Index i = 0; i < value.size(); i += 1 + value.size() / 40) {
+    for (Index i = 0; i < value.size(); i += 1 + value.size() / samples) {
       const double kept = value.data()[i];
       value.data()[i] = kept + step;
       const double above = loss();
