@@ -58,9 +58,10 @@ inline std::vector<std::vector<std::string>> literals_of_call(std::string_view t
   return arguments;
 }
 
-/// Every throw of one of the library's errors that spells out what it expected, the last argument but one.
+/// Every place that spells out what it expected, the last argument but one: it throws one of the library's errors, or
+/// calls a function `refuse` that does.
 inline std::vector<Expectation> expectations_of(const Header& header) {
-  static const std::regex thrown("throw \\w*Error\\(|throw_io_error\\(");
+  static const std::regex thrown("throw \\w*Error\\(|throw_io_error\\(|\\brefuse(_value)?\\(");
   std::vector<Expectation> found;
   for (std::sregex_iterator match(header.text.begin(), header.text.end(), thrown), end; match != end; ++match) {
     const auto begin = static_cast<std::size_t>(match->position());

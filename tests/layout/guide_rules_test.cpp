@@ -63,6 +63,14 @@ TEST(GuideCatches, AMessageThatThePageDoesNotHave) {
   EXPECT_EQ(undocumented_messages({header}, "| other |\n|---|\n| `a multiple of …` | |\n").size(), 1U);
 }
 
+TEST(GuideCatches, AMessageThatAFunctionThrows) {
+  const Header refusing{"lora/io/a.hpp",
+                        "cursor_.refuse(key, \"a power of two\", text(n));\nrefuse_other(1, \"2\", 3);"};
+  EXPECT_EQ(undocumented_messages({refusing}, page_of("| `something else` | |\n")),
+            Violations{"lora/io/a.hpp:1: \"a power of two\""});
+  EXPECT_EQ(undocumented_messages({refusing}, page_of("| `a power of two` | |\n")), Violations{});
+}
+
 TEST(GuideCatches, AMessageThatNoHeaderThrows) {
   EXPECT_EQ(stale_messages({header}, page_of("| `a multiple of …` | |\n")), Violations{});
   EXPECT_EQ(stale_messages({header}, page_of("| `a multiple of …, the length` | |\n")).size(), 1U);

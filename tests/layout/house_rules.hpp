@@ -156,6 +156,19 @@ inline Violations flag_dependence(const std::vector<Header>& headers) {
   return found;
 }
 
+/// A wait or a limit must not depend on a clock that someone sets: time comes from steady_clock alone.
+inline Violations clocks_that_jump(const std::vector<Header>& headers) {
+  static const std::regex clock(
+      R"(\b(system_clock|high_resolution_clock|file_clock|gettimeofday|clock_gettime|timespec_get|std::time|time\((nullptr|NULL|0)\)))");
+  Violations found;
+  for (const auto& header : headers) {
+    for (std::sregex_iterator match(header.text.begin(), header.text.end(), clock), end; match != end; ++match) {
+      found.push_back(header.path + ": " + (*match)[1].str());
+    }
+  }
+  return found;
+}
+
 /// Nothing but headers and their pieces below include/, all of them in the folder lora.
 inline Violations strangers_among_headers(const std::vector<Header>& headers) {
   Violations found;

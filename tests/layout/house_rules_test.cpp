@@ -48,6 +48,7 @@ TEST(HouseRules, IncludesHaveNoCycle) { EXPECT_TRUE(none(include_cycles(headers_
 TEST(HouseRules, IncludedHeadersExist) { EXPECT_TRUE(none(missing_includes(headers_of(root)))); }
 TEST(HouseRules, OtherLibrariesStayInTheirFolders) { EXPECT_TRUE(none(foreign_includes(headers_of(root)))); }
 TEST(HouseRules, HeadersIgnoreCompilerFlags) { EXPECT_TRUE(none(flag_dependence(headers_of(root)))); }
+TEST(HouseRules, NoClockThatJumps) { EXPECT_TRUE(none(clocks_that_jump(headers_of(root)))); }
 TEST(HouseRules, CompiledLibraryHasWhatHeadersDeclare) {
   EXPECT_TRUE(none(uncompiled_templates(root, headers_of(root))));
 }
@@ -96,6 +97,16 @@ TEST(HouseRulesCatch, AConditionalOnFlags) {
   for (const char* line :
        {"#if defined(__x86_64__)\n", "#ifdef __SSE2__\n", "// not #ifdef NDEBUG\n", "#ifdef __clang__\n"}) {
     EXPECT_EQ(flag_dependence({header("lora/kernels/a.hpp", line)}).size(), 0U) << line;
+  }
+}
+
+TEST(HouseRulesCatch, AClockThatJumps) {
+  for (const char* line : {"std::chrono::system_clock::now()", "using Clock = std::chrono::high_resolution_clock;",
+                           "std::time(&now)", "srand(time(nullptr))", "gettimeofday(&now, nullptr)"}) {
+    EXPECT_EQ(clocks_that_jump({header("lora/mpi/a.hpp", line)}).size(), 1U) << line;
+  }
+  for (const char* line : {"std::chrono::steady_clock::now()", "double time(int step);", "run_time(0)"}) {
+    EXPECT_EQ(clocks_that_jump({header("lora/mpi/a.hpp", line)}).size(), 0U) << line;
   }
 }
 

@@ -2,9 +2,12 @@
 // A communicator is its own: numbered ranks, messages apart from others', errors as exceptions.
 #include "lora/mpi/communicator.hpp"
 
+#include <chrono>
 #include <climits>
 #include <gtest/gtest.h>
+#include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "mpi/ranks.hpp"
@@ -60,6 +63,26 @@ TEST(Communicator, AFailedCallThrowsWithItsNameAndMpisText) {
     MPI_Error_class(error.code(), &error_class);
     EXPECT_EQ(error_class, MPI_ERR_ROOT);
   }
+}
+
+TEST(Communicator, WithATimeoutItWaitsForRanksThatAreLate) {
+  const Communicator ranks(world().handle(), std::chrono::minutes(10));
+  if (ranks.rank() == 1) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  ranks.barrier();
+  int sum = 0;
+  const int one = 1;
+  ranks.complete("MPI_Iallreduce", [&](MPI_Request* request) {
+    return MPI_Iallreduce(&one, &sum, 1, MPI_INT, MPI_SUM, ranks.handle(), request);
+  });
+  EXPECT_EQ(sum, ranks.size());
+}
+
+TEST(Communicator, ATimeoutIsPositive) {
+  for (const int bad : {0, -1}) {
+    EXPECT_THROW(Communicator(MPI_COMM_SELF, std::chrono::milliseconds(bad)), ConfigError) << bad;
+  }
+  EXPECT_EQ(Communicator(MPI_COMM_SELF, std::chrono::seconds(2)).timeout(), std::chrono::milliseconds(2000));
+  EXPECT_EQ(Communicator(MPI_COMM_SELF).timeout(), std::nullopt);
 }
 
 TEST(Communicator, CountsBeyondAnIntAreRefused) {

@@ -56,7 +56,7 @@ void average(mpi::GradientBucket<Scalar>& bucket, std::span<Matrix<Scalar>> grad
   bucket.progress();
   bucket.average(world(), factors);
   bucket.progress();
-  bucket.unpack();
+  bucket.unpack(world());
 }
 
 TYPED_TEST(GradientBucket, MeansAreThoseOfTheDefinition) {

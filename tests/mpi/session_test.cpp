@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 #include <string>
+#include <utility>
 
 #include "mpi/job.hpp"
 
@@ -105,6 +106,20 @@ TEST(SessionJob, StartsInAnotherOrderEndTheJob) {
   const auto run = run_job(3, "--worker", "starts_in_another_order");
   EXPECT_TRUE(failed_in_time(run));
   EXPECT_TRUE(run.says("GradientReducer::reduce: start()") || run.says("MPI_ERR_TRUNCATE")) << run.output;
+}
+
+// Rank 1 neither dies nor answers. Without a timeout the others would wait for ever.
+TEST(SessionJob, AHangingRankEndsTheJobAfterTheTimeout) {
+  for (const auto& [worker, call] : {std::pair{"hangs", "MPI_Ibarrier"},
+                                     {"hangs_in_flight", "MPI_Iallgather"},
+                                     {"hangs_at_the_end", "lora::mpi::Session::leave"}}) {
+    const auto run = run_job(3, "--worker", worker);
+    EXPECT_TRUE(failed_in_time(run)) << worker;
+    EXPECT_GE(run.seconds, 1) << worker;
+    const std::string line =
+        std::string("rank 0 of 3: ").append(call).append(": expected an answer of every rank within 1 s, got none\n");
+    EXPECT_TRUE(run.says(line)) << line << "is missing in\n" << run.output;
+  }
 }
 
 }  // namespace

@@ -4,11 +4,13 @@
 
 #include <unistd.h>
 
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
 #include <map>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -35,6 +37,10 @@ inline Worker rank_one(std::function<int()> act) {
     for (int i = 0; i < 1000; ++i) world.barrier();
     return EXIT_SUCCESS;
   };
+}
+
+inline int hang() {
+  for (;;) ::pause();
 }
 
 inline int disagree_on_config(const mpi::Communicator& world) {
@@ -69,6 +75,16 @@ inline int start_in_another_order(const mpi::Communicator& world) {
   return EXIT_SUCCESS;
 }
 
+/// Rank 1 sends its gradients and then hangs: the others wait for its weight.
+inline int hang_in_flight(const mpi::Communicator& world) {
+  TwoTensors tensors;
+  mpi::GradientReducer<float> reducer(world, tensors.parameters);
+  reducer.start(tensors.parameters);
+  if (world.rank() == 1) hang();
+  reducer.reduce(tensors.parameters, 1);
+  return EXIT_SUCCESS;
+}
+
 inline const std::map<std::string, Worker>& workers() {
   static const std::map<std::string, Worker> all = {
       {"succeeds", [](const mpi::Communicator&) { return EXIT_SUCCESS; }},
@@ -83,8 +99,17 @@ inline const std::map<std::string, Worker>& workers() {
       {"disagrees_on_shapes", disagree_on_shapes},
       {"throws_in_flight", throw_in_flight},
       {"starts_in_another_order", start_in_another_order},
+      {"hangs", rank_one(hang)},
+      {"hangs_in_flight", hang_in_flight},
+      {"hangs_at_the_end", [](const mpi::Communicator& world) { return world.rank() == 1 ? hang() : EXIT_SUCCESS; }},
   };
   return all;
+}
+
+/// Those that hang are given one second.
+inline mpi::Communicator::Timeout timeout_of(const std::string& name) {
+  if (name.starts_with("hangs")) return std::chrono::seconds(1);
+  return std::nullopt;
 }
 
 /// Sessions by hand instead of run(): one within another, and one that an exception leaves.
@@ -105,7 +130,7 @@ inline int run_by_hand(bool fails, int& argc, char**& argv) {
 inline int run_worker(const std::string& name, int& argc, char**& argv) {
   if (name == "by_hand") return run_by_hand(false, argc, argv);
   if (name == "by_hand_fails") return run_by_hand(true, argc, argv);
-  return mpi::run(argc, argv, workers().at(name));
+  return mpi::run(argc, argv, workers().at(name), timeout_of(name));
 }
 
 }  // namespace lora::testing

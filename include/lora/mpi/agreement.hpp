@@ -21,11 +21,15 @@ namespace detail {
 /// The text of rank `root`, on every rank.
 [[nodiscard]] inline std::string broadcast_text(const Communicator& ranks, std::string_view text, int root) {
   auto size = static_cast<std::uint64_t>(text.size());
-  check("MPI_Bcast", MPI_Bcast(&size, 1, MPI_UINT64_T, root, ranks.handle()));
+  ranks.complete("MPI_Ibcast", [&](MPI_Request* request) {
+    return MPI_Ibcast(&size, 1, MPI_UINT64_T, root, ranks.handle(), request);
+  });
   std::string result(text);
   result.resize(static_cast<std::size_t>(size));
   const int count = checked_count("lora::mpi::broadcast_text", size);
-  check("MPI_Bcast", MPI_Bcast(result.data(), count, MPI_CHAR, root, ranks.handle()));
+  ranks.complete("MPI_Ibcast", [&](MPI_Request* request) {
+    return MPI_Ibcast(result.data(), count, MPI_CHAR, root, ranks.handle(), request);
+  });
   return result;
 }
 
@@ -33,7 +37,9 @@ namespace detail {
 [[nodiscard]] inline int first_rank_where(const Communicator& ranks, bool here) {
   const int mine = here ? ranks.rank() : ranks.size();
   int first = 0;
-  check("MPI_Allreduce", MPI_Allreduce(&mine, &first, 1, MPI_INT, MPI_MIN, ranks.handle()));
+  ranks.complete("MPI_Iallreduce", [&](MPI_Request* request) {
+    return MPI_Iallreduce(&mine, &first, 1, MPI_INT, MPI_MIN, ranks.handle(), request);
+  });
   return first == ranks.size() ? -1 : first;
 }
 

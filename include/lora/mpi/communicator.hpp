@@ -11,11 +11,16 @@
 #endif
 #include <mpi.h>
 
+#include <chrono>
 #include <climits>
 #include <cstddef>
+#include <cstdio>
+#include <cstdlib>
 #include <exception>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <type_traits>
 #include <utility>
 
@@ -75,10 +80,22 @@ template <class Size>
 /// Constructing and destroying are collective: every rank of `parent` does both, in the same order. If an exception
 /// destroys a Communicator on one rank, it is not freed, since the other ranks may never join the call; such a job can
 /// only end (Session ends it).
+///
+/// A rank that dies ends the job; one that hangs does not. With a timeout, a rank that waits longer than this for the
+/// others, in any later call of this namespace, prints which call it was and ends the job. It does not throw: MPI would
+/// still use the memory of the call. Choose more than the longest time that one rank computes, reads or writes while
+/// the others wait for it.
 class Communicator {
  public:
-  /// @throws MpiError
-  explicit Communicator(MPI_Comm parent = MPI_COMM_WORLD) {
+  /// A time, or none: wait for ever.
+  using Timeout = std::optional<std::chrono::milliseconds>;
+
+  /// @throws ConfigError for a timeout that is not positive; MpiError
+  explicit Communicator(MPI_Comm parent = MPI_COMM_WORLD, Timeout timeout = std::nullopt) : timeout_(timeout) {
+    if (timeout_ && timeout_->count() <= 0) {
+      throw ConfigError("lora::mpi::Communicator", "timeout", "a positive time",
+                        std::to_string(timeout_->count()) + " ms");
+    }
     detail::check("MPI_Comm_dup", MPI_Comm_dup(parent, &handle_));
     detail::check("MPI_Comm_set_errhandler", MPI_Comm_set_errhandler(handle_, MPI_ERRORS_RETURN));
     detail::check("MPI_Comm_rank", MPI_Comm_rank(handle_, &rank_));
@@ -88,6 +105,7 @@ class Communicator {
       : handle_(std::exchange(other.handle_, MPI_COMM_NULL)),
         rank_(other.rank_),
         size_(other.size_),
+        timeout_(other.timeout_),
         exceptions_(other.exceptions_) {}
   Communicator(const Communicator&) = delete;
   Communicator& operator=(const Communicator&) = delete;
@@ -105,14 +123,51 @@ class Communicator {
   [[nodiscard]] int size() const noexcept { return size_; }
   /// For MPI calls that this library does not make.
   [[nodiscard]] MPI_Comm handle() const noexcept { return handle_; }
+  /// How long a call waits for the other ranks.
+  [[nodiscard]] Timeout timeout() const noexcept { return timeout_; }
 
   /// Returns when every rank has called it. @throws MpiError
-  void barrier() const { detail::check("MPI_Barrier", MPI_Barrier(handle_)); }
+  void barrier() const {
+    complete("MPI_Ibarrier", [&](MPI_Request* request) { return MPI_Ibarrier(handle_, request); });
+  }
+
+  /// Waits for what the MPI function named `operation` began on this communicator; at most the timeout.
+  /// @throws MpiError
+  void wait(std::string_view operation, MPI_Request& request) const {
+    if (!timeout_) return detail::check(operation, MPI_Wait(&request, MPI_STATUS_IGNORE));
+    const auto begin = std::chrono::steady_clock::now();
+    for (int done = 0;;) {
+      detail::check(operation, MPI_Test(&request, &done, MPI_STATUS_IGNORE));
+      if (done != 0) return;
+      if (std::chrono::steady_clock::now() - begin > *timeout_) give_up(operation);
+      std::this_thread::yield();
+    }
+  }
+  /// Calls `begin(&request)`, which calls the MPI function named `operation`, and waits. @throws MpiError
+  template <class Begin>
+  void complete(std::string_view operation, Begin&& begin) const {
+    MPI_Request request = MPI_REQUEST_NULL;
+    detail::check(operation, std::forward<Begin>(begin)(&request));
+    wait(operation, request);
+  }
+  /// Ends the job: the other ranks did not answer `operation` within the timeout.
+  [[noreturn]] void give_up(std::string_view operation) const noexcept {
+    std::fflush(stdout);
+    std::fprintf(stderr, "rank %d of %d: %.*s: expected an answer of every rank within %g s, got none\n", rank_, size_,
+                 static_cast<int>(operation.size()), operation.data(),
+                 std::chrono::duration<double>(timeout_.value_or(std::chrono::milliseconds(0))).count());
+    std::fflush(stderr);
+    // One rank ends the job, rank 0 if it can: several would confuse the launcher.
+    if (rank_ != 0) std::this_thread::sleep_for(std::chrono::milliseconds(1000));
+    MPI_Abort(MPI_COMM_WORLD, EXIT_FAILURE);
+    std::_Exit(EXIT_FAILURE);
+  }
 
  private:
   MPI_Comm handle_ = MPI_COMM_NULL;
   int rank_ = 0;
   int size_ = 1;
+  Timeout timeout_;
   int exceptions_ = std::uncaught_exceptions();
 };
 

@@ -47,15 +47,15 @@ class GradientBucket {
   /// Waits for the first exchange, averages with the ranks' `factors`, and begins the second. A rank with factor 0 adds
   /// nothing, whatever its gradients hold.
   void average(const Communicator& ranks, std::span<const double> factors) {
-    detail::check("MPI_Wait", MPI_Wait(&request_, MPI_STATUS_IGNORE));
+    ranks.wait("MPI_Ialltoallv", request_);
     average_slice(offsets_[static_cast<std::size_t>(ranks.rank())], factors);
     detail::check("MPI_Iallgatherv", MPI_Iallgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, packed_.data(), counts_.data(),
                                                      offsets_.data(), type(), ranks.handle(), &request_));
   }
 
   /// Waits for the second exchange and writes the means into the gradients.
-  void unpack() {
-    detail::check("MPI_Wait", MPI_Wait(&request_, MPI_STATUS_IGNORE));
+  void unpack(const Communicator& ranks) {
+    ranks.wait("MPI_Iallgatherv", request_);
     const Scalar* next = packed_.data();
     for (const auto& gradient : gradients_) {
       std::copy_n(next, gradient.size(), gradient.data());

@@ -130,7 +130,7 @@ class GradientReducer {
     }
     send_chosen();
     for (std::size_t i = 0; i < state.used; ++i) state.buckets[i]->average(state.data, factors);
-    for (std::size_t i = 0; i < state.used; ++i) state.buckets[i]->unpack();
+    for (std::size_t i = 0; i < state.used; ++i) state.buckets[i]->unpack(state.data);
     state.used = 0;
     state.order = order_seed;
     state.taken.assign(state.taken.size(), false);
@@ -158,7 +158,8 @@ class GradientReducer {
 
   // Of its own on the heap: MPI holds addresses in it, and it may have to outlive the reducer.
   struct State {
-    explicit State(const Communicator& ranks) : data(ranks.handle()), control(ranks.handle()) {}
+    explicit State(const Communicator& ranks)
+        : data(ranks.handle(), ranks.timeout()), control(ranks.handle(), ranks.timeout()) {}
 
     Communicator data;     // gradients, always in the order of start()
     Communicator control;  // weights, and whether that order is the same everywhere
@@ -230,8 +231,10 @@ class GradientReducer {
     State& state = *state_;
     const std::array<std::uint64_t, 2> mine = {std::bit_cast<std::uint64_t>(weight), state.order};
     state.tickets.resize(static_cast<std::size_t>(state.control.size()));
-    detail::check("MPI_Allgather", MPI_Allgather(mine.data(), 2, MPI_UINT64_T, state.tickets.data(), 2, MPI_UINT64_T,
-                                                 state.control.handle()));
+    state.control.complete("MPI_Iallgather", [&](MPI_Request* request) {
+      return MPI_Iallgather(mine.data(), 2, MPI_UINT64_T, state.tickets.data(), 2, MPI_UINT64_T, state.control.handle(),
+                            request);
+    });
     double total = 0;
     state.factors.clear();
     for (std::size_t rank = 0; rank < state.tickets.size(); ++rank) {

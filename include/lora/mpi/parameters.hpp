@@ -39,7 +39,9 @@ void broadcast_values(const Communicator& ranks, Source&& source, int root = 0) 
   for (const auto& parameter : list) {
     auto value = parameter.value();
     const int count = detail::checked_count("lora::mpi::broadcast_values", value.size());
-    detail::check("MPI_Bcast", MPI_Bcast(value.data(), count, detail::datatype<Scalar>(), root, ranks.handle()));
+    ranks.complete("MPI_Ibcast", [&](MPI_Request* request) {
+      return MPI_Ibcast(value.data(), count, detail::datatype<Scalar>(), root, ranks.handle(), request);
+    });
   }
 }
 

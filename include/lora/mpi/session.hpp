@@ -25,8 +25,10 @@ class Session {
   /// How long a failed rank waits for the others to fail too and print their messages, before it ends the job.
   static constexpr std::chrono::milliseconds patience{1000};
 
-  /// @throws StateError when MPI was finalised before or does not allow threads
-  Session(int& argc, char**& argv) {
+  /// `timeout`: how long leave() with code 0 waits for the other ranks, see Communicator.
+  /// @throws StateError when MPI was finalised before or does not allow threads; ConfigError for a timeout that is not
+  /// positive
+  Session(int& argc, char**& argv, Communicator::Timeout timeout = std::nullopt) {
     require_not_finalized();
     int initialized = 0;
     MPI_Initialized(&initialized);
@@ -40,7 +42,7 @@ class Session {
     if (threads < MPI_THREAD_FUNNELED) {
       throw StateError("lora::mpi::Session", "MPI", "support for MPI_THREAD_FUNNELED", "MPI_THREAD_SINGLE");
     }
-    control_.emplace(MPI_COMM_WORLD);
+    control_.emplace(MPI_COMM_WORLD, timeout);
   }
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -62,11 +64,12 @@ class Session {
     std::_Exit(code);
   }
 
-  /// The last call of a rank, with its exit code. With code 0 it waits for the others. With another code it waits at
-  /// most `patience`, and ends the job if a rank is still working then: that rank might wait for this one for ever.
+  /// The last call of a rank, with its exit code. With code 0 it waits for the others, at most the timeout. With
+  /// another code it waits at most `patience`, and ends the job if a rank is still working then: that rank might wait
+  /// for this one for ever.
   int leave(int code) const noexcept {
     if (code == EXIT_SUCCESS) {
-      static_cast<void>(all_leave(std::nullopt));
+      if (!all_leave(control_->timeout()) && control_->timeout()) control_->give_up("lora::mpi::Session::leave");
     } else if (!all_leave(patience)) {
       report(std::string("returned exit code ").append(std::to_string(code)));
       MPI_Abort(MPI_COMM_WORLD, code);
@@ -110,16 +113,17 @@ class Session {
 
 /// Initialises MPI, runs `body(world)` and finalises MPI; return its result from `int main`. `body` returns nothing or
 /// an exit code. An exception on any rank is printed with the rank's number, and the job ends with a non-zero exit code
-/// on every rank: none waits for the one that failed.
+/// on every rank: none waits for the one that failed. With a `timeout`, none waits longer for one that hangs, see
+/// Communicator.
 ///
 ///     int main(int argc, char** argv) {
 ///       return lora::mpi::run(argc, argv, [](const lora::mpi::Communicator& world) { ... });
 ///     }
 template <class Body>
-int run(int& argc, char**& argv, Body&& body) {
-  const Session session(argc, argv);
+int run(int& argc, char**& argv, Body&& body, Communicator::Timeout timeout = std::nullopt) {
+  const Session session(argc, argv, timeout);
   try {
-    const Communicator world(MPI_COMM_WORLD);
+    const Communicator world(MPI_COMM_WORLD, timeout);
     int code = EXIT_SUCCESS;
     if constexpr (std::is_void_v<std::invoke_result_t<Body, const Communicator&>>) {
       std::forward<Body>(body)(world);
