@@ -37,7 +37,9 @@ install_packages() {
   say "Installing ${missing[*]}"
   log=$(mktemp)
   as_root+=(env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300)
-  if ! { "${as_root[@]}" update && "${as_root[@]}" -y --no-install-recommends install "${missing[@]}"; } >"$log" 2>&1; then
+  # A list that its mirror cannot give just now may not be needed.
+  if ! { "${as_root[@]}" update || true; "${as_root[@]}" -y --no-install-recommends install "${missing[@]}"; } \
+    >"$log" 2>&1; then
     cat "$log" >&2
     rm -f "$log"
     die "could not install ${missing[*]}"

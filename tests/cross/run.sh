@@ -44,7 +44,7 @@ unpack_libraries() {
   touch "$state/status"
   options=(-qq -o "Dir::State=$state" -o "Dir::State::status=$state/status" -o "Dir::Cache=$state/cache"
     -o "APT::Architecture=$debian" -o "APT::Architectures::=$debian" -o APT::Sandbox::User=root)
-  apt-get "${options[@]}" update
+  apt-get "${options[@]}" update || say "Going on with the lists that could be fetched"
   (cd "$1/packages" && apt-get "${options[@]}" download libeigen3-dev nlohmann-json3-dev libcli11-dev libgtest-dev \
     librapidcheck-dev zlib1g zlib1g-dev libutf8proc2 libutf8proc-dev)
   for package in "$1"/packages/*.deb; do dpkg -x "$package" "$1/sysroot"; done
