@@ -138,8 +138,10 @@ TEST(Workspace, ASteadyCallAllocatesNothing) {
 TEST(Workspace, ExtentsThatAreNegativeOrOverflowAreRefused) {
   Workspace workspace;
   EXPECT_THROW((void)workspace.matrix<float>(-1, 3), std::bad_alloc);
-  EXPECT_THROW((void)workspace.matrix<float>(Index{1} << 40, Index{1} << 40), std::bad_alloc);
-  EXPECT_THROW((void)workspace.matrix<double>(Index{1} << 61, 1), std::bad_alloc);  // 2^64 bytes
+  constexpr Index greatest = std::numeric_limits<Index>::max();
+  EXPECT_THROW((void)workspace.matrix<float>(greatest, greatest), std::bad_alloc);
+  constexpr Index doubles = Index{1} << (8 * sizeof(Index) - 3);  // of 2^64 bytes, where Index has 64 bits
+  EXPECT_THROW((void)workspace.matrix<double>(doubles, 1), std::bad_alloc);
   EXPECT_EQ(workspace.bytes(), 0U);
 }
 

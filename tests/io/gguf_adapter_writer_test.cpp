@@ -39,7 +39,7 @@ ModuleWeights<float>& module_of(GgufAdapter& adapter) { return adapter.weights.m
 std::vector<float> elements(const GgufContents& contents, const std::string& name) {
   for (const auto& tensor : contents.tensors) {
     if (tensor.name != name) continue;
-    std::vector<float> values(tensor.size());
+    std::vector<float> values(static_cast<std::size_t>(tensor.size()));
     decode<float>(*dtype_of_type(tensor.type), tensor.bytes.data(), values);
     return values;
   }

@@ -107,7 +107,8 @@ class GgufAdapterDecoder {
     if (tensor.extents[1] != 1 || tensor.extents[2] != 1 || tensor.extents[3] != 1 || tensor.size() == 0) {
       refuse("tensor " + in_quotes(tensor.name), "one dimension of 1 or more elements", "another shape");
     }
-    SavedTensor<float> saved{{static_cast<Index>(tensor.extents[0])}, std::vector<float>(tensor.extents[0])};
+    SavedTensor<float> saved{{static_cast<Index>(tensor.extents[0])},
+                             std::vector<float>(static_cast<std::size_t>(tensor.extents[0]))};
     read_gguf_rows(tensor, 0, 1, saved.values);
     weights.saved.emplace(tensor.name, std::move(saved));
   }

@@ -93,8 +93,8 @@ class EmbeddingKind {
   void with_batch(const Operation& operation, const Ids& ids, Workspace& workspace, const Body& body) const {
     with_ids(ids, [&](const auto& view) {
       check_ids(operation, view, num_embeddings_);
-      const auto numbers = workspace.row<std::int64_t>(view.size());
-      for (Index i = 0; i < view.size(); ++i) numbers.data[i] = static_cast<std::int64_t>(view[i]);
+      const auto numbers = workspace.row<Index>(view.size());
+      for (Index i = 0; i < view.size(); ++i) numbers.data[i] = static_cast<Index>(view[i]);
       body(Batch{numbers.data, view.size()});
     });
   }
@@ -127,7 +127,7 @@ class EmbeddingKind {
     [[nodiscard]] Batch batch(const LoraTape<Scalar>& tape) const noexcept { return {ids_.data(), tape.rows()}; }
 
    private:
-    std::vector<std::int64_t> ids_;
+    std::vector<Index> ids_;
   };
 
  private:

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdint>
 
 #include "lora/adapter/tape.hpp"
 #include "lora/core/workspace.hpp"
@@ -17,7 +16,7 @@ namespace lora {
 
 /// Checked ids, one per row.
 struct IdBatch {
-  const std::int64_t* ids = nullptr;
+  const Index* ids = nullptr;
   Index count = 0;
 };
 
@@ -48,7 +47,7 @@ class EmbeddingPasses : public RowPasses<ScalarType> {
 
   template <class Body>
   static void with_gathered(const Batch& x, const RowGroups& groups, Workspace& workspace, const Body& body) {
-    const auto ids = workspace.row<std::int64_t>(x.count);
+    const auto ids = workspace.row<Index>(x.count);
     for (Index i = 0; i < x.count; ++i) ids.data[i] = x.ids[groups.row(i)];
     body(Batch{ids.data, x.count});
   }
