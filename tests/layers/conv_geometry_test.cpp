@@ -2,6 +2,7 @@
 // The extents that follow from a geometry, and the geometries that are refused.
 #include "lora/layers/conv_geometry.hpp"
 
+#include <cstdint>
 #include <gtest/gtest.h>
 #include <limits>
 #include <string>
@@ -70,7 +71,10 @@ TEST(ConvGeometry, RefusesNumbersOutOfRangeAndGroupsThatDoNotDivide) {
   EXPECT_EQ(refused({.dilation = {-1, 1}}), "op: dilation: expected 1 to 2^31 - 1, got -1");
   EXPECT_EQ(refused({.padding = {0, -1}}), "op: padding: expected 0 to 2^31 - 1, got -1");
   EXPECT_EQ(refused({.in_channels = 0}), "op: in_channels: expected 1 to 2^31 - 1, got 0");
-  EXPECT_EQ(refused({.out_channels = Index{1} << 40}), "op: out_channels: expected 1 to 2^31 - 1, got 1099511627776");
+  if (sizeof(Index) > 4) {
+    EXPECT_EQ(refused({.out_channels = static_cast<Index>(std::int64_t{1} << 40)}),
+              "op: out_channels: expected 1 to 2^31 - 1, got 1099511627776");
+  }
   EXPECT_EQ(refused({.groups = 0}), "op: groups: expected 1 to 2^31 - 1, got 0");
   EXPECT_EQ(refused({.in_channels = 5, .out_channels = 6, .groups = 3}),
             "op: in_channels: expected a multiple of 3 groups, got 5");
