@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT
 // Adapters of an LSTM as NeuralAmpModelerCore has them: their gradients against finite differences, and changing them
 // while the model plays.
+#include <atomic>
 #include <cmath>
 #include <cstddef>
 #include <gtest/gtest.h>
 #include <optional>
 #include <string_view>
+#include <thread>
 #include <vector>
 
 #include "lora/core/random.hpp"
@@ -164,7 +166,7 @@ TEST(LstmTraining, AModelOfSeveralChannelsIsRefused) {
   EXPECT_THROW(hosts::LstmTraining(model, {.rank = 2}, 11), ShapeError);
 }
 
-TEST(LiveAdapters, AreOfferedByOneThreadAndTakenByAnotherWithoutAllocation) {
+TEST(LiveAdapters, AreTakenBetweenBlocksWithoutAllocation) {
   nam::lstm::LSTM model = small_model();
   const Matrix<float> signal = random<Matrix<float>>(1, 9, 7);
   const Matrix<float> own = played(model, signal);
@@ -188,6 +190,33 @@ TEST(LiveAdapters, AreOfferedByOneThreadAndTakenByAnotherWithoutAllocation) {
     EXPECT_TRUE(live.between_blocks());
     EXPECT_TRUE(played(model, signal).isApprox(own, 1e-6F));
   }
+  expect_same(weights_of(model), original);
+}
+
+TEST(LiveAdapters, ChangeWhileAnotherThreadPlays) {
+  nam::lstm::LSTM model = small_model();
+  const auto original = weights_of(model);
+  hosts::LstmTraining training(model, {.rank = 2, .alpha = 4}, 11);
+  set_random_factors(training);
+  hosts::LiveAdapters live(model);
+  live.add("loud", training.layers());
+  std::atomic<bool> stop{false};
+  int taken = 0;
+  std::thread audio([&] {
+    while (!stop.load()) {
+      if (live.between_blocks()) ++taken;
+      for (int sample = 0; sample < 8; ++sample) static_cast<void>(model.process(0.1F));
+    }
+    if (live.between_blocks()) ++taken;
+  });
+  constexpr int changes = 40;  // an even number: the last one selects the model's own weights
+  for (int change = 0; change < changes; ++change) {
+    const auto name = change % 2 == 0 ? std::optional<std::string_view>("loud") : std::nullopt;
+    while (!live.select(name)) std::this_thread::yield();
+  }
+  stop.store(true);
+  audio.join();
+  EXPECT_EQ(taken, changes);
   expect_same(weights_of(model), original);
 }
 
