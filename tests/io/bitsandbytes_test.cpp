@@ -263,7 +263,9 @@ TEST(BitsandbytesWeightRefuses, BlockSizesDtypesAndShapesOutOfRange) {
                             "[4611686018427387904, 0]", "[6, []]"}) {
     expect_words(refusal_of_state(state("64", dtype, shape)), "\"shape\": expected extents from 1 to 2^63 - 1");
   }
-  expect_words(refusal_of_state(state("64", dtype, "[4294967296, 4294967296]")), "fewer than 2^63 elements");
+  const std::string greatest = std::to_string(std::numeric_limits<Index>::max());
+  expect_words(refusal_of_state(state("64", dtype, "[" + greatest + ", " + greatest + "]")),
+               "fewer than 2^63 elements");
   expect_words(refusal_of_state(state("64", dtype, "[6, 480]")),
                "tensor \"weight\": expected rows of a multiple of 64 columns, the block size, got 480 columns");
   expect_words(refusal_of_state(state("64", dtype, "[6, 576]")),

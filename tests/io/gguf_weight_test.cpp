@@ -4,7 +4,10 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cstddef>
+#include <cstdint>
 #include <gtest/gtest.h>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -149,11 +152,12 @@ TEST(GgufWeight, TakesOneExpertOfAStack) {
 
 // The file does not bound the rows of a matrix without columns.
 TEST(GgufWeight, RefusesATensorWithoutElements) {
-  const GgufBytes file = file_of(GgufType::Q4_K, {0, std::uint64_t{1} << 62U}, {});
+  const std::uint64_t rows = std::uint64_t{std::numeric_limits<std::size_t>::max()} / 4 + 1;
+  const GgufBytes file = file_of(GgufType::Q4_K, {0, rows}, {});
   const GgufContents contents = parse_gguf(file.bytes());
   EXPECT_NE(message_of<FormatError>([&] {
               static_cast<void>(gguf_weight<formats::Q4_K>(contents.tensors[0]));
-            }).find("two dimensions of 1 or more, got 0 x 4611686018427387904 x 1 x 1"),
+            }).find("two dimensions of 1 or more, got 0 x " + std::to_string(rows) + " x 1 x 1"),
             std::string::npos);
   EXPECT_EQ(read_gguf_tensor(contents.tensors[0]).size(), 0);
 }
