@@ -29,11 +29,47 @@ void expect_same(const GradientValues& a, const GradientValues& b) {
   EXPECT_TRUE(same_bits(a.magnitude, b.magnitude));
 }
 
+/// Every pass of a layer with these adapters active, against the formula.
+void expect_formula(const LayerCase& c, AnyLayer& layer, const Names& active) {
+  const Rows x = c.inputs(samples, 3);
+  const Rows dy = c.output_gradient(samples, 4);
+  SCOPED_TRACE(::testing::PrintToString(active));
+  layer.set_adapters(active);
+  EXPECT_EQ(layer.active(), active);
+  const auto adapters = adapters_of(layer, active);
+  const auto pass = layer.pass(x);
+  pass->infer();
+  expected(c, adapters, x, dy).check_y(pass->y());
+  EXPECT_TRUE(same_bits(layer.infer(x), pass->y()));
+  pass->set_position(4, 17);
+  pass->set_dy(dy);
+  pass->forward();
+  const auto formula = expected(c, adapters, x, dy, masks_of(c, adapters, samples, {4, 17}));
+  formula.check_y(pass->y());
+  pass->backward();
+  if (c.has_dx) formula.check_dx(pass->dx());
+  if (!active.empty()) formula.check(pass->gradients());
+
+  // The layer's own form, with gradients in the adapters.
+  layer.set_dropout_step(4);
+  layer.zero_grad();
+  pass->remembered_forward();
+  const auto own = expected(c, adapters, x, dy, masks_of(c, adapters, samples, {4, 0}));
+  own.check_y(pass->y());
+  pass->remembered_backward();
+  if (c.has_dx) own.check_dx(pass->dx());
+  for (std::size_t i = 0; i < active.size(); ++i) own.check(i, layer.gradients(active[i]));
+  // Those that take no part get nothing.
+  for (const std::string& name : layer.names()) {
+    if (std::find(active.begin(), active.end(), name) != active.end()) continue;
+    EXPECT_TRUE(layer.gradients(name).A.isZero(0)) << name;
+    EXPECT_TRUE(layer.gradients(name).lora_bias.isZero(0)) << name;
+  }
+}
+
 // Any set of them, in any order: what each adds, once.
 TEST_P(Adapters, AddUpForwardAndBackward) {
   const LayerCase& c = layer_case();
-  const Rows x = c.inputs(samples, 3);
-  const Rows dy = c.output_gradient(samples, 4);
   const auto layer = layer_with(c, company_with_dora(c));
   const std::vector<Names> sets = {{"first"},
                                    {"third", "second"},
@@ -42,40 +78,17 @@ TEST_P(Adapters, AddUpForwardAndBackward) {
                                    {"first", "other_dora", "second", "dora"},
                                    {"other_dora", "dora"},
                                    {}};
-  for (const Names& active : sets) {
-    SCOPED_TRACE(::testing::PrintToString(active));
-    layer->set_adapters(active);
-    EXPECT_EQ(layer->active(), active);
-    const auto adapters = adapters_of(*layer, active);
-    const auto pass = layer->pass(x);
-    pass->infer();
-    expected(c, adapters, x, dy).check_y(pass->y());
-    EXPECT_TRUE(same_bits(layer->infer(x), pass->y()));
-    pass->set_position(4, 17);
-    pass->set_dy(dy);
-    pass->forward();
-    const auto formula = expected(c, adapters, x, dy, masks_of(c, adapters, samples, {4, 17}));
-    formula.check_y(pass->y());
-    pass->backward();
-    if (c.has_dx) formula.check_dx(pass->dx());
-    if (!active.empty()) formula.check(pass->gradients());
+  for (const Names& active : sets) expect_formula(c, *layer, active);
+}
 
-    // The layer's own form, with gradients in the adapters.
-    layer->set_dropout_step(4);
-    layer->zero_grad();
-    pass->remembered_forward();
-    const auto own = expected(c, adapters, x, dy, masks_of(c, adapters, samples, {4, 0}));
-    own.check_y(pass->y());
-    pass->remembered_backward();
-    if (c.has_dx) own.check_dx(pass->dx());
-    for (std::size_t i = 0; i < active.size(); ++i) own.check(i, layer->gradients(active[i]));
-    // Those that take no part get nothing.
-    for (const std::string& name : layer->names()) {
-      if (std::find(active.begin(), active.end(), name) != active.end()) continue;
-      EXPECT_TRUE(layer->gradients(name).A.isZero(0)) << name;
-      EXPECT_TRUE(layer->gradients(name).lora_bias.isZero(0)) << name;
-    }
-  }
+// Adapters without dropout share one pass over their inputs.
+TEST_P(Adapters, AddUpInOnePassWithoutDropout) {
+  const LayerCase& c = layer_case();
+  auto company = company_with_dora(c);
+  for (NamedConfig& one : company) one.config.dropout = 0;
+  const auto layer = layer_with(c, company);
+  expect_formula(c, *layer, {"third", "second", "first"});
+  expect_formula(c, *layer, {"dora", "second", "other_dora"});
 }
 
 // With one active adapter a layer gives the bits of a layer that has only this one.
