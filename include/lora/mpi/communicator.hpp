@@ -84,7 +84,7 @@ template <class Size>
 /// A rank that dies ends the job; one that hangs does not. With a timeout, a rank that waits longer than this for the
 /// others, in any later call of this namespace, prints which call it was and ends the job. It does not throw: MPI would
 /// still use the memory of the call. Choose more than the longest time that one rank computes, reads or writes while
-/// the others wait for it.
+/// the others wait for it. Constructing a Communicator or a GradientReducer waits for every rank without limit.
 class Communicator {
  public:
   /// A time, or none: wait for ever.

@@ -114,7 +114,7 @@ class Session {
 /// Initialises MPI, runs `body(world)` and finalises MPI; return its result from `int main`. `body` returns nothing or
 /// an exit code. An exception on any rank is printed with the rank's number, and the job ends with a non-zero exit code
 /// on every rank: none waits for the one that failed. With a `timeout`, none waits longer for one that hangs, see
-/// Communicator.
+/// Communicator. @throws ConfigError, before `body` is called, for a timeout that is not positive
 ///
 ///     int main(int argc, char** argv) {
 ///       return lora::mpi::run(argc, argv, [](const lora::mpi::Communicator& world) { ... });
