@@ -170,7 +170,8 @@ TEST(MlpLora, TrainsAndMergesIntoTheNetworksWeights) {
   for (std::size_t i = 0; i < original.size(); ++i) EXPECT_EQ(bits_of(restored[i]), bits_of(original[i])) << i;
 }
 
-// Central differences in double through the merged network.
+// Central differences in double through the merged network: they err by some 1e-9, and the weights that float keeps of
+// the merged sums by 6e-8 each, as the gradient's own sums do; three layers of six terms stay below 2e-5.
 TEST(MlpLora, TheGradientOfItsInputsIsThatOfFiniteDifferences) {
   Network network;
   Adapted adapted(network, {.rank = 2, .alpha = 4}, 7);
