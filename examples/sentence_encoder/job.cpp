@@ -44,12 +44,14 @@ JobShare share_of(const lora::mpi::Communicator& world) {
     if (!*reducer) *reducer = std::make_unique<lora::mpi::GradientReducer<float>>(world, parameters);
     (*reducer)->reduce(parameters, static_cast<double>(rows));
     double sums[2] = {loss * static_cast<double>(rows), static_cast<double>(rows)};
-    lora::mpi::detail::check("MPI_Allreduce",
-                             MPI_Allreduce(MPI_IN_PLACE, sums, 2, MPI_DOUBLE, MPI_SUM, world.handle()));
+    world.complete("MPI_Iallreduce", [&](MPI_Request* request) {
+      return MPI_Iallreduce(MPI_IN_PLACE, sums, 2, MPI_DOUBLE, MPI_SUM, world.handle(), request);
+    });
     return sums[0] / sums[1];
   };
   share.of_first_rank = [&world](double value) {
-    lora::mpi::detail::check("MPI_Bcast", MPI_Bcast(&value, 1, MPI_DOUBLE, 0, world.handle()));
+    world.complete("MPI_Ibcast",
+                   [&](MPI_Request* request) { return MPI_Ibcast(&value, 1, MPI_DOUBLE, 0, world.handle(), request); });
     return value;
   };
   return share;

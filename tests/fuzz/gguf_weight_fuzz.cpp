@@ -3,29 +3,17 @@
 // alike as floats, laid out as a weight, and in place.
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <cstring>
 #include <span>
 
+#include "fuzz/weight_values.hpp"
 #include "lora/io/gguf_weight.hpp"
-#include "lora/weight/frozen_weight.hpp"
 
 namespace lora::gguf_weight_fuzz {
 namespace {
 
-using Values = lora::Matrix<float>;
-
-template <class Weight>
-Values values_of(const Weight& weight) {
-  Values values(weight.out_features(), weight.in_features());
-  lora::read_back(weight, lora::view_of(values));
-  return values;
-}
-
-void require_same(const Values& a, const Values& b) {
-  const auto bytes = static_cast<std::size_t>(a.size()) * sizeof(float);
-  if (a.size() != b.size() || std::memcmp(a.data(), b.data(), bytes) != 0) std::abort();
-}
+using fuzzing::require_same;
+using fuzzing::Values;
+using fuzzing::values_of;
 
 void read(const lora::GgufTensor& tensor) {
   // The values of a byte may take 8 bytes; those of a file of 64 kB are few.

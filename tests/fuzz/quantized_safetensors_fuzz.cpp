@@ -3,32 +3,20 @@
 // a weight whose rows are read alike one by one, and that is written and read again as it is.
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <cstring>
 #include <span>
 #include <string>
 #include <string_view>
 
+#include "fuzz/weight_values.hpp"
 #include "lora/io/bitsandbytes.hpp"
 #include "lora/io/safetensors_weight.hpp"
-#include "lora/weight/frozen_weight.hpp"
 
 namespace lora::quantized_safetensors_fuzz {
 namespace {
 
-using Values = lora::Matrix<float>;
-
-template <class Weight>
-Values values_of(const Weight& weight) {
-  Values values(weight.out_features(), weight.in_features());
-  lora::read_back(weight, lora::view_of(values));
-  return values;
-}
-
-void require_same(const Values& a, const Values& b) {
-  const auto bytes = static_cast<std::size_t>(a.size()) * sizeof(float);
-  if (a.size() != b.size() || std::memcmp(a.data(), b.data(), bytes) != 0) std::abort();
-}
+using fuzzing::require_same;
+using fuzzing::Values;
+using fuzzing::values_of;
 
 void read_four_bit(const lora::SafetensorsFile& file, std::string_view name) {
   const lora::BitsandbytesTensor tensor(file, name);

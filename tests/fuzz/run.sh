@@ -36,9 +36,14 @@ done
 
 install_packages "${packages_tests[@]}" clang libclang-rt-14-dev
 build=$root/build/fuzz
+mkdir -p "$build"
+# Several calls at once share the folder, and so build one after another.
+exec 9>"$build/building"
+flock 9
 cmake -S "$root" -B "$build" -G Ninja -D CMAKE_CXX_COMPILER=clang++ -D LORA_BUILD_FUZZERS=ON \
   -D LORA_BUILD_TESTS=OFF -D LORA_BUILD_BENCHMARKS=OFF -D LORA_BUILD_EXAMPLES=OFF >/dev/null
 cmake --build "$build" --parallel "$(jobs)" --target "${targets[@]/%/_fuzz}" >&2
+exec 9>&-
 
 # What each target starts from besides its corpus: files of its kind among the test data.
 golden=$root/tests/golden

@@ -122,5 +122,11 @@ TEST(SessionJob, AHangingRankEndsTheJobAfterTheTimeout) {
   }
 }
 
+TEST(SessionJob, ATimeoutThatIsNotPositiveIsRefusedBeforeMpiBegins) {
+  const auto run = run_job(1, "--worker", "refused_timeout");
+  EXPECT_EQ(run.exit_code, 0) << run.output;
+  EXPECT_EQ(run.output, "lora::mpi::Session: timeout: expected a positive time, got 0 ms\n");
+}
+
 }  // namespace
 }  // namespace lora::testing::session_test

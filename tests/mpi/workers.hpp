@@ -127,9 +127,31 @@ inline int run_by_hand(bool fails, int& argc, char**& argv) {
   }
 }
 
+/// A timeout that is not positive is refused before MPI begins, so that nothing is left to finalise.
+inline int run_with_refused_timeout(int& argc, char**& argv) {
+  const std::chrono::milliseconds zero(0);
+  int refused = 0;
+  try {
+    const mpi::Session session(argc, argv, zero);
+  } catch (const ConfigError& error) {
+    std::puts(error.what());
+    ++refused;
+  }
+  try {
+    mpi::run(
+        argc, argv, [](const mpi::Communicator&) { std::puts("ran"); }, zero);
+  } catch (const ConfigError&) {
+    ++refused;
+  }
+  int initialized = 0;
+  MPI_Initialized(&initialized);
+  return refused == 2 && initialized == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
+
 inline int run_worker(const std::string& name, int& argc, char**& argv) {
   if (name == "by_hand") return run_by_hand(false, argc, argv);
   if (name == "by_hand_fails") return run_by_hand(true, argc, argv);
+  if (name == "refused_timeout") return run_with_refused_timeout(argc, argv);
   return mpi::run(argc, argv, workers().at(name), timeout_of(name));
 }
 

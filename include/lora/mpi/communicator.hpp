@@ -72,6 +72,15 @@ template <class Size>
   return static_cast<int>(size);
 }
 
+/// `timeout`, for the operation named. @throws ConfigError unless it is positive or none
+[[nodiscard]] inline std::optional<std::chrono::milliseconds> checked_timeout(
+    std::string_view operation, std::optional<std::chrono::milliseconds> timeout) {
+  if (timeout && timeout->count() <= 0) {
+    throw ConfigError(operation, "timeout", "a positive time", std::to_string(timeout->count()) + " ms");
+  }
+  return timeout;
+}
+
 }  // namespace detail
 
 /// A duplicate of an MPI communicator, freed with this object; its messages never mix with those of other code. Its
@@ -89,13 +98,12 @@ class Communicator {
  public:
   /// A time, or none: wait for ever.
   using Timeout = std::optional<std::chrono::milliseconds>;
+  /// How long a rank that has failed lets the others print their messages before it ends the job.
+  static constexpr std::chrono::milliseconds patience{1000};
 
   /// @throws ConfigError for a timeout that is not positive; MpiError
-  explicit Communicator(MPI_Comm parent = MPI_COMM_WORLD, Timeout timeout = std::nullopt) : timeout_(timeout) {
-    if (timeout_ && timeout_->count() <= 0) {
-      throw ConfigError("lora::mpi::Communicator", "timeout", "a positive time",
-                        std::to_string(timeout_->count()) + " ms");
-    }
+  explicit Communicator(MPI_Comm parent = MPI_COMM_WORLD, Timeout timeout = std::nullopt)
+      : timeout_(detail::checked_timeout("lora::mpi::Communicator", timeout)) {
     detail::check("MPI_Comm_dup", MPI_Comm_dup(parent, &handle_));
     detail::check("MPI_Comm_set_errhandler", MPI_Comm_set_errhandler(handle_, MPI_ERRORS_RETURN));
     detail::check("MPI_Comm_rank", MPI_Comm_rank(handle_, &rank_));
@@ -152,15 +160,26 @@ class Communicator {
   }
   /// Ends the job: the other ranks did not answer `operation` within the timeout.
   [[noreturn]] void give_up(std::string_view operation) const noexcept {
+    const std::chrono::duration<double> limit = timeout_.value_or(std::chrono::milliseconds(0));
+    char message[256];
+    std::snprintf(message, sizeof message, "%.*s: expected an answer of every rank within %g s, got none",
+                  static_cast<int>(operation.size()), operation.data(), limit.count());
+    report(message);
+    end_job(EXIT_FAILURE);
+  }
+  /// Prints "rank 1 of 4: " and `message` on standard error.
+  void report(std::string_view message) const noexcept {
     std::fflush(stdout);
-    std::fprintf(stderr, "rank %d of %d: %.*s: expected an answer of every rank within %g s, got none\n", rank_, size_,
-                 static_cast<int>(operation.size()), operation.data(),
-                 std::chrono::duration<double>(timeout_.value_or(std::chrono::milliseconds(0))).count());
+    // One write, so that the lines of several ranks do not mix.
+    std::fprintf(stderr, "rank %d of %d: %.*s\n", rank_, size_, static_cast<int>(message.size()), message.data());
     std::fflush(stderr);
-    // One rank ends the job, rank 0 if it can: several would confuse the launcher.
-    if (rank_ != 0) std::this_thread::sleep_for(std::chrono::milliseconds(1000));
-    MPI_Abort(MPI_COMM_WORLD, EXIT_FAILURE);
-    std::_Exit(EXIT_FAILURE);
+  }
+  /// Ends the whole job with exit code `code`, whatever the other ranks are doing. Rank 0 does it at once, another rank
+  /// `patience` later: several that end the job together would confuse the launcher.
+  [[noreturn]] void end_job(int code) const noexcept {
+    if (rank_ != 0) std::this_thread::sleep_for(patience);
+    MPI_Abort(MPI_COMM_WORLD, code);
+    std::_Exit(code);
   }
 
  private:

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <chrono>
-#include <cstdio>
 #include <cstdlib>
 #include <exception>
 #include <optional>
@@ -22,13 +21,11 @@ namespace lora::mpi {
 /// only the thread that created the session calls MPI (MPI_THREAD_FUNNELED).
 class Session {
  public:
-  /// How long a failed rank waits for the others to fail too and print their messages, before it ends the job.
-  static constexpr std::chrono::milliseconds patience{1000};
-
   /// `timeout`: how long leave() with code 0 waits for the other ranks, see Communicator.
   /// @throws StateError when MPI was finalised before or does not allow threads; ConfigError for a timeout that is not
   /// positive
   Session(int& argc, char**& argv, Communicator::Timeout timeout = std::nullopt) {
+    timeout = detail::checked_timeout("lora::mpi::Session", timeout);
     require_not_finalized();
     int initialized = 0;
     MPI_Initialized(&initialized);
@@ -54,25 +51,23 @@ class Session {
     if (owner_) MPI_Finalize();
   }
 
-  /// Prints which rank failed and why on standard error, waits at most `patience` for the other ranks to call it too,
-  /// and ends the whole job with exit code `code`, whatever the other ranks are doing.
+  /// Prints which rank failed and why on standard error, waits at most Communicator::patience for the other ranks to
+  /// call it too, and ends the whole job with exit code `code`, whatever the other ranks are doing.
   [[noreturn]] void abort(std::string_view message, int code = EXIT_FAILURE) const noexcept {
-    report(message);
-    // If all ranks have failed, only one ends the job: several would confuse the launcher.
-    if (all_leave(patience) && control_->rank() != 0) std::this_thread::sleep_for(patience);
-    MPI_Abort(MPI_COMM_WORLD, code);
-    std::_Exit(code);
+    control_->report(message);
+    all_leave(Communicator::patience);
+    control_->end_job(code);
   }
 
   /// The last call of a rank, with its exit code. With code 0 it waits for the others, at most the timeout. With
-  /// another code it waits at most `patience`, and ends the job if a rank is still working then: that rank might wait
-  /// for this one for ever.
+  /// another code it waits at most Communicator::patience, and ends the job if a rank is still working then: that rank
+  /// might wait for this one for ever.
   int leave(int code) const noexcept {
     if (code == EXIT_SUCCESS) {
       if (!all_leave(control_->timeout()) && control_->timeout()) control_->give_up("lora::mpi::Session::leave");
-    } else if (!all_leave(patience)) {
-      report(std::string("returned exit code ").append(std::to_string(code)));
-      MPI_Abort(MPI_COMM_WORLD, code);
+    } else if (!all_leave(Communicator::patience)) {
+      control_->report(std::string("returned exit code ").append(std::to_string(code)));
+      control_->end_job(code);
     }
     return code;
   }
@@ -82,14 +77,6 @@ class Session {
     int finalized = 0;
     MPI_Finalized(&finalized);
     if (finalized != 0) throw StateError("lora::mpi::Session", "MPI", "one that was not finalised", "a finalised one");
-  }
-
-  // One write, so that the lines of several ranks do not mix.
-  void report(std::string_view message) const noexcept {
-    std::fflush(stdout);
-    std::fprintf(stderr, "rank %d of %d: %.*s\n", control_->rank(), control_->size(), static_cast<int>(message.size()),
-                 message.data());
-    std::fflush(stderr);
   }
 
   // Whether every rank gets here within `limit`.
