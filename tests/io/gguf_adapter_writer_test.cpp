@@ -214,6 +214,10 @@ TEST(WriteGgufAdapterRefuses, ByNameWhatTheFormatCannotHold) {
               module.B.resize(1, 0);
             }).find("got rank 0"),
             std::string::npos);
+  EXPECT_NE(after([](Module& module) {
+              module.scaling = std::numeric_limits<double>::infinity();
+            }).find("scaling: expected a finite number, got inf"),
+            std::string::npos);
 }
 
 TEST(WriteGgufAdapterRefuses, TensorsToReplace) {

@@ -122,6 +122,13 @@ TEST(ReadGgufRows, RefusesRowsOutsideAndOtherSizes) {
   EXPECT_EQ(refusal(0, 1, 511), "read_gguf_rows: values: expected 512 elements, got 511");
 }
 
+// A matrix counts its rows with a sign.
+TEST(ReadGgufTensor, RefusesMoreRowsThanAMatrixCanHave) {
+  const GgufTensor tensor{"w", GgufType::F32, {0, std::uint64_t{1} << 63U, 1, 1}, {}};
+  EXPECT_EQ(message_of<ShapeError>([&] { static_cast<void>(read_gguf_tensor(tensor)); }),
+            "read_gguf_tensor: tensor \"w\": expected extents below 2^63, got 0 x 9223372036854775808 x 1 x 1");
+}
+
 TEST(GgufWeight, RefusesAnotherTypeAndMoreThanTwoDimensions) {
   const GgufBytes file = file_of(GgufType::Q4_0);
   const GgufContents contents = parse_gguf(file.bytes());

@@ -219,6 +219,12 @@ TEST(HostileInput, AnIndexIsReadOnceForEachFile) {
   EXPECT_NE(many.error.find("at most 65536 files"), std::string::npos);
 }
 
+TEST(HostileInput, AnIndexIsReadFromItsFile) {
+  const TemporaryFolder folder;
+  std::ofstream(folder / "model.safetensors.index.json") << R"({"weight_map":{"a":"2.safetensors"}})";
+  EXPECT_EQ(read_safetensors_index(folder / "model.safetensors.index.json"), std::vector<std::string>{"2.safetensors"});
+}
+
 TEST(HostileInput, WhatIsNoRegularFileIsRefusedAtOnce) {
   const TemporaryFolder folder;
   fs::create_directory(folder / "folder");

@@ -125,6 +125,7 @@ TEST(PeftConfig, LayersAreOneNumberOrMany) {
 TEST(PeftConfig, EveryInitializationOfThisLibrary) {
   const auto init = [](json value) { return read(with("init_lora_weights", std::move(value))).lora; };
   EXPECT_EQ(init(true).init_lora_weights, InitLoraWeights::kaiming_uniform);
+  EXPECT_EQ(init("true").init_lora_weights, InitLoraWeights::kaiming_uniform);  // as a person writes it
   EXPECT_EQ(init(false).init_lora_weights, InitLoraWeights::random);
   EXPECT_EQ(init("gaussian").init_lora_weights, InitLoraWeights::gaussian);
   EXPECT_EQ(init("orthogonal").init_lora_weights, InitLoraWeights::orthogonal);

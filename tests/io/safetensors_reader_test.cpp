@@ -106,6 +106,19 @@ TYPED_TEST(SafetensorsMatrix, RefusesDtypesAndRanksThatAreNoRealMatrix) {
             SafetensorsErrorKind::unexpected_shape);
 }
 
+TYPED_TEST(SafetensorsMatrix, TakesAnyNumberOfRowsThatDividesTheSize) {
+  const auto bytes = example();
+  const auto file = SafetensorsFile::from_bytes(bytes);
+  EXPECT_EQ(file.tensor("f").matrix<TypeParam>(3), (Matrix<TypeParam>{{1, 2}, {3, 4}, {5, 6}}));
+  EXPECT_EQ(file.tensor("none").matrix<TypeParam>(0).size(), 0);
+  for (const Index rows : {-1, 0, 4}) {
+    std::string message;
+    EXPECT_EQ(refusal([&] { static_cast<void>(file.tensor("f").matrix<TypeParam>(rows)); }, &message),
+              SafetensorsErrorKind::unexpected_shape);
+    EXPECT_NE(message.find("elements for " + std::to_string(rows) + " rows"), std::string::npos) << message;
+  }
+}
+
 TEST(TensorView, CopiesAnyRankAndExactIntegers) {
   const auto bytes = example();
   const auto file = SafetensorsFile::from_bytes(bytes);

@@ -417,5 +417,77 @@ TEST(LoraLinear, RefusesTheTapeOfALayerThatDiffersInOutputsOrInTheOrderOfRanks) 
   refused(one_two, two_one);
 }
 
+TEST(LoraLinear, SaysWhatItsAdaptersHold) {
+  auto layer = small_layer({.rank = 2, .alpha = 3, .lora_bias = true});
+  layer.add_adapter("other", {.rank = 4, .alpha = 6, .use_dora = true}, 1);
+  const auto row = random_vector<float>(6, 9);
+  layer.set_lora_bias(row);
+  EXPECT_TRUE(same_bits(layer.lora_bias(), row));
+  EXPECT_TRUE(layer.has_bias());
+  EXPECT_EQ(layer.adapter_names(), (testing::Names{"default", "other"}));
+  EXPECT_EQ(layer.adapter_index("other"), 1);
+  EXPECT_THROW(static_cast<void>(layer.adapter_index("none")), ConfigError);
+  EXPECT_EQ(layer.magnitude("default").size(), 0);
+  EXPECT_TRUE(same_bits(layer.magnitude("other"), layer.adapter("other").magnitude));
+  layer.set_scale("other", 4);
+  EXPECT_EQ(layer.scale("other"), 4);
+  EXPECT_EQ(layer.scaling("other"), 6);
+  layer.set_alpha(5);
+  EXPECT_EQ(layer.scaling(), 2.5F);
+  EXPECT_TRUE(layer.adapters_enabled());
+  layer.disable_adapters();
+  EXPECT_FALSE(layer.adapters_enabled());
+  EXPECT_EQ(layer.active_adapters(), testing::Names{"default"});
+}
+
+TEST(LoraLinear, AnAssignedLayerHasParametersOfItsOwn) {
+  auto source = small_layer();
+  auto layer = LoraLinear<float>(random_matrix<float>(5, 3, 8), {.rank = 1}, 1);
+  ASSERT_EQ(layer.parameters()[0].cols(), 3);
+  const auto x = random_matrix<float>(2, 4, 1);
+  const Matrix<float> y = source.infer(x);
+  ASSERT_EQ(source.parameters().size(), 2U);
+  layer = source;
+  EXPECT_TRUE(same_bits(layer.infer(x), y));
+  ASSERT_EQ(layer.parameters()[0].cols(), 4);
+  layer.parameters()[0].value().setZero();
+  EXPECT_TRUE(layer.lora_A().isZero(0));
+  EXPECT_TRUE(same_bits(source.infer(x), y));
+}
+
+TEST(LoraLinear, StartsWithOrthogonalFactorsIfAsked) {
+  auto layer = small_layer({.rank = 0});
+  const auto adapter = layer.make_adapter("default", {.rank = 2, .init_lora_weights = InitLoraWeights::orthogonal}, 7);
+  Matrix<float> a(2, 4), b(6, 2);
+  initialize_orthogonal(7, view_of(a), view_of(b));
+  EXPECT_TRUE(same_bits(adapter.A, a));
+  EXPECT_TRUE(same_bits(adapter.B, b));
+}
+
+TEST(LoraLinear, WantsGradientsOfEveryActiveAdapter) {
+  auto layer = small_layer();
+  LoraLinear<float>::Gradients of_one = layer.make_gradients();
+  layer.add_adapter("other", {.rank = 2}, 1);
+  layer.set_adapters({"default", "other"});
+  const auto x = random_matrix<float>(3, 4, 1);
+  LoraLinear<float>::Tape tape;
+  Workspace workspace;
+  Matrix<float> y(3, 6);
+  layer.forward(x, tape, y, workspace);
+  EXPECT_EQ(message_of<ShapeError>([&] { layer.backward(x, tape, y, of_one, workspace); }),
+            "LoraLinear::backward: gradients: expected 2 sets, one an active adapter, got 1");
+  EXPECT_TRUE(of_one.A.isZero(0));
+}
+
+// An adapter of PiSSA remembers its start, to whose shape it is held too.
+TEST(LoraLinear, RefusesAnAdapterWhoseStartDoesNotFit) {
+  auto layer = small_layer({.rank = 0});
+  auto adapter = layer.make_adapter("pissa", {.rank = 2, .init_lora_weights = InitLoraWeights::pissa}, 1);
+  adapter.start.B.resize(6, 3);
+  EXPECT_EQ(message_of<ShapeError>([&] { layer.add_adapter(adapter); }),
+            "LoraLinear::add_adapter: adapter.start.B: expected 6 x 2, got 6 x 3");
+  EXPECT_EQ(layer.adapter_count(), 0);
+}
+
 }  // namespace
 }  // namespace lora::linear_test

@@ -152,6 +152,13 @@ TEST_F(TwoAdapters, LoraBiasIsSummedWithItsScaling) {
   }
 }
 
+TEST_F(TwoAdapters, ALoraBiasThatOverflowsIsRefused) {
+  first.modules["both"].lora_bias = RowVector<double>::Constant(5, 1e308);
+  second.modules["both"].lora_bias = RowVector<double>::Constant(5, -1e308);  // has a negative weight
+  EXPECT_EQ(refusal<StateError>(),
+            "combine_adapters: module \"both\": expected a lora_bias that is finite, got another");
+}
+
 TEST_F(TwoAdapters, LoraBiasHasNoAnswerElsewhere) {
   first.modules["both"].lora_bias = random_vector<double>(5, 1);
   EXPECT_NE(refusal<ConfigError>({.combination_type = CombinationType::ties, .density = 1.0}).find("\"both\""),

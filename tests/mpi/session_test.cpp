@@ -105,6 +105,16 @@ TEST(SessionJob, AnExceptionWhileGradientsTravelEndsTheJob) {
 TEST(SessionJob, StartsInAnotherOrderEndTheJob) {
   const auto run = run_job(3, "--worker", "starts_in_another_order");
   EXPECT_TRUE(failed_in_time(run));
+  EXPECT_TRUE(
+      run.says("GradientReducer::reduce: start(): expected the same parameters in the same order as on rank 0, "
+               "got others on rank 1\n"))
+      << run.output;
+}
+
+// MPI may notice first.
+TEST(SessionJob, SoDoStartsOfTensorsOfOtherSizes) {
+  const auto run = run_job(3, "--worker", "starts_tensors_of_other_sizes");
+  EXPECT_TRUE(failed_in_time(run));
   EXPECT_TRUE(run.says("GradientReducer::reduce: start()") || run.says("MPI_ERR_TRUNCATE")) << run.output;
 }
 

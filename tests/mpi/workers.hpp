@@ -24,8 +24,11 @@ using Worker = std::function<int(const mpi::Communicator&)>;
 
 /// Two tensors whose gradients a reducer exchanges.
 struct TwoTensors {
-  Trainable<float> first{.value = Matrix<float>::Ones(3, 4), .gradient = {}, .moments = {}};
-  Trainable<float> second{.value = Matrix<float>::Ones(50, 40), .gradient = {}, .moments = {}};
+  explicit TwoTensors(Index rows_of_second = 50)
+      : second{.value = Matrix<float>::Ones(rows_of_second, 40), .gradient = {}, .moments = {}} {}
+
+  Trainable<float> first{.value = Matrix<float>::Ones(3, 40), .gradient = {}, .moments = {}};
+  Trainable<float> second;
   std::vector<Parameter<float>> parameters = {first.parameter("first", ParameterRole::weight),
                                               second.parameter("second", ParameterRole::weight)};
 };
@@ -66,13 +69,16 @@ inline int throw_in_flight(const mpi::Communicator& world) {
   return EXIT_SUCCESS;
 }
 
-inline int start_in_another_order(const mpi::Communicator& world) {
-  TwoTensors tensors;
-  mpi::GradientReducer<float> reducer(world, tensors.parameters);
-  const std::span<const Parameter<float>> all(tensors.parameters);
-  reducer.start(world.rank() == 1 ? all.first(1) : all.last(1));
-  reducer.reduce(all, 1);
-  return EXIT_SUCCESS;
+/// Rank 1 starts the first tensor, the others the second, of `rows` rows where the first has 3.
+inline Worker start_in_another_order(Index rows) {
+  return [rows](const mpi::Communicator& world) {
+    TwoTensors tensors(rows);
+    mpi::GradientReducer<float> reducer(world, tensors.parameters);
+    const std::span<const Parameter<float>> all(tensors.parameters);
+    reducer.start(world.rank() == 1 ? all.first(1) : all.last(1));
+    reducer.reduce(all, 1);
+    return EXIT_SUCCESS;
+  };
 }
 
 /// Rank 1 sends its gradients and then hangs: the others wait for its weight.
@@ -98,7 +104,8 @@ inline const std::map<std::string, Worker>& workers() {
       {"disagrees_on_config", disagree_on_config},
       {"disagrees_on_shapes", disagree_on_shapes},
       {"throws_in_flight", throw_in_flight},
-      {"starts_in_another_order", start_in_another_order},
+      {"starts_in_another_order", start_in_another_order(3)},
+      {"starts_tensors_of_other_sizes", start_in_another_order(50)},
       {"hangs", rank_one(hang)},
       {"hangs_in_flight", hang_in_flight},
       {"hangs_at_the_end", [](const mpi::Communicator& world) { return world.rank() == 1 ? hang() : EXIT_SUCCESS; }},
