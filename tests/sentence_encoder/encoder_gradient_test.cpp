@@ -34,7 +34,7 @@ constexpr double step = 1e-6;
 constexpr double tolerance = 1e-8;
 
 // Elements of each parameter that are compared.
-constexpr Index samples = lora::testing::sanitized ? 4 : 40;
+constexpr Index samples = lora::testing::sanitized ? 4 : 16;
 
 template <class Layers>
 void expect_gradients(SentenceEncoder<Layers>& encoder, std::vector<lora::Parameter<double>> parameters) {
