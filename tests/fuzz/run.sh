@@ -87,7 +87,11 @@ keep_few() {
         print path[best]
       }
     }' "$work/control" | grep -v /found- >"$work/chosen"
-  while IFS= read -r file; do cp "$file" "$work/$(sha1sum <"$file" | cut -c1-12)"; done <"$work/chosen"
+  # What was measured of a longer input is its beginning.
+  while IFS= read -r file; do
+    head -c 4096 "$file" >"$work/input"
+    mv "$work/input" "$work/$(sha1sum <"$work/input" | cut -c1-12)"
+  done <"$work/chosen"
   rm -r "$work/merged" "$work/control" "$work/chosen"
   find "$kept" -type f ! -name 'found-*' -delete
   cp "$work"/* "$kept"
