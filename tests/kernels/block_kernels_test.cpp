@@ -94,6 +94,7 @@ TYPED_TEST(BlockKernelsTest, DecodeAnyBytesAsTheTraitDoesUpToTheSignOfNaN) {
   std::mt19937 random(7);
   for (std::uint8_t& byte : bytes) byte = static_cast<std::uint8_t>(random() & 0xFFU);
   Stored<TypeParam> stored(inputs, bytes);
+  ASSERT_FALSE(stored.values.allFinite());
   for (const Isa isa : supported_isas()) {
     for (Index b = 0; b < stored.layout.panels.panels(); ++b) {
       const Index width = stored.layout.panels.width(b);

@@ -165,6 +165,7 @@ class Communicator {
     std::snprintf(message, sizeof message, "%.*s: expected an answer of every rank within %g s, got none",
                   static_cast<int>(operation.size()), operation.data(), limit.count());
     report(message);
+    let_rank_0_go_first();
     end_job(EXIT_FAILURE);
   }
   /// Prints "rank 1 of 4: " and `message` on standard error.
@@ -174,10 +175,13 @@ class Communicator {
     std::fprintf(stderr, "rank %d of %d: %.*s\n", rank_, size_, static_cast<int>(message.size()), message.data());
     std::fflush(stderr);
   }
-  /// Ends the whole job with exit code `code`, whatever the other ranks are doing. Rank 0 does it at once, another rank
-  /// `patience` later: several that end the job together would confuse the launcher.
-  [[noreturn]] void end_job(int code) const noexcept {
+  /// Waits for `patience` on every rank but 0. Where all ranks are about to end the job, only one does: several would
+  /// confuse the launcher.
+  void let_rank_0_go_first() const noexcept {
     if (rank_ != 0) std::this_thread::sleep_for(patience);
+  }
+  /// Ends the whole job with exit code `code`, whatever the other ranks are doing.
+  [[noreturn]] void end_job(int code) const noexcept {
     MPI_Abort(MPI_COMM_WORLD, code);
     std::_Exit(code);
   }

@@ -55,7 +55,7 @@ class Session {
   /// call it too, and ends the whole job with exit code `code`, whatever the other ranks are doing.
   [[noreturn]] void abort(std::string_view message, int code = EXIT_FAILURE) const noexcept {
     control_->report(message);
-    all_leave(Communicator::patience);
+    if (all_leave(Communicator::patience)) control_->let_rank_0_go_first();
     control_->end_job(code);
   }
 
