@@ -9,6 +9,7 @@
 #include <unsupported/Eigen/CXX11/Tensor>
 #include <vector>
 
+#include "lora/adapter/starts.hpp"
 #include "lora/layers/merged_linear.hpp"
 #include "lora/layers/tensor.hpp"
 #include "lora/weight/dense.hpp"
