@@ -222,6 +222,44 @@ TEST(Embedding, ATapeOfALookupIsNoneOfAProjectionAndTheReverse) {
   EXPECT_THROW(layer.project_backward(x, lookup, logits, gradients, workspace), StateError);
 }
 
+// A table of one dimension too: its projections have as many inputs as an id is numbers.
+TEST(Embedding, OfOneDimensionKeepsTheTapesOfBothUsesApart) {
+  const LoraEmbedding<float> layer(random_matrix<float>(9, 1, 1), {.rank = 2}, 1);
+  Workspace workspace;
+  LoraEmbedding<float>::Tape lookup, projection;
+  auto gradients = layer.make_gradients();
+  Matrix<float> y(2, 1), logits(2, 9), x(2, 1);
+  x.setOnes();
+  const std::vector<int> list = {1, 2};
+  layer.forward(list, lookup, y, workspace);
+  layer.project_forward(x, projection, logits, workspace);
+  EXPECT_THROW(layer.backward(list, projection, y, gradients, workspace), StateError);
+  EXPECT_THROW(layer.project_backward(x, lookup, logits, gradients, workspace), StateError);
+}
+
+TEST(Embedding, ARefusedProjectionLeavesTheLastPass) {
+  auto layer = small_layer();
+  Matrix<float> x(2, 5);
+  x.setOnes();
+  const Matrix<float> logits = layer.project_forward(x);
+  layer.merge();
+  EXPECT_THROW(layer.project_forward(x), StateError);
+  layer.unmerge();
+  EXPECT_NO_THROW(layer.project_backward(logits));
+}
+
+TEST(Embedding, RefusesAnInputGradientOverTheInput) {
+  const auto layer = small_layer();
+  Workspace workspace;
+  LoraEmbedding<float>::Tape tape;
+  auto gradients = layer.make_gradients();
+  Matrix<float> logits(2, 9), x(2, 5);
+  x.setOnes();
+  layer.project_forward(x, tape, logits, workspace);
+  EXPECT_EQ(message_of<ShapeError>([&] { layer.project_backward(x, tape, logits, gradients, x, workspace); }),
+            "LoraEmbedding::project_backward: dx: expected memory apart from x, got overlapping memory");
+}
+
 TEST(Embedding, ConcurrentLookupsAndProjectionsShareOneTable) {
   const auto layer = small_layer();
   const auto x = random_matrix<float>(4, 5, 9);

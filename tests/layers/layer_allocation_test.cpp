@@ -2,7 +2,12 @@
 // What a layer allocates: nothing in a steady step; and when memory runs out, nothing has changed.
 #include <gtest/gtest.h>
 #include <new>
+#include <string>
+#include <vector>
 
+#include "lora/layers/embedding.hpp"
+#include "lora/layers/linear.hpp"
+#include "lora/layers/merged_linear.hpp"
 #include "support/allocation_counter.hpp"
 #include "support/bits.hpp"
 #include "support/layer_cases.hpp"
@@ -294,6 +299,72 @@ TEST_P(OutOfMemory, InAPassAddsNothingAndLeavesATapeThatIsRefused) {
     EXPECT_TRUE(same_bits(g.A, twin->gradients()[0].A));
     EXPECT_TRUE(same_bits(pass->dx(), twin->dx()));
     layer->set_dropout_step(before.dropout_step);
+  }
+}
+
+TEST(SteadyInference, ByChoicesOfTheCallAllocatesNothing) {
+  LoraLinear<float> layer(random_matrix<float>(8, 5, 1), {.rank = 2}, 1);
+  layer.add_adapter("other", {.rank = 3}, 2);
+  const auto x = random_matrix<float>(samples, 5, 3);
+  Matrix<float> y(samples, 8);
+  Workspace workspace;
+  const std::vector<Index> positions{0, 1, -1, 1, 0, 0};
+  const std::vector<std::string> names{"default", "other", "__base__", "other", "default", "default"};
+  expect_steady("positions", [&] { layer.infer(x, positions, y, workspace); });
+  expect_steady("names", [&] { layer.infer(x, names, y, workspace); });
+}
+
+template <class Layer>
+void expect_all_or_nothing(const Layer& to, const Layer& from) {
+  for (const Shortage shortage : shortages) {
+    Layer layer = to;
+    fail_each_allocation(
+        "assignment", shortage, [&] { layer = from; },
+        [&](long n) {
+          EXPECT_EQ(layer.in_features(), to.in_features()) << n;
+          EXPECT_EQ(layer.merged_adapters(), to.merged_adapters()) << n;
+          EXPECT_TRUE(same_bits(layer.weight(), to.weight())) << n;
+          EXPECT_TRUE(same_bits(layer.base_weight(), to.base_weight())) << n;
+        },
+        [&] { layer = to; });
+    layer.unmerge();
+    EXPECT_TRUE(same_bits(layer.weight(), from.base_weight()));
+  }
+}
+
+// A part of the new layer beside a part of the old one would let unmerge() write outside the weight.
+TEST(Assignment, WithoutMemoryLeavesTheFormerLayer) {
+  if (!allocations_can_fail) GTEST_SKIP() << "a sanitizer owns malloc";
+  LoraLinear<float> wide(random_matrix<float>(64, 64, 1), {.rank = 2}, 1),
+      narrow(random_matrix<float>(8, 8, 2), {.rank = 2}, 2);
+  narrow.merge();
+  expect_all_or_nothing(wide, narrow);
+
+  MergedLinear<float> three(random_matrix<float>(24, 8, 1), {true, false, true}, {.rank = 2}, 1),
+      two(random_matrix<float>(8, 4, 2), {false, true}, {.rank = 1}, 2);
+  two.merge();
+  expect_all_or_nothing(three, two);
+
+  LoraEmbedding<float> words(random_matrix<float>(9, 5, 1), {.rank = 2}, 1),
+      letters(random_matrix<float>(4, 3, 2), {.rank = 1}, 2);
+  letters.merge();
+  expect_all_or_nothing(words, letters);
+}
+
+TEST(Swapping, WithoutMemoryChangesNothingHoweverLongTheNames) {
+  if (!allocations_can_fail) GTEST_SKIP() << "a sanitizer owns malloc";
+  const std::string name = "a name that is longer than a string keeps within itself";
+  LoraLinear<float> layer(random_matrix<float>(8, 5, 1), {.rank = 0}, 1);
+  layer.add_adapter(name, {.rank = 2}, 1);
+  auto other = layer.make_adapter("another name that is longer than that", {.rank = 3}, 2);
+  const auto swap = [&] { layer.swap_adapter(name, other); };
+  for (const Shortage shortage : shortages) {
+    fail_each_allocation(
+        "swap", shortage, swap, [&](long n) { EXPECT_EQ(layer.rank(), 2) << n; }, swap);
+    EXPECT_EQ(layer.rank(), 3);
+    EXPECT_EQ(layer.adapter_names(), Names{name});
+    EXPECT_EQ(other.name(), "another name that is longer than that");
+    swap();
   }
 }
 

@@ -14,7 +14,9 @@
 #include "lora/layers/tensor.hpp"
 #include "lora/weight/dense.hpp"
 #include "lora/weight/matrix_weight.hpp"
+#include "lora/weight/packed.hpp"
 #include "lora/weight/quantized.hpp"
+#include "lora/weight/transposed.hpp"
 #include "support/bits.hpp"
 #include "support/message_of.hpp"
 #include "support/native_layer.hpp"
@@ -488,6 +490,111 @@ TEST(LoraLinear, RefusesAnAdapterWhoseStartDoesNotFit) {
   EXPECT_EQ(message_of<ShapeError>([&] { layer.add_adapter(adapter); }),
             "LoraLinear::add_adapter: adapter.start.B: expected 6 x 2, got 6 x 3");
   EXPECT_EQ(layer.adapter_count(), 0);
+}
+
+TEST(LoraLinear, RefusesAnInputGradientOverTheInput) {
+  const auto layer = small_layer();
+  auto x = random_matrix<float>(3, 4, 1);
+  LoraLinear<float>::Tape tape;
+  Workspace workspace;
+  Matrix<float> y(3, 6);
+  layer.forward(x, tape, y, workspace);
+  auto gradients = layer.make_gradients();
+  EXPECT_EQ(message_of<ShapeError>([&] { layer.backward(x, tape, y, gradients, x, workspace); }),
+            "LoraLinear::backward: dx: expected memory apart from x, got overlapping memory");
+  EXPECT_TRUE(gradients.A.isZero(0));
+}
+
+TEST(LoraLinear, ARefusedForwardLeavesTheLastPass) {
+  auto layer = small_layer();
+  const auto x = random_matrix<float>(3, 4, 1);
+  const Matrix<float> y = layer.forward(x);
+  layer.merge();
+  EXPECT_THROW(layer.forward(x), StateError);
+  layer.unmerge();
+  EXPECT_NO_THROW(layer.backward(y));
+}
+
+TEST(LoraLinear, ValuesMayBeAnExpressionOverWhatTheyReplace) {
+  auto layer = small_layer({.rank = 2, .use_dora = true});
+  layer.set_magnitude(RowVector<float>::LinSpaced(6, 1, 6));
+  layer.set_magnitude(layer.magnitude().reverse());
+  EXPECT_TRUE(same_bits(layer.magnitude(), RowVector<float>::LinSpaced(6, 6, 1).eval()));
+}
+
+TEST(LoraLinear, ResetWithoutAnActiveAdapterReplacesTheDefaultOne) {
+  auto layer = small_layer();
+  layer.add_adapter("other", {.rank = 1}, 1);
+  layer.set_adapters({});
+  layer.reset_adapter({.rank = 3}, 5);
+  EXPECT_EQ(layer.adapter_names(), (testing::Names{"default", "other"}));
+  EXPECT_EQ(layer.active_adapters(), testing::Names{"default"});
+  EXPECT_EQ(layer.rank(), 3);
+
+  layer.delete_adapter("default");
+  layer.set_adapters({});
+  layer.reset_adapter({.rank = 1}, 5);
+  EXPECT_EQ(layer.adapter_names(), (testing::Names{"other", "default"}));
+  EXPECT_EQ(layer.active_adapters(), testing::Names{"default"});
+}
+
+// What evaluation merges must leave a layer that answers.
+TEST(LoraLinear, EvaluationMergesNothingBesideAnAdapterWithDoraThatStaysUnmerged) {
+  auto layer = small_layer({.rank = 2});
+  layer.add_adapter("dora", {.rank = 2, .merge_weights = false, .use_dora = true}, 2);
+  layer.set_adapters({"default", "dora"});
+  const auto x = random_matrix<float>(3, 4, 1);
+  const Matrix<float> y = layer.infer(x);
+  layer.eval();
+  EXPECT_FALSE(layer.merged());
+  EXPECT_TRUE(same_bits(layer.infer(x), y));
+}
+
+TEST(LoraLinear, EvaluationMergesNoSecondAdapterWithDora) {
+  auto layer = small_layer({.rank = 2, .use_dora = true});
+  layer.add_adapter("other", {.rank = 2, .use_dora = true}, 2);
+  layer.merge({"other"});
+  layer.eval();
+  EXPECT_FALSE(layer.training());
+  EXPECT_EQ(layer.merged_adapters(), testing::Names{"other"});
+}
+
+TEST(LoraLinear, EvaluationMergesNothingWhileRowsChooseTheirAdapters) {
+  auto layer = small_layer({.rank = 2});
+  layer.add_adapter("other", {.rank = 2}, 2);
+  layer.set_row_adapters({"other", "default", "__base__"});
+  const auto x = random_matrix<float>(3, 4, 1);
+  const Matrix<float> y = layer.infer(x);
+  layer.eval();
+  EXPECT_TRUE(same_bits(layer.forward(x), y));
+}
+
+// An adapter without factors writes nothing into a weight.
+TEST(LoraLinear, MergesATrainedBiasOverAWeightThatCannotBeMergedInto) {
+  using Weight = Quantized<formats::Q8_0>;
+  const auto w = random_matrix<float>(6, 32, 1);
+  LoraLinear<float, Weight> layer(Weight::quantize(view_of(w)), random_vector<float>(6, 2),
+                                  {.rank = 0, .bias = BiasMode::all}, 1);
+  layer.set_adapter_bias("default", random_matrix<float>(1, 6, 3));
+  const auto x = random_matrix<float>(3, 32, 4);
+  const Matrix<float> y = layer.infer(x);
+  layer.merge();
+  EXPECT_TRUE(same_bits(layer.infer(x), y));
+  layer.merge_and_unload();
+  EXPECT_TRUE(same_bits(layer.infer(x), y));
+  layer.add_adapter("more", {.rank = 1}, 1);
+  EXPECT_THROW(layer.merge(), StateError);
+}
+
+// The bias comes before the low-rank terms, as where one product serves rows of several adapters.
+TEST(LoraLinear, OverATransposedWeightARowHasTheBitsOfItsAdapterAlone) {
+  using Weight = TransposedWeight<PackedWeight<float>>;
+  const auto w = random_matrix<float>(48, 64, 1);
+  LoraLinear<float, Weight> layer(Weight(PackedWeight<float>(view_of(w))), random_vector<float>(64, 2), {.rank = 4}, 1);
+  layer.set_factors(random_matrix<float>(4, 48, 3), random_matrix<float>(64, 4, 4));
+  const auto x = random_matrix<float>(5, 48, 5);
+  EXPECT_TRUE(
+      same_bits(layer.infer(x, std::vector<int>{0, 0, -1, 0, 0}).topRows(2).eval(), layer.infer(x).topRows(2).eval()));
 }
 
 }  // namespace

@@ -54,10 +54,19 @@ struct Model {
     for (const std::string& name : working()) {
       if (configs.at(name).merge_weights) merging.push_back(name);
     }
-    const bool several = std::count_if(merging.begin(), merging.end(), [&](const auto& n) { return dora(n); }) > 1;
-    if (!merging.empty() && mergeable && !several && !merge(merging)) return false;
+    if (!merging.empty() && mergeable && answers_merged(merging) && !merge(merging)) return false;
     training = false;
     return true;
+  }
+  // Evaluation merges no adapter with DoRA beside another one, and none beside an active one with DoRA that stays.
+  [[nodiscard]] bool answers_merged(Names all) const {
+    for (const std::string& name : merged) {
+      if (!holds(all, name)) all.push_back(name);
+    }
+    for (const std::string& name : working()) {
+      if (dora(name) && !holds(all, name)) return false;
+    }
+    return std::count_if(all.begin(), all.end(), [&](const auto& n) { return dora(n); }) < 2;
   }
   void train() {
     std::erase_if(merged, [&](const auto& n) { return configs.at(n).merge_weights; });

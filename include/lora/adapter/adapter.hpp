@@ -115,7 +115,7 @@ class LoraAdapter {
   /// For the layer that holds it.
   void set_id(std::uint64_t id) noexcept { id_ = id; }
   /// For the layer that holds it, which keeps names distinct.
-  void set_name(std::string name) noexcept { name_ = std::move(name); }
+  void swap_name(LoraAdapter& other) noexcept { name_.swap(other.name_); }
 
   /// True while the update is merged into the weight. Until it is unmerged, nothing the update was computed from may
   /// change.

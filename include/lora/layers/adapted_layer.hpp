@@ -89,9 +89,10 @@ class AdaptedLayer : public LayerCore<KindType> {
   requires KindType::template takes<Input> void infer(const Input& x, const Choices& choices, Output&& y,
                                                       Workspace& workspace) const {
     const Operation operation = this->op("infer");
-    const std::vector<Index> chosen = this->choices_of(choices);
+    const auto chosen = this->choices_of(choices, workspace);
     this->kind_.with_batch(operation, x, workspace, [&](const Batch& batch) {
-      this->infer_by_row(batch, chosen, this->kind_.output(operation, y, batch), workspace);
+      this->infer_by_row(batch, {chosen.data, static_cast<std::size_t>(chosen.cols)},
+                         this->kind_.output(operation, y, batch), workspace);
     });
   }
 
@@ -108,7 +109,8 @@ class AdaptedLayer : public LayerCore<KindType> {
   }
   /// Adds the gradients of the active adapters for the pass that took `x` and filled `tape`. Reentrant for different
   /// `gradients`. @throws ShapeError; StateError while anything is merged, or when other adapters were active in that
-  /// pass. Nothing changes then.
+  /// pass. Nothing changes then. After std::bad_alloc a part may have been added: zero the gradients before you try
+  /// again.
   template <class Input, class OutputGradient>
   void backward(const Input& x, const Tape& tape, const OutputGradient& dy, Gradients& gradients,
                 Workspace& workspace) const {
@@ -117,7 +119,7 @@ class AdaptedLayer : public LayerCore<KindType> {
       differentiate("backward", batch, tape, dy, spanned(pointers), workspace);
     });
   }
-  /// The same, and writes dX into `dx`, of x's shape, which does not overlap `dy`.
+  /// The same, and writes dX into `dx`, of x's shape, which overlaps neither `dy` nor `x`.
   template <class Input, class OutputGradient, class InputGradient>
   requires KindType::has_input_gradient void backward(const Input& x, const Tape& tape, const OutputGradient& dy,
                                                       Gradients& gradients, InputGradient&& dx,
@@ -152,7 +154,7 @@ class AdaptedLayer : public LayerCore<KindType> {
   }
 
   /// Adds to the adapters' own gradients for the last forward pass of training and returns dX, of the same type as dY.
-  /// @throws ShapeError; StateError before any such pass, or while merged
+  /// @throws ShapeError; StateError before any such pass, or while merged; std::bad_alloc, as above
   template <class OutputGradient>
   auto backward(const OutputGradient& dy) {
     this->require_tape("backward");
@@ -188,8 +190,8 @@ class AdaptedLayer : public LayerCore<KindType> {
     return self();
   }
   /// Evaluation mode; merges the active adapters whose configuration has merge_weights. Nothing is merged into a weight
-  /// that does not support it, and several adapters with use_dora are not merged. Idempotent. @throws like merge(); the
-  /// mode does not change then either.
+  /// that does not support it, while rows choose their adapters, or where an adapter with use_dora would stay unmerged
+  /// (at most one can be merged). Idempotent. @throws like merge(); the mode does not change then either.
   Layer& eval() {
     this->eval_mode();
     return self();
@@ -269,7 +271,7 @@ class AdaptedLayer : public LayerCore<KindType> {
       : Core(std::move(kind), config), weight_(std::move(weight)) {}
   AdaptedLayer(const AdaptedLayer&) = default;
   AdaptedLayer(AdaptedLayer&&) noexcept = default;
-  AdaptedLayer& operator=(const AdaptedLayer&) = default;
+  AdaptedLayer& operator=(const AdaptedLayer& other) { return *this = AdaptedLayer(other); }  // all or nothing
   AdaptedLayer& operator=(AdaptedLayer&&) noexcept = default;
   ~AdaptedLayer() override = default;
 
@@ -297,7 +299,7 @@ class AdaptedLayer : public LayerCore<KindType> {
                           Pointers gradients, InputGradient& dx, Workspace& workspace) const {
     this->kind_.with_output_gradient(this->op(call), dy, tape, [&](const MatrixView<const Scalar>& dy_rows) {
       this->check_tape(call, x, tape, dy_rows);
-      const MatrixView<Scalar> dx_rows = this->kind_.input_gradient(this->op(call), dx, tape);
+      const MatrixView<Scalar> dx_rows = this->kind_.input_gradient(this->op(call), dx, x, tape);
       require_apart(this->op(call), "dx", dx_rows, "dy", dy_rows);
       this->backward_batch(x, tape, dy_rows, gradients, &dx_rows, workspace);
     });

@@ -64,7 +64,8 @@ void AdapterMerging<Kind>::merge(const Operation& operation, const std::vector<I
   }
   if (order.size() == stack_.size()) return;
   if (!adapters_.enabled()) throw StateError(operation.text(), "layer", "enabled adapters", "disabled ones");
-  if (!weight_.mergeable()) {
+  const auto writes = [&](Index i) { return adapters_[i].rank() > 0 || adapters_[i].uses_dora(); };
+  if (!weight_.mergeable() && std::any_of(order.begin(), order.end(), writes)) {
     throw StateError(operation.text(), "weight",
                      "one that can be merged into (answer unmerged; or make the layer over a PackedWeight copy, as "
                      "dequantized() gives; or over what requantize() makes of the weight and the update)",

@@ -115,9 +115,7 @@ class AdapterSet {
   void swap(Index i, Adapter& other) noexcept {
     Adapter& own = (*this)[i];
     std::swap(own, other);
-    std::string name = other.name();
-    other.set_name(own.name());
-    own.set_name(std::move(name));
+    own.swap_name(other);
     own.set_id(next_id_++);
   }
   /// Replaces the adapter at a position.

@@ -27,15 +27,6 @@ inline constexpr ImageExtents<Dim> ones = [] {
   return result;
 }();
 
-/// The product, capped at the largest Index. Pre: no factor is negative.
-template <std::size_t n>
-[[nodiscard]] constexpr Index saturated_product(Index factor, const std::array<Index, n>& factors) noexcept {
-  constexpr Index most = std::numeric_limits<Index>::max();
-  if (factor == 0 || std::find(factors.begin(), factors.end(), 0) != factors.end()) return 0;
-  for (const Index f : factors) factor = factor > most / f ? most : factor * f;
-  return factor;
-}
-
 }  // namespace detail
 
 /// A convolution over `Dim` spatial dimensions, with PyTorch's terms and meaning. Zeros pad both ends of a dimension

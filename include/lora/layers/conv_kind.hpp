@@ -61,6 +61,8 @@ class ConvKind {
     }
   }
 
+  [[nodiscard]] static constexpr bool takes_start() noexcept { return false; }
+
   [[nodiscard]] Adapter make_adapter(std::string_view operation, std::string_view name, const LoraConfig& config,
                                      std::uint64_t seed, const WeightRef<Scalar>& /*weight*/) const {
     auto factors = factor_shape(config).template make<Scalar>();
@@ -145,10 +147,12 @@ class ConvKind {
     return make_images<Dim>(dy, tape.rows(), geometry_.in_channels, Passes::image_extents(tape.batch()));
   }
   template <class InputGradient>
-  [[nodiscard]] MatrixView<Scalar> input_gradient(const Operation& operation, InputGradient& dx,
+  [[nodiscard]] MatrixView<Scalar> input_gradient(const Operation& operation, InputGradient& dx, const Batch& x,
                                                   const LoraTape<Scalar>& tape) const {
-    return output_images<Scalar, Dim>(operation, "dx", dx, tape.rows(), geometry_.in_channels,
-                                      Passes::image_extents(tape.batch()));
+    const auto rows = output_images<Scalar, Dim>(operation, "dx", dx, tape.rows(), geometry_.in_channels,
+                                                 Passes::image_extents(tape.batch()));
+    require_apart(operation, "dx", rows, "x", x.rows);
+    return rows;
   }
 
   /// The images of the last forward pass in training mode.

@@ -67,6 +67,13 @@ class LoraEmbedding
     this->start(config, seed);
   }
 
+  LoraEmbedding(const LoraEmbedding&) = default;
+  LoraEmbedding(LoraEmbedding&&) noexcept = default;
+  /// All or nothing. @throws std::bad_alloc
+  LoraEmbedding& operator=(const LoraEmbedding& other) { return *this = LoraEmbedding(other); }
+  LoraEmbedding& operator=(LoraEmbedding&&) noexcept = default;
+  ~LoraEmbedding() override = default;
+
   /// Rows of the table: ids are 0 to num_embeddings() - 1.
   [[nodiscard]] Index num_embeddings() const noexcept { return this->in_features(); }
   /// Columns of the table: elements of an output row.
@@ -127,7 +134,7 @@ class LoraEmbedding
       });
     });
   }
-  /// The same, and writes dX into `dx`, of x's shape, which does not overlap `dy`.
+  /// The same, and writes dX into `dx`, of x's shape, which overlaps neither `dy` nor `x`.
   template <class Input, class OutputGradient, class InputGradient>
   void project_backward(const Input& x, const Tape& tape, const OutputGradient& dy, Gradients& gradients,
                         InputGradient&& dx, Workspace& workspace) const {
@@ -150,7 +157,8 @@ class LoraEmbedding
   void project_forward(const Input& x, Output&& y) {
     if (!this->training()) return project(x, y, this->workspace_);
     with_rows<Scalar>(x, [&](const MatrixView<const Scalar>& rows) {
-      static_cast<void>(logits(this->op("project_forward"), y, rows));  // a refusal leaves the last pass
+      this->require_nothing_merged(this->op("project_forward"), "layer");  // a refusal leaves the last pass
+      static_cast<void>(logits(this->op("project_forward"), y, rows));
       projected_.reserve(rows);
       project_forward(rows.map(), projection_tape_, y, this->workspace_);
       projected_.assign(rows);
@@ -215,6 +223,7 @@ class LoraEmbedding
       const Operation operation = this->op("project_backward");
       const MatrixView<Scalar> dx_rows = output_rows<Scalar>(operation, "dx", dx, x.rows, embedding_dim());
       require_apart(operation, "dx", dx_rows, "dy", dy_rows);
+      require_apart(operation, "dx", dx_rows, "x", x);
       differentiate_projection(x, tape, dy_rows, gradients, &dx_rows, workspace);
     });
   }

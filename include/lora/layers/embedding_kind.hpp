@@ -52,6 +52,8 @@ class EmbeddingKind {
     if (config.lora_bias) throw ConfigError(operation, "lora_bias", "false for an embedding", "true");
   }
 
+  [[nodiscard]] static constexpr bool takes_start() noexcept { return false; }
+
   /// A = 0 and B ~ N(0, 1); with InitLoraWeights::random both ~ N(0, 1). The same seed gives the same bits on every
   /// platform. Source: PEFT's reset_lora_parameters. @throws std::bad_alloc
   [[nodiscard]] Adapter make_adapter(std::string_view operation, std::string_view name, const LoraConfig& config,
@@ -78,7 +80,7 @@ class EmbeddingKind {
                                            : lora::parameter_name(role);
   }
 
-  [[nodiscard]] static bool accepts(const LoraTape<Scalar>& tape) noexcept { return tape.inputs() == 1; }
+  [[nodiscard]] static bool accepts(const LoraTape<Scalar>& tape) noexcept { return tape.inputs() == 0; }
   void require_batch(const Operation& operation, const Batch& x, const LoraTape<Scalar>& tape) const {
     if (x.count == tape.rows()) return;
     throw ShapeError(operation.text(), "ids", std::to_string(tape.rows()) + " ids", std::to_string(x.count));

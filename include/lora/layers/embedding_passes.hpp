@@ -36,7 +36,8 @@ class EmbeddingPasses : public RowPasses<ScalarType> {
   EmbeddingPasses(const WeightRef<Scalar>& weight, const OutputBlocks& blocks, Index padding_idx) noexcept
       : weight_(weight), blocks_(blocks), padding_idx_(padding_idx) {}
 
-  [[nodiscard]] static BatchShape shape(const Batch& x) noexcept { return {x.count, 1}; }
+  /// Ids are no features: a tape of 0 inputs is never one of the projection.
+  [[nodiscard]] static BatchShape shape(const Batch& x) noexcept { return {x.count, 0}; }
   [[nodiscard]] static Batch middle_rows(const Batch& x, Index first, Index count) noexcept {
     return {x.ids + first, count};
   }

@@ -2,8 +2,10 @@
 // How the types a convolution accepts are read as images, one sample per row.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
+#include <limits>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -35,6 +37,15 @@ template <std::size_t n>
 }
 
 namespace detail {
+
+/// The product, capped at the largest Index. Pre: no factor is negative.
+template <std::size_t n>
+[[nodiscard]] constexpr Index saturated_product(Index factor, const std::array<Index, n>& factors) noexcept {
+  constexpr Index most = std::numeric_limits<Index>::max();
+  if (factor == 0 || std::find(factors.begin(), factors.end(), 0) != factors.end()) return 0;
+  for (const Index f : factors) factor = factor > most / f ? most : factor * f;
+  return factor;
+}
 
 template <int Dim, class Tensor>
 constexpr void check_tensor_type() {
@@ -119,8 +130,7 @@ template <int Dim, class Input>
     for (std::size_t d = 0; d < extents.size(); ++d) dimensions[d + 2] = extents[d];
     return Output(dimensions);
   } else {
-    for (const Index extent : extents) channels *= extent;
-    return RowsOf<Input>::make_output(input, channels);
+    return RowsOf<Input>::make_output(input, detail::saturated_product(channels, extents));
   }
 }
 
@@ -135,8 +145,7 @@ template <class LayerScalar, int Dim, class Output>
                   "lora: the output's scalar type is not the layer's");
     return image_rows<Dim>(output);
   } else {
-    for (const Index extent : extents) channels *= extent;
-    return output_rows<LayerScalar>(operation, argument, output, samples, channels);
+    return output_rows<LayerScalar>(operation, argument, output, samples, detail::saturated_product(channels, extents));
   }
 }
 

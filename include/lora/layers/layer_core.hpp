@@ -122,7 +122,8 @@ class LayerCore {
   /// adapter of a layer trains the layer's bias. @throws ConfigError, std::bad_alloc; StateError with use_dora, pissa
   /// or olora while anything is merged
   LORA_COLD void add_adapter(std::string_view name, const LoraConfig& config, std::uint64_t seed);
-  /// Adds an adapter created by this layer or one of the same shape. @throws ConfigError, ShapeError, std::bad_alloc
+  /// Adds an adapter created by this layer or one of the same shape. @throws ConfigError, ShapeError, std::bad_alloc;
+  /// StateError with use_dora while anything is merged
   void add_adapter(Adapter adapter);
   /// Creates an adapter for this layer without adding it. @throws like add_adapter
   [[nodiscard]] Adapter make_adapter(std::string_view name, const LoraConfig& config, std::uint64_t seed) {
@@ -222,9 +223,10 @@ class LayerCore {
 
   /// Exchanges the adapter of that name with `other`, of any rank; names are not exchanged. Gradients and moments move
   /// with their adapter; handles on the old one's parameters become invalid. O(1).
-  /// @throws ConfigError, ShapeError; StateError while merged.
+  /// @throws ConfigError, ShapeError; StateError while merged, and with use_dora while anything is merged.
   void swap_adapter(std::string_view name, Adapter& other);
-  /// Replaces the first active adapter by a new one, or adds one named "default"; with rank 0 only removes it.
+  /// Replaces the first active adapter by a new one; if none is active, replaces or adds the one named "default" and
+  /// makes it active. With rank 0 only removes it.
   /// Gradients, moments, tape and dropout step start again as in a new layer; the modes stay. Handles from parameters()
   /// become invalid. @throws ConfigError, also when config.fan_in_fan_out differs from the layer's; StateError while
   /// merged
@@ -359,7 +361,8 @@ class LayerCore {
   }
 
   void train_mode();
-  // Does not merge what cannot be merged: into an unsuitable weight, or several adapters with DoRA.
+  // Merges nothing that inference would then refuse: into an unsuitable weight, several adapters with DoRA or beside
+  // one, or while rows choose their adapters.
   void eval_mode();
   void merge_active() { merge_positions(adapters_.active()); }
   void merge_positions(const std::vector<Index>& which);
@@ -386,13 +389,14 @@ class LayerCore {
   void infer_by_row(const Batch& x, std::span<const Index> choices, const MatrixView<Scalar>& y,
                     Workspace& workspace) const;
   template <class Choices>
-  [[nodiscard]] std::vector<Index> choices_of(const Choices& choices) const {
-    std::vector<Index> result;
+  [[nodiscard]] ScratchMatrix<Index> choices_of(const Choices& choices, Workspace& workspace) const {
+    auto result = workspace.row<Index>(static_cast<Index>(std::size(choices)));
+    Index* next = result.data;
     for (const auto& choice : choices) {
       if constexpr (std::is_convertible_v<decltype(choice), std::string_view>) {
-        result.push_back(row_choice("infer", choice, /*unknown_is_base=*/false));
+        *next++ = row_choice("infer", choice, /*unknown_is_base=*/false);
       } else {
-        result.push_back(static_cast<Index>(choice));
+        *next++ = static_cast<Index>(choice);
       }
     }
     return result;
@@ -505,7 +509,8 @@ class LayerCore {
   static void replace_row(const Operation& operation, std::string_view argument, RowVector<Scalar>& target,
                           const Eigen::DenseBase<Values>& values) {
     require_shape(operation, argument, 1, target.size(), values.rows(), values.cols());
-    for (Index j = 0; j < target.size(); ++j) target[j] = values.derived().coeff(0, j);
+    const RowVector<Scalar> copy = values.derived();  // `values` may be an expression over the target
+    std::copy_n(copy.data(), copy.size(), target.data());
   }
   [[nodiscard]] Matrix<Scalar> make_oriented() const {
     const bool transposed = plain_.fan_in_fan_out || kind_.stored_transposed();
@@ -519,6 +524,7 @@ class LayerCore {
 
   LORA_COLD void require_one_bias(const Operation& operation, const LoraConfig& config, Index replaced) const;
   LORA_COLD void require_fits(const Operation& operation, const Adapter& adapter);
+  LORA_COLD void check_ready(const Operation& operation, const Adapter& adapter) const;
   LORA_COLD void check_gradients(const Operation& operation, const Adapter& adapter, const Gradients& gradients) const;
 
   // Pre: nothing is merged into W0.
@@ -531,6 +537,8 @@ class LayerCore {
   [[nodiscard]] std::string parameter_name(ParameterRole role, std::string_view adapter) const;
 
   void rescale(const Operation& operation, double factor, Rescale how);
+  // Whether inference works with these merged: one merged adapter at most has DoRA, and no active one beside it.
+  [[nodiscard]] bool answers_merged(const std::vector<Index>& which) const;
 
   [[nodiscard]] AdapterMerging<Kind> merging() noexcept {
     return {kind_, weight_ref(), adapters_, stack_, squared_norms_};
@@ -610,13 +618,16 @@ void LayerCore<KindType>::reset_adapter(const LoraConfig& config, std::uint64_t 
                       plain_.fan_in_fan_out ? "false" : "true");
   }
   check_config(operation.text(), config);
-  const Index replaced = adapters_.active().empty() ? -1 : adapters_.active().front();
+  const bool none_active = adapters_.active().empty();
+  const Index replaced = none_active ? adapters_.find(default_adapter_name) : adapters_.active().front();
   if (!needs_adapter(config)) {
     if (replaced >= 0) erase(replaced);
   } else {
     require_one_bias(operation, config, replaced);
     Adapter fresh = make_adapter(replaced >= 0 ? adapters_[replaced].name() : default_adapter_name, config, seed);
+    const std::vector<Index> alone{replaced >= 0 ? replaced : adapters_.size()};
     replaced >= 0 ? adapters_.replace(replaced, std::move(fresh)) : adapters_.add(std::move(fresh));
+    if (none_active) adapters_.set_active(alone);
   }
   plain_.merge_weights = config.merge_weights;
   dropout_step_ = 0;
@@ -675,8 +686,25 @@ void LayerCore<KindType>::eval_mode() {
   for (const Index i : adapters_.working()) {
     if (adapters_[i].config().merge_weights) which.push_back(i);
   }
-  if (!which.empty() && mergeable() && merging().dora_count(which) < 2) merging().merge(op("eval"), which);
+  const bool merges = row_choices_.empty() && !which.empty() && mergeable() && answers_merged(which);
+  if (merges) merging().merge(op("eval"), which);
   training_ = false;
+}
+
+template <class KindType>
+bool LayerCore<KindType>::answers_merged(const std::vector<Index>& which) const {
+  Index merged = 0;
+  Index beside = 0;
+  for (Index i = 0; i < adapters_.size(); ++i) {
+    if (!adapters_[i].uses_dora()) continue;
+    const auto is = [&](std::span<const Index> list) { return std::find(list.begin(), list.end(), i) != list.end(); };
+    if (adapters_[i].merged() || is(which)) {
+      ++merged;
+    } else if (is(adapters_.working())) {
+      ++beside;
+    }
+  }
+  return merged < 2 && beside == 0;
 }
 
 template <class KindType>
@@ -739,8 +767,8 @@ void LayerCore<KindType>::infer_by_row(const Batch& x, std::span<const Index> ch
 template <class KindType>
 void LayerCore<KindType>::forward_batch(const Batch& x, Tape& tape, const MatrixView<Scalar>& y,
                                         Workspace& workspace) const {
-  tape.clear();
   require_nothing_merged(op("forward"), "layer");
+  tape.clear();
   const WeightRef<Scalar> weight = weight_ref();
   const Passes passes = kind_.passes(weight);
   const auto bias = workspace.row<Scalar>(out_features());
@@ -840,7 +868,7 @@ void LayerCore<KindType>::require_fits(const Operation& operation, const Adapter
   const auto fits = [&](std::string_view argument, const Matrix<Scalar>& factor, Index rows, Index cols) {
     require_shape(operation, argument, rows, cols, factor.rows(), factor.cols());
   };
-  if (adapter.group_size() > 0) kind_.check(operation.text(), adapter.config());  // the shapes alone do not tell
+  check_ready(operation, adapter);
   const auto shape = kind_.factor_shape(adapter.config());
   fits("adapter.A", adapter.A, shape.a_rows, shape.a_cols);
   fits("adapter.B", adapter.B, shape.b_rows, shape.b_cols);
@@ -851,12 +879,23 @@ void LayerCore<KindType>::require_fits(const Operation& operation, const Adapter
   optional("adapter.lora_bias", adapter.lora_bias, adapter.config().lora_bias, adapted);
   optional("adapter.magnitude", adapter.magnitude, adapter.config().use_dora, adapted);
   optional("adapter.bias", adapter.bias, adapter.config().trains_bias(), bias_.size());
-  if (adapter.merged()) throw StateError(operation.text(), "adapter", "an unmerged one", "a merged one");
-  if (adapter.start.A.size() > 0) {
+  if (adapter.start.A.size() > 0 || adapter.start.B.size() > 0) {
     fits("adapter.start.A", adapter.start.A, shape.a_rows, shape.a_cols);
     fits("adapter.start.B", adapter.start.B, shape.b_rows, shape.b_cols);
   }
   if (adapter.uses_dora()) prepare_norms();
+}
+
+template <class KindType>
+void LayerCore<KindType>::check_ready(const Operation& operation, const Adapter& adapter) const {
+  LoraConfig options = own_config(adapter.config());
+  options.init_lora_weights = InitLoraWeights::kaiming_uniform;  // its factors exist
+  kind_.check(operation.text(), options);
+  if (adapter.merged()) throw StateError(operation.text(), "adapter", "an unmerged one", "a merged one");
+  if (adapter.start.A.size() > 0 && !kind_.takes_start()) {
+    throw ConfigError(operation.text(), "adapter.start", "none in a layer of this kind", "one of pissa or olora");
+  }
+  if (adapter.uses_dora()) require_nothing_merged(operation, "layer");
 }
 
 template <class KindType>

@@ -97,6 +97,9 @@ class LinearKind {
     }
   }
 
+  /// Whether an adapter may subtract a start.
+  [[nodiscard]] bool takes_start() const noexcept { return blocks_.whole(); }
+
   /// @throws ConfigError; StateError for pissa or olora with a weight that cannot be read; std::bad_alloc
   [[nodiscard]] Adapter make_adapter(std::string_view operation, std::string_view name, const LoraConfig& config,
                                      std::uint64_t seed, const WeightRef<Scalar>& weight) const {
@@ -137,7 +140,7 @@ class LinearKind {
         for (Index j = 0; j < blocks_.features; ++j) {
           for (Index p = 0; p < adapter.B.cols(); ++p) {
             b(blocks_.begin(e) + j, e * adapter.B.cols() + p) = adapter.B(e * blocks_.features + j, p);
-            if (started) b(j, rank + p) = -adapter.start.B(j, p);
+            if (started) b(j, rank + p) = -adapter.start.B(j, p);  // of one block, takes_start()
           }
         }
       }
@@ -199,9 +202,11 @@ class LinearKind {
     return RowsOf<OutputGradient>::make_output(dy, in_features_);
   }
   template <class InputGradient>
-  [[nodiscard]] MatrixView<Scalar> input_gradient(const Operation& operation, InputGradient& dx,
+  [[nodiscard]] MatrixView<Scalar> input_gradient(const Operation& operation, InputGradient& dx, const Batch& x,
                                                   const LoraTape<Scalar>& tape) const {
-    return output_rows<Scalar>(operation, "dx", dx, tape.rows(), in_features_);
+    const MatrixView<Scalar> rows = output_rows<Scalar>(operation, "dx", dx, tape.rows(), in_features_);
+    require_apart(operation, "dx", rows, "x", x);
+    return rows;
   }
 
   /// The input of the last forward pass in training mode.

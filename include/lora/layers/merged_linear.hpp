@@ -63,6 +63,13 @@ class MergedLinear : public AdaptedLayer<MergedLinear<Scalar, Weight>, LinearKin
     this->start(config, seed);
   }
 
+  MergedLinear(const MergedLinear&) = default;
+  MergedLinear(MergedLinear&&) noexcept = default;
+  /// All or nothing. @throws std::bad_alloc
+  MergedLinear& operator=(const MergedLinear& other) { return *this = MergedLinear(other); }
+  MergedLinear& operator=(MergedLinear&&) noexcept = default;
+  ~MergedLinear() override = default;
+
   /// Which of the stacked blocks are adapted.
   [[nodiscard]] const std::vector<bool>& enable_lora() const noexcept { return enable_lora_; }
 

@@ -39,23 +39,24 @@ class MergeUndo {
   ///   merged(j, i) = round(round(W(j, i) + delta(j, i)) * f_j)
   /// A weight of 16 bits is rounded once, from the exact sum, or with factors from its product in double.
   /// `output_factors`: out_features scalars or none. @throws ShapeError when their number is neither 0 nor
-  /// out_features, or the factors do not fit the weight's shape; StateError naming `operation` when the weight is not
-  /// mergeable, when a factor or an element of the update is not finite, or when merging makes a finite element of W
-  /// non-finite; std::bad_alloc. After an exception W is unchanged, bit for bit. Allocates what `bytes()` and
-  /// `factor_bytes()` report.
-  /// Merging and undoing round to nearest and keep denormals, whatever the caller's floating-point environment. Source
-  /// of f: Liu et al., "DoRA", arXiv 2402.09353, equation 5, with f_j = m_j / |W_j + s*B_j*A|.
+  /// out_features, or the factors do not fit the weight's shape; StateError naming `operation` when there is something
+  /// to write and the weight is not mergeable, when a factor or an element of the update is not finite, or when merging
+  /// makes a finite element of W non-finite; std::bad_alloc. After an exception W is unchanged, bit for bit. Allocates
+  /// what `bytes()` and `factor_bytes()` report. Merging and undoing round to nearest and keep denormals, whatever the
+  /// caller's floating-point environment. Source of f: Liu et al., "DoRA", arXiv 2402.09353, equation 5, with f_j = m_j
+  /// / |W_j + s*B_j*A|.
   static MergeUndo merge(std::string_view operation, WeightRef<Scalar> weight, const LowRankUpdate<Scalar>& update,
                          std::span<const Scalar> output_factors = {}) {
     const DefaultFloatingPoint environment;
-    weight.require_mergeable(operation);
+    const bool writes = update.a.rows > 0 || !output_factors.empty();
+    if (writes) weight.require_mergeable(operation);
     if (update.a.rows > 0 || update.b.cols > 0) {
       check_shape(operation, "A", update.a, update.b.cols, weight.in_features());
       check_shape(operation, "B", update.b, weight.out_features(), update.a.rows);
     }
     MergeUndo undo;
     undo.keep_factors(operation, weight.out_features(), output_factors);
-    if ((update.a.rows == 0 && output_factors.empty()) || weight.tile_count() == 0) return undo;
+    if (!writes || weight.tile_count() == 0) return undo;
     detail::with_elements<Scalar>(weight.storage(), [&]<class Elements>(Elements /*elements*/) {
       undo.delta_ = DeltaSource<Scalar>(update, lines_are_outputs<Elements>(weight));
       undo.template merge_elements<Elements>(operation, weight);

@@ -6,6 +6,7 @@
 
 #include "lora/core/view.hpp"
 #include "lora/core/workspace.hpp"
+#include "lora/kernels/packed_product.hpp"
 #include "lora/weight/frozen_weight.hpp"
 
 namespace lora {
@@ -13,7 +14,8 @@ namespace lora {
 /// The transpose of a readable weight. An embedding whose table is stored in blocks of fewer bits, token after token,
 /// takes TransposedWeight<QuantizedWeight<...>>: the blocks run along the embedding's dimensions.
 ///
-/// Models MergeableWeight if the weight does, and otherwise ReadableWeight. A bias is added after the other terms.
+/// Models MergeableWeight if the weight does, and otherwise ReadableWeight. A bias is added after W x and before
+/// the low-rank terms.
 /// Thread safety is that of the weight.
 template <ReadableWeight Weight_>
 class TransposedWeight {
@@ -34,10 +36,11 @@ class TransposedWeight {
 
   void product(const MatrixView<const Scalar>& x, const Scalar* bias, const LowRankTerm<Scalar>& term,
                const MatrixView<Scalar>& y, Workspace& workspace) const {
-    weight_.product_transposed(x, term, y, workspace);
-    if (bias == nullptr) return;
+    if (bias == nullptr) return weight_.product_transposed(x, term, y, workspace);
+    weight_.product_transposed(x, {}, y, workspace);
     for (Index i = 0; i < y.rows; ++i)
       for (Index j = 0; j < y.cols; ++j) y(i, j) += bias[j];
+    kernels::add_low_rank(term.down, term.up, y, workspace);
   }
   void product_transposed(const MatrixView<const Scalar>& dy, const LowRankTerm<Scalar>& term,
                           const MatrixView<Scalar>& dx, Workspace& workspace) const {
