@@ -356,19 +356,32 @@ class Sequence {
         });
     return "train";
   }
+  // Evaluation merges nothing that inference would refuse: two adapters with DoRA, or others beside an active one.
+  template <class Layer>
+  [[nodiscard]] bool answers_merged(const Layer& layer, const Names& more) const {
+    const auto holds = [](const Names& names, const std::string& name) {
+      return std::find(names.begin(), names.end(), name) != names.end();
+    };
+    Index merged = 0;
+    for (const auto& [name, own] : layer.adapters) {
+      if (!own.config.use_dora) continue;
+      const bool stays_out = !holds(layer.merged, name) && !holds(more, name);
+      if (stays_out && enabled_ && holds(active_, name)) return false;
+      merged += stays_out ? 0 : 1;
+    }
+    return merged < 2;
+  }
   std::string eval() {
     auto after = layers_;
     bool refused = false;
     for (auto& [layer_name, layer] : after) {
       Names names;
-      Index doras = 0;
       for (const std::string& name : active_) {
         if (!enabled_ || !layer.adapters.contains(name) || !layer.adapters[name].config.merge_weights) continue;
         names.push_back(name);
-        doras += layer.adapters[name].config.use_dora ? 1 : 0;
       }
       layer.training = false;
-      if (doras > 1) continue;
+      if (rows_ || !answers_merged(layer, names)) continue;
       const auto merged_after = merging(layer, names);
       refused = refused || !merged_after;
       if (merged_after) layer.merged = *merged_after;
