@@ -184,6 +184,7 @@ class LinearKind {
   }
   template <class Input>
   [[nodiscard]] auto make_output(const Operation& /*operation*/, const Input& x) const {
+    check_input_scalar<Scalar, Input>();  // before the output, which has the input's scalars, is found wrong
     return RowsOf<Input>::make_output(x, blocks_.outputs);
   }
   template <class Output>

@@ -113,11 +113,17 @@ struct RowsOf<MatrixView<Element>> {
 template <class Element>
 struct RowsOf<const MatrixView<Element>> : RowsOf<MatrixView<Element>> {};
 
+/// Compiles only if the scalars of an input are the layer's.
+template <class LayerScalar, class Input>
+constexpr void check_input_scalar() {
+  static_assert(std::is_same_v<std::remove_const_t<typename RowsOf<Input>::Scalar>, LayerScalar>,
+                "lora: the input's scalar type is not the layer's; cast it explicitly");
+}
+
 /// Calls body with the rows of `input`, after checking that its scalars are the layer's.
 template <class LayerScalar, class Input, class Body>
 void with_rows(const Input& input, const Body& body) {
-  static_assert(std::is_same_v<std::remove_const_t<typename RowsOf<Input>::Scalar>, LayerScalar>,
-                "lora: the input's scalar type is not the layer's; cast it explicitly");
+  check_input_scalar<LayerScalar, Input>();
   RowsOf<Input>::with_rows(input, body);
 }
 
