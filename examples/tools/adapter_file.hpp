@@ -33,6 +33,7 @@ struct AdapterFile {
   AdapterWeights<float> weights;
   std::vector<std::string> warnings;
   std::uintmax_t bytes = 0;
+  std::string architecture{};  ///< of the base model, by llama.cpp's name; empty if the file does not say it
 };
 
 namespace detail {
@@ -175,6 +176,7 @@ inline constexpr std::array<std::pair<std::string_view, std::string_view>, 4> pa
     auto read = read_gguf_adapter(path, gguf);
     adapter.format = "GGUF";
     adapter.weights = std::move(read.weights);
+    adapter.architecture = std::move(read.architecture);
   } else {
     adapter = read_pairs(SafetensorsFile::open(path));
   }

@@ -21,17 +21,28 @@ namespace lora::tools {
 
 namespace detail {
 
-/// Whether llama.cpp stores the query and key of this architecture with their rows permuted.
-/// @throws ConfigError for an architecture of which that is not known
-[[nodiscard]] inline bool permutes_rows(const std::string& architecture, std::string_view operation) {
-  constexpr std::array<std::string_view, 10> plain{"qwen2",  "qwen2moe", "qwen3", "qwen3moe",   "gemma",
-                                                   "gemma2", "gemma3",   "phi3",  "starcoder2", "stablelm"};
+inline constexpr std::array<std::string_view, 10> architectures_without_permutation{
+    "qwen2", "qwen2moe", "qwen3", "qwen3moe", "gemma", "gemma2", "gemma3", "phi3", "starcoder2", "stablelm"};
+
+/// Whether llama.cpp stores the query and key of this architecture with their rows permuted; nothing if the tool does
+/// not know it.
+[[nodiscard]] inline std::optional<bool> permutes_rows(std::string_view architecture) {
+  const auto& plain = architectures_without_permutation;
   if (architecture == "llama") return true;
   if (std::find(plain.begin(), plain.end(), architecture) != plain.end()) return false;
-  std::string known = "llama";
-  for (const auto name : plain) known.append(", ").append(name);
-  throw ConfigError(operation, "general.architecture", "one whose order of rows is known: " + known,
-                    in_quotes(architecture));
+  return std::nullopt;
+}
+
+[[nodiscard]] inline std::string known_orders_of_rows() {
+  std::string known = "one whose order of rows is known: llama";
+  for (const auto name : architectures_without_permutation) known.append(", ").append(name);
+  return known;
+}
+
+/// @throws ConfigError for an architecture that the tool does not know
+[[nodiscard]] inline bool merge_permutes_rows(const std::string& architecture) {
+  if (const auto permutes = permutes_rows(architecture)) return *permutes;
+  throw ConfigError("merge", "general.architecture", known_orders_of_rows(), in_quotes(architecture));
 }
 
 [[nodiscard]] inline bool has_rotary_rows(const AdapterWeights<float>& weights) {
@@ -89,7 +100,7 @@ namespace detail {
   GgufOptions options;
   options.rename = llama_cpp_name;
   const std::string architecture = model.text("general.architecture");
-  const bool permuted = has_rotary_rows(adapter.weights) && permutes_rows(architecture, "merge");
+  const bool permuted = has_rotary_rows(adapter.weights) && merge_permutes_rows(architecture);
   if (permuted) options.rope_heads = heads_of_model(model);
   const auto magnitudes = take_magnitudes(adapter.weights, options);
   const auto bytes = gguf_adapter_bytes({std::move(adapter.weights), {}, architecture}, options);
@@ -114,9 +125,7 @@ namespace detail {
   if (base.gguf() == nullptr) {
     GgufOptions options;
     options.rename = detail::transformers_name_if_any;
-    const GgufFile file(path);
-    const std::string architecture = file.text("general.architecture");
-    if (detail::has_rotary_rows(adapter.weights) && detail::permutes_rows(architecture, "merge")) {
+    if (detail::has_rotary_rows(adapter.weights) && detail::merge_permutes_rows(adapter.architecture)) {
       options.rope_heads = heads ? heads : detail::heads_of_config(base.config());
       if (!options.rope_heads) {
         throw ConfigError("merge", "--heads", "the number of attention heads, to order the rows of query and key",
