@@ -4,12 +4,16 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
 #include <filesystem>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "adapter_file.hpp"
@@ -59,24 +63,63 @@ inline constexpr std::array<std::string_view, 10> architectures_without_permutat
   return llama_cpp ? transformers_name(name) : std::string(name);
 }
 
+inline constexpr Index most_heads = Index{1} << 32;
+
+template <class T>
+inline constexpr bool is_count = std::is_integral_v<T> && !std::is_same_v<T, bool>;
+
+/// The one number that a value of the metadata says: an integer, or a list that repeats one. Nothing for others.
+[[nodiscard]] inline std::optional<Index> one_number(const GgufValue& value) {
+  const auto counted = [](auto number) -> std::optional<Index> {
+    const bool counts = std::cmp_greater(number, 0) && std::cmp_less_equal(number, most_heads);
+    return counts ? std::optional(static_cast<Index>(number)) : std::nullopt;
+  };
+  return std::visit(
+      [&]<class T>(const T& held) -> std::optional<Index> {
+        if constexpr (is_count<T>) {
+          return counted(held);
+        } else if constexpr (requires {
+                               requires is_count<typename T::value_type> && !std::is_same_v<T, std::string>;
+                             }) {
+          const bool repeats = !held.empty() && std::equal(held.begin() + 1, held.end(), held.begin());
+          return repeats ? counted(held.front()) : std::nullopt;
+        } else {
+          return std::nullopt;
+        }
+      },
+      value);
+}
+
+/// A number of heads in the metadata; nothing if the key is not there. @throws FormatError for what is no number
+[[nodiscard]] inline std::optional<Index> number_of_heads(const GgufFile& model, const std::string& key) {
+  const auto found = model.contents.metadata.find(key);
+  if (found == model.contents.metadata.end()) return std::nullopt;
+  if (const auto number = one_number(found->second)) return number;
+  throw FormatError("merge", model.label + ", " + key, "one number of heads for all layers, 1 or more",
+                    "another value");
+}
+
 [[nodiscard]] inline GgufHeads heads_of_model(const GgufFile& model) {
-  const std::string architecture = model.text("general.architecture");
-  const Index heads = model.number(architecture + ".attention.head_count");
-  const Index heads_kv = model.number(architecture + ".attention.head_count_kv");
-  if (heads < 1) throw FormatError("merge", model.label, architecture + ".attention.head_count", "none");
-  return {heads, heads_kv > 0 ? heads_kv : heads};
+  const std::string prefix = model.text("general.architecture") + ".attention.";
+  const auto heads = number_of_heads(model, prefix + "head_count");
+  if (!heads) throw FormatError("merge", model.label, prefix + "head_count", "none");
+  return {*heads, number_of_heads(model, prefix + "head_count_kv").value_or(*heads)};
+}
+
+/// A number of heads in config.json; nothing if the key is not there, or null.
+/// @throws FormatError for what is no number
+[[nodiscard]] inline std::optional<Index> number_of_heads(const nlohmann::ordered_json& config, const char* key) {
+  const auto found = config.is_object() ? config.find(key) : config.end();
+  if (!config.is_object() || found == config.end() || found->is_null()) return std::nullopt;
+  const auto number = found->is_number_unsigned() ? found->template get<std::uint64_t>() : 0;
+  if (number > 0 && std::cmp_less_equal(number, most_heads)) return static_cast<Index>(number);
+  throw FormatError("merge", std::string("config.json, ") + key, "a number of heads, 1 or more", "another value");
 }
 
 [[nodiscard]] inline std::optional<GgufHeads> heads_of_config(const nlohmann::ordered_json& config) {
-  const auto number = [&](const char* key) {
-    const auto found = config.is_object() ? config.find(key) : config.end();
-    const bool there = config.is_object() && found != config.end() && found->is_number_unsigned();
-    return there ? static_cast<Index>(std::min(found->template get<std::uint64_t>(), std::uint64_t{1} << 32)) : 0;
-  };
-  const Index heads = number("num_attention_heads");
-  if (heads < 1) return std::nullopt;
-  const Index heads_kv = number("num_key_value_heads");
-  return GgufHeads{heads, heads_kv > 0 ? heads_kv : heads};
+  const auto heads = number_of_heads(config, "num_attention_heads");
+  if (!heads) return std::nullopt;
+  return GgufHeads{*heads, number_of_heads(config, "num_key_value_heads").value_or(*heads)};
 }
 
 /// Takes the magnitudes of DoRA out of `weights`, which GGUF adapters cannot hold: by the names in the file, and in the
