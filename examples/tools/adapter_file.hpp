@@ -34,6 +34,7 @@ struct AdapterFile {
   std::vector<std::string> warnings;
   std::uintmax_t bytes = 0;
   std::string architecture{};  ///< of the base model, by llama.cpp's name; empty if the file does not say it
+  GgufMetadata metadata{};     ///< of a GGUF file
 };
 
 namespace detail {
@@ -177,6 +178,7 @@ inline constexpr std::array<std::pair<std::string_view, std::string_view>, 4> pa
     adapter.format = "GGUF";
     adapter.weights = std::move(read.weights);
     adapter.architecture = std::move(read.architecture);
+    adapter.metadata = std::move(read.metadata);
   } else {
     adapter = read_pairs(SafetensorsFile::open(path));
   }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // lora convert: adapters from one file format to another.
+#include <cstdint>
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -117,6 +118,13 @@ void check_input(const AdapterFile& read) {
   require_finite(read.weights);
 }
 
+/// Where the metadata says in which type most tensors are (llama.cpp's LLAMA_FTYPE), that is now `dtype`.
+void set_file_type(GgufMetadata& metadata, Dtype dtype) {
+  const auto found = metadata.find("general.file_type");
+  if (found == metadata.end()) return;
+  found->second = dtype == Dtype::F32 ? std::uint32_t{0} : dtype == Dtype::F16 ? std::uint32_t{1} : std::uint32_t{32};
+}
+
 void to_gguf(const Arguments& arguments, const std::filesystem::path& path) {
   AdapterFile read = read_input(arguments);
   check_input(read);
@@ -128,7 +136,8 @@ void to_gguf(const Arguments& arguments, const std::filesystem::path& path) {
     if (!arguments.keep_names) options.rename = llama_cpp_name;
     options.rope_heads = permuting_heads(arguments, architecture, read.weights, true);
   }
-  write_gguf_adapter(path, {std::move(read.weights), {}, architecture}, options);
+  set_file_type(read.metadata, options.dtype);
+  write_gguf_adapter(path, {std::move(read.weights), std::move(read.metadata), architecture}, options);
 }
 
 /// By the names of transformers, with rows in their order.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // lora convert between PEFT and llama.cpp's GGUF: which rows change their order, which names, and what is refused.
+#include <cstdint>
 #include <gtest/gtest.h>
 #include <map>
 #include <string>
@@ -136,6 +137,24 @@ TEST_F(ConvertTool, NamesThatStayKeepTheirRows) {
   EXPECT_EQ(order_in_gguf("a.gguf", query), in_order);
   expect_done({"convert", path("a.gguf"), path("back")});
   EXPECT_EQ(order_in_peft("back", query), in_order);
+}
+
+TEST_F(ConvertTool, BetweenGgufAndGgufMetadataArchitectureAndNamesStay) {
+  write_gguf("a.gguf", "llama", {{"general.name", std::string("mine")}, {"general.file_type", std::uint32_t{0}}});
+  expect_done({"convert", path("a.gguf"), path("b.gguf"), "--dtype", "BF16"});
+  const auto written = read_gguf_adapter(path("b.gguf"));
+  EXPECT_EQ(written.architecture, "llama");
+  EXPECT_EQ(written.metadata.at("general.name"), GgufValue(std::string("mine")));
+  EXPECT_EQ(written.metadata.at("general.file_type"), GgufValue(std::uint32_t{32}));
+  EXPECT_EQ(order_of(written.weights, "blk.0.attn_q"), in_order);
+}
+
+TEST_F(ConvertTool, AnotherArchitectureThanTheInputsIsRefused) {
+  write_gguf("a.gguf", "llama");
+  expect_refused({"convert", path("a.gguf"), path("b.gguf"), "--architecture", "qwen2"},
+                 "\"llama\", as the input says");
+  expect_refused({"convert", path("a.gguf"), path("back"), "--architecture", "qwen2"}, "\"llama\", as the input says");
+  expect_done({"convert", path("a.gguf"), path("b.gguf"), "--architecture", "llama"});
 }
 
 }  // namespace
