@@ -175,6 +175,10 @@ inline constexpr std::array<std::pair<std::string_view, std::string_view>, 4> pa
   }
   if (is_gguf(path)) {
     auto read = read_gguf_adapter(path, gguf);
+    if (read.weights.modules.empty()) {
+      throw FormatError("read adapter", in_quotes(path.native(), path.native().size()), "a module with factors",
+                        "none");
+    }
     adapter.format = "GGUF";
     adapter.weights = std::move(read.weights);
     adapter.architecture = std::move(read.architecture);

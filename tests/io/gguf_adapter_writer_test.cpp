@@ -270,8 +270,10 @@ TEST(WriteGgufAdapterRefuses, AnActivatedLora) {
 
 TEST(WriteGgufAdapterRefuses, MetadataThatDoesNotFit) {
   GgufAdapter adapter = small();
-  adapter.metadata["general.alignment"] = std::uint32_t{24};
-  EXPECT_NE(refusal<ConfigError>(adapter).find("general.alignment"), std::string::npos);
+  for (const std::uint32_t alignment : {24U, 131072U}) {
+    adapter.metadata["general.alignment"] = alignment;
+    EXPECT_NE(refusal<ConfigError>(adapter).find("general.alignment"), std::string::npos);
+  }
   adapter.metadata = {{"k", std::string("\xFF")}};
   EXPECT_NE(refusal<ConfigError>(adapter).find("value of \"k\""), std::string::npos);
   adapter.metadata = {{"k", std::vector<std::string>{"\xFF"}}};

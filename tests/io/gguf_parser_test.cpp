@@ -139,6 +139,16 @@ TEST(ParseGgufRefuses, AlignmentsThatAreNoPowerOfTwo) {
   EXPECT_REFUSED(GgufBytes::header(0, 1).text("general.alignment").u32(10).u64(32), "got another type");
 }
 
+// A tool that lays such a file out anew pads its head to the alignment: 135 bytes became a gigabyte.
+TEST(ParseGgufRefuses, AlignmentsBeyondTheLargestPage) {
+  const auto aligned = [](std::uint32_t alignment) {
+    return GgufBytes::header(0, 1).text("general.alignment").u32(4).u32(alignment);
+  };
+  EXPECT_EQ(refusal(aligned(65536)), "");
+  EXPECT_REFUSED(aligned(131072), "a power of two up to 65536, as u32, got 131072");
+  EXPECT_REFUSED(aligned(std::uint32_t{1} << 30), "a power of two up to 65536");
+}
+
 /// One tensor of these properties, and 64 bytes of data.
 GgufBytes one_tensor(std::string_view name, const std::vector<std::uint64_t>& extents, std::uint32_t type = 0,
                      std::uint64_t offset = 0) {

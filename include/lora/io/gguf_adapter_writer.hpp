@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -111,8 +110,8 @@ class GgufAdapterEncoder {
     const auto found = adapter_.metadata.find("general.alignment");
     if (found == adapter_.metadata.end()) return gguf_default_alignment;
     const auto* value = std::get_if<std::uint32_t>(&found->second);
-    if (value != nullptr && std::has_single_bit(*value)) return *value;
-    throw ConfigError(operation, "general.alignment", "a power of two, as u32",
+    if (value != nullptr && is_gguf_alignment(*value)) return *value;
+    throw ConfigError(operation, "general.alignment", "a power of two up to 65536, as u32",
                       value == nullptr ? "another type" : std::to_string(*value));
   }
 

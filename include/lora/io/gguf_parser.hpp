@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -204,8 +203,8 @@ class GgufParser {
     const auto found = contents_.metadata.find("general.alignment");
     if (found == contents_.metadata.end()) return;
     const auto* alignment = std::get_if<std::uint32_t>(&found->second);
-    if (alignment == nullptr || !std::has_single_bit(*alignment)) {
-      cursor_.refuse("general.alignment", "a power of two, as u32",
+    if (alignment == nullptr || !is_gguf_alignment(*alignment)) {
+      cursor_.refuse("general.alignment", "a power of two up to 65536, as u32",
                      alignment == nullptr ? "another type" : std::to_string(*alignment));
     }
     alignment_ = *alignment;
@@ -313,8 +312,8 @@ class GgufParser {
 /// bytes. `label` names it in errors. Nothing is allocated beyond a small multiple of `bytes.size()`, whatever the file
 /// claims. Bytes after the tensors are ignored, as in llama.cpp. Pure and reentrant.
 /// @throws FormatError naming the byte and the item: a different magic or version; counts, lengths, extents or offsets
-/// that do not fit the file; text that is not UTF-8; duplicate keys or names; an alignment that is not a power of two;
-/// tensors that overlap or leave gaps; types that GgufType does not have; rows that are not whole blocks;
+/// that do not fit the file; text that is not UTF-8; duplicate keys or names; an alignment that is no power of two up
+/// to 65536; tensors that overlap or leave gaps; types that GgufType does not have; rows that are not whole blocks;
 /// std::bad_alloc. Source: ggml-org/ggml, docs/gguf.md, and the checks of its gguf.cpp.
 [[nodiscard]] inline GgufContents parse_gguf(std::span<const std::byte> bytes,
                                              std::string_view label = "bytes in memory") {

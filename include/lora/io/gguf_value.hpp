@@ -2,6 +2,7 @@
 // What the metadata of a GGUF file can hold.
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -30,6 +31,8 @@ inline constexpr std::uint32_t gguf_string_type = 8;
 inline constexpr std::uint32_t gguf_array_type = 9;
 inline constexpr std::uint32_t gguf_type_count = 13;
 inline constexpr std::size_t gguf_default_alignment = 32;
+/// A file is padded to its alignment: a few bytes could ask for gigabytes. This is the largest page of common systems.
+inline constexpr std::uint32_t gguf_alignment_limit = 65536;
 inline constexpr std::size_t gguf_scalar_types = 12;
 /// Names of tensors are shorter than this in ggml (GGML_MAX_NAME).
 inline constexpr std::size_t gguf_name_limit = 64;
@@ -39,6 +42,10 @@ inline constexpr std::size_t gguf_name_limit = 64;
 [[nodiscard]] constexpr std::uint32_t gguf_type_of(std::size_t index) noexcept {
   const auto scalar = static_cast<std::uint32_t>(index % gguf_scalar_types);
   return scalar < gguf_array_type ? scalar : scalar + 1;
+}
+
+[[nodiscard]] constexpr bool is_gguf_alignment(std::uint32_t alignment) noexcept {
+  return std::has_single_bit(alignment) && alignment <= gguf_alignment_limit;
 }
 
 [[nodiscard]] constexpr std::size_t gguf_padded(std::size_t size, std::size_t alignment) noexcept {
