@@ -51,7 +51,7 @@ Difference compare_values(const std::string& name, const StoredTensor& a, const 
     read(b, i, size, second);
     for (std::size_t j = 0; j < size; ++j) {
       const double distance = std::abs(first[j] - second[j]);
-      if (!(distance <= difference.largest)) difference.largest = distance;
+      if (!(distance <= difference.largest) && !std::isnan(difference.largest)) difference.largest = distance;
       squares += distance * distance;
       norm += first[j] * first[j];
     }

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 #include <gtest/gtest.h>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <span>
 #include <string>
@@ -171,6 +172,20 @@ TEST_F(Tool, DiffTellsWhatChangedAndByHowMuch) {
   const Matrix<float> delta = weight_of("merged.safetensors") - weight;
   EXPECT_NEAR(report.at("tensors").at(0).at("largest").get<double>(), delta.cwiseAbs().maxCoeff(), 1e-6);
   EXPECT_NEAR(report.at("tensors").at(0).at("relative").get<double>(), delta.norm() / weight.norm(), 1e-5);
+}
+
+// Every distance after a NaN took its place.
+TEST_F(Tool, DiffKeepsADistanceThatIsNoNumber) {
+  constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  for (const float odd : {nan, infinity}) {
+    Matrix<float> a{{5, odd, 1, 2}};
+    Matrix<float> b{{0, odd, 0, 1}};
+    write_tensors("a.safetensors", {{"w", {{4}, a}}});
+    write_tensors("b.safetensors", {{"w", {{4}, b}}});
+    const auto run = tool({"diff", path("a.safetensors"), path("b.safetensors"), "--json"});
+    EXPECT_TRUE(nlohmann::json::parse(run.output).at("tensors").at(0).at("largest").is_null()) << run.output;
+  }
 }
 
 TEST_F(Tool, ExtractFindsTheAdapterThatWasMerged) {
