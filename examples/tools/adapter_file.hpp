@@ -7,8 +7,10 @@
 #include <cmath>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <set>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -17,8 +19,10 @@
 #include "checkpoint.hpp"
 #include "lora/core/error.hpp"
 #include "lora/core/number_text.hpp"
+#include "lora/io/dtype.hpp"
 #include "lora/io/gguf.hpp"
 #include "lora/io/peft_directory.hpp"
+#include "lora/io/peft_tensors.hpp"
 #include "lora/io/safetensors.hpp"
 #include "lora/model/adapter_weights.hpp"
 #include "lora/model/described_config.hpp"
@@ -63,14 +67,37 @@ inline constexpr std::array<std::pair<std::string_view, std::string_view>, 4> pa
   return std::nullopt;
 }
 
+template <StoredScalar T>
+[[nodiscard]] double number_of(const TensorView& tensor) {
+  T value{};
+  tensor.copy_to(std::span<T>(&value, 1));
+  return static_cast<double>(value);
+}
+
 [[nodiscard]] inline double scaling_from_alpha(const SafetensorsFile& file, const std::string& alpha, Index rank) {
   const TensorView tensor = file.tensor(alpha);
   if (tensor.size() != 1) {
     throw FormatError("read adapter", file.label() + ", " + in_quotes(alpha), "one number", shape_text(tensor.shape));
   }
-  double value = 0;
-  tensor.copy_to(std::span<double>(&value, 1));
+  const double value = tensor.dtype == Dtype::I64   ? number_of<std::int64_t>(tensor)
+                       : tensor.dtype == Dtype::I32 ? number_of<std::int32_t>(tensor)
+                                                    : number_of<double>(tensor);
   return value / static_cast<double>(rank);
+}
+
+/// Tensors beside a pair that change what it means: the core of a convolution's decomposition, magnitudes of DoRA, a
+/// bias of B.
+inline constexpr std::array<std::string_view, 6> unread_parts = {
+    ".lora_mid.weight", ".lora_mid", ".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight",
+    ".lora_B.bias"};
+
+inline void refuse_unread_parts(const SafetensorsFile& file, const std::string& module) {
+  for (const std::string_view part : unread_parts) {
+    const std::string name = module + std::string(part);
+    if (!file.contains(name)) continue;
+    throw FormatError("read adapter", file.label() + ", module " + in_quotes(module),
+                      "two factors and an alpha, the whole of its update", in_quotes(name));
+  }
 }
 
 [[nodiscard]] inline ModuleWeights<float> read_pair(const SafetensorsFile& file, const TensorView& down,
@@ -79,7 +106,11 @@ inline constexpr std::array<std::pair<std::string_view, std::string_view>, 4> pa
   module.A = rows_of(down);
   module.B = rows_of(up);
   const std::string argument = file.label() + ", " + in_quotes(down.name);
-  if (module.A.size() == 0 || module.B.size() == 0 || module.A.rows() != module.B.cols()) {
+  if (module.A.size() == 0 || module.B.size() == 0) {
+    throw FormatError("read adapter", argument, "factors with elements",
+                      shape_text(down.shape) + " and " + shape_text(up.shape));
+  }
+  if (module.A.rows() != module.B.cols()) {
     throw FormatError("read adapter", argument, std::to_string(module.B.cols()) + " rows, as the other factor",
                       std::to_string(module.A.rows()));
   }
@@ -94,6 +125,57 @@ inline constexpr std::array<std::pair<std::string_view, std::string_view>, 4> pa
   return module;
 }
 
+/// Reads the pairs of a file.
+class PairReader {
+ public:
+  explicit PairReader(const SafetensorsFile& file) : file_(file) { adapter_.format = "pairs"; }
+
+  [[nodiscard]] AdapterFile read() && {
+    for (const auto name : file_.names()) {
+      const auto pair = module_and_partner(name);
+      if (pair && file_.contains(pair->second)) add(std::string(name), pair->first, pair->second);
+    }
+    if (adapter_.weights.modules.empty()) {
+      throw FormatError("read adapter", file_.label(), "pairs of low-rank factors", "none");
+    }
+    warn_of_the_rest();
+    return std::move(adapter_);
+  }
+
+ private:
+  void add(const std::string& down, const std::string& prefixed, const std::string& up) {
+    refuse_unread_parts(file_, prefixed);
+    ModuleWeights<float> module = read_pair(file_, file_.tensor(down), file_.tensor(up));
+    const std::string alpha = prefixed + ".alpha";
+    const bool from_peft = prefixed.starts_with(lora::detail::peft_prefix);
+    const bool scaled = file_.contains(alpha);
+    if (scaled) module.scaling = scaling_from_alpha(file_, alpha, module.rank());
+    lacks_scaling_ = lacks_scaling_ || (from_peft && !scaled);
+    adapter_.config.lora.rank = module.rank();
+    adapter_.config.lora.alpha = module.scaling * static_cast<double>(module.rank());
+    const std::string name = prefixed.substr(from_peft ? lora::detail::peft_prefix.size() : 0);
+    if (!adapter_.weights.modules.emplace(name, std::move(module)).second) {
+      throw FormatError("read adapter", file_.label(), "one pair of factors for a module", in_quotes(name) + " twice");
+    }
+    used_.insert({down, up, alpha});
+  }
+
+  void warn_of_the_rest() {
+    if (lacks_scaling_) {
+      adapter_.warnings.emplace_back("no adapter_config.json beside the file says the scaling: it is taken as 1");
+    }
+    for (const auto name : file_.names()) {
+      if (used_.contains(name)) continue;
+      adapter_.warnings.push_back("tensor " + in_quotes(name) + " is no part of a pair: left out");
+    }
+  }
+
+  const SafetensorsFile& file_;
+  AdapterFile adapter_;
+  std::set<std::string, std::less<>> used_;
+  bool lacks_scaling_ = false;
+};
+
 }  // namespace detail
 
 /// Whether a safetensors file holds pairs of low-rank factors.
@@ -106,37 +188,24 @@ inline constexpr std::array<std::pair<std::string_view, std::string_view>, 4> pa
 }
 
 /// Reads pairs of factors. A tensor "<module>.alpha" gives a module's alpha; without it the scaling is 1. Every other
-/// tensor is left out with a warning.
-/// @throws FormatError for a pair whose shapes do not match, an alpha that is not one number, or if there is no pair
-[[nodiscard]] inline AdapterFile read_pairs(const SafetensorsFile& file) {
-  AdapterFile adapter;
-  adapter.format = "pairs";
-  std::set<std::string, std::less<>> used;
-  for (const auto name : file.names()) {
-    const auto pair = detail::module_and_partner(name);
-    if (!pair || !file.contains(pair->second)) continue;
-    ModuleWeights<float> module = detail::read_pair(file, file.tensor(name), file.tensor(pair->second));
-    const std::string alpha = pair->first + ".alpha";
-    if (file.contains(alpha)) module.scaling = detail::scaling_from_alpha(file, alpha, module.rank());
-    adapter.config.lora.rank = module.rank();
-    adapter.config.lora.alpha = module.scaling * static_cast<double>(module.rank());
-    if (!adapter.weights.modules.emplace(pair->first, std::move(module)).second) {
-      throw FormatError("read adapter", file.label(), "one pair of factors for a module",
-                        in_quotes(pair->first) + " twice");
-    }
-    used.insert({std::string(name), pair->second, alpha});
-  }
-  if (adapter.weights.modules.empty())
-    throw FormatError("read adapter", file.label(), "pairs of low-rank factors", "none");
-  for (const auto name : file.names()) {
-    if (!used.contains(name))
-      adapter.warnings.push_back("tensor " + in_quotes(name) + " is no part of a pair: left out");
-  }
-  return adapter;
+/// tensor is left out with a warning. Names lose the prefix that PEFT writes.
+/// @throws FormatError for a pair whose shapes do not match or that is not the whole of a module's update, an alpha
+/// that is not one number, or if there is no pair
+[[nodiscard]] inline AdapterFile read_pairs(const SafetensorsFile& file) { return detail::PairReader(file).read(); }
+
+/// The folder that is read in place of PEFT's file of tensors, which says nothing without the configuration beside it;
+/// `path` itself for every other file.
+[[nodiscard]] inline std::filesystem::path with_its_config(const std::filesystem::path& path) {
+  std::error_code ignored;
+  if (path.filename() != peft_tensors_file || std::filesystem::is_directory(path, ignored)) return path;
+  const std::filesystem::path folder = path.has_parent_path() ? path.parent_path() : ".";
+  const bool there = std::filesystem::exists(std::filesystem::symlink_status(folder / peft_config_file, ignored));
+  return there ? folder : path;
 }
 
-/// Whether `path` is read as an adapter rather than a checkpoint. @throws IoError, FormatError
-[[nodiscard]] inline bool is_adapter(const std::filesystem::path& path) {
+/// Whether `file` is read as an adapter rather than a checkpoint. @throws IoError, FormatError
+[[nodiscard]] inline bool is_adapter(const std::filesystem::path& file) {
+  const std::filesystem::path path = with_its_config(file);
   std::error_code ignored;
   if (std::filesystem::is_directory(path, ignored)) {
     const auto is_there = [&](std::string_view name) {
@@ -152,8 +221,9 @@ inline constexpr std::array<std::pair<std::string_view, std::string_view>, 4> pa
 
 /// `gguf` says how to rename and reorder the modules of a GGUF file.
 /// @throws IoError, FormatError, ConfigError
-[[nodiscard]] inline AdapterFile read_adapter(const std::filesystem::path& path, const std::string& name = "default",
+[[nodiscard]] inline AdapterFile read_adapter(const std::filesystem::path& file, const std::string& name = "default",
                                               const GgufOptions& gguf = {}) {
+  const std::filesystem::path path = name == "default" ? with_its_config(file) : file;
   AdapterFile adapter;
   std::error_code ignored;
   if (std::filesystem::is_directory(path, ignored)) {
