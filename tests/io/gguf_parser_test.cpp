@@ -129,7 +129,15 @@ TEST(ParseGgufRefuses, KeysAndValuesOutOfOrder) {
 
 TEST(ParseGgufRefuses, TextThatIsNotUtf8) {
   EXPECT_REFUSED(GgufBytes::header(0, 1).text("\xFF").u32(0).u8(0).u64(0), "metadata key: expected UTF-8");
-  EXPECT_REFUSED(GgufBytes::header(0, 1).string_value("k", "\xC0\x80"), "value of \"k\": expected UTF-8");
+}
+
+// One token that is a part of a character made a whole model unreadable, which llama.cpp reads.
+TEST(ParseGguf, StringsInTheMetadataAreBytes) {
+  const auto file =
+      GgufBytes::header(0, 2).string_value("k", "\xC0\x80").text("tokens").u32(9).u32(8).u64(1).text("\xFF");
+  const auto contents = parse_gguf(file.bytes());
+  EXPECT_EQ(contents.metadata.at("k"), GgufValue(std::string("\xC0\x80")));
+  EXPECT_EQ(contents.metadata.at("tokens"), GgufValue(std::vector<std::string>{"\xFF"}));
 }
 
 TEST(ParseGgufRefuses, AlignmentsThatAreNoPowerOfTwo) {

@@ -130,10 +130,6 @@ class GgufAdapterEncoder {
       if (std::any_of(own.begin(), own.end(), [&key = key](const auto& one) { return one.first == key; })) continue;
       if (key.empty()) throw ConfigError(operation, "metadata", "a key", "an empty one");
       check_text("metadata key", key);
-      if (const auto* text = std::get_if<std::string>(&value)) check_text("value of " + in_quotes(key), *text);
-      if (const auto* texts = std::get_if<std::vector<std::string>>(&value)) {
-        for (const auto& text : *texts) check_text("value of " + in_quotes(key), text);
-      }
       file.add_metadata(key, value);
     }
   }

@@ -83,14 +83,21 @@ class GgufCursor {
     return value == 1;
   }
 
-  [[nodiscard]] std::string_view text(std::string_view what) {
+  /// The bytes of a string.
+  [[nodiscard]] std::string_view raw_text(std::string_view what) {
     const auto length = number<std::uint64_t>(what);
     require(what, length, 1);
     const std::string_view value(reinterpret_cast<const char*>(bytes_.data() + position_),
                                  static_cast<std::size_t>(length));
-    if (utf8_prefix(value) != value.size()) refuse(what, "UTF-8", in_quotes(value));
     position_ += value.size();
     return value;
+  }
+
+  [[nodiscard]] std::string_view text(std::string_view what) {
+    const std::string_view value = raw_text(what);
+    if (utf8_prefix(value) == value.size()) return value;
+    position_ -= value.size();
+    refuse(what, "UTF-8", in_quotes(value));
   }
 
  private:
@@ -175,7 +182,7 @@ class GgufParser {
   template <class T>
   [[nodiscard]] T element(std::string_view what) {
     if constexpr (std::is_same_v<T, std::string>) {
-      return std::string(cursor_.text(what));
+      return std::string(cursor_.raw_text(what));
     } else if constexpr (std::is_same_v<T, bool>) {
       return cursor_.boolean(what);
     } else {
@@ -310,7 +317,8 @@ class GgufParser {
 
 /// Parses a whole GGUF file (version 2 or 3, little-endian) in the caller's memory, which must outlive the tensors'
 /// bytes. `label` names it in errors. Nothing is allocated beyond a small multiple of `bytes.size()`, whatever the file
-/// claims. Bytes after the tensors are ignored, as in llama.cpp. Pure and reentrant.
+/// claims. Bytes after the tensors are ignored, as in llama.cpp. Strings in the metadata are taken as they are, as
+/// there: a token of a vocabulary may be a part of a character. Pure and reentrant.
 /// @throws FormatError naming the byte and the item: a different magic or version; counts, lengths, extents or offsets
 /// that do not fit the file; text that is not UTF-8; duplicate keys or names; an alignment that is no power of two up
 /// to 65536; tensors that overlap or leave gaps; types that GgufType does not have; rows that are not whole blocks;

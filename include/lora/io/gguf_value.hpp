@@ -13,7 +13,7 @@
 
 namespace lora {
 
-/// One value: a scalar of one of twelve types, or an array of one of them.
+/// One value: a scalar of one of twelve types, or an array of one of them. Strings are bytes, not always UTF-8.
 using GgufValue =
     std::variant<std::uint8_t, std::int8_t, std::uint16_t, std::int16_t, std::uint32_t, std::int32_t, float, bool,
                  std::string, std::uint64_t, std::int64_t, double, std::vector<std::uint8_t>, std::vector<std::int8_t>,
