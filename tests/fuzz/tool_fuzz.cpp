@@ -73,7 +73,7 @@ constexpr std::array<std::string_view, 32> options{"--output",
                                                    "-w",
                                                    "-t",
                                                    "--",
-                                                   "-h",
+                                                   "--keep-rows",
                                                    "-"};
 constexpr std::array<std::string_view, 32> values{"1",
                                                   "2",
@@ -156,7 +156,7 @@ class Place {
   }
 
  private:
-  static constexpr Index out = 3;
+  static constexpr Index out = 4;
   static constexpr Index in = 64;
 
   void make() const {
@@ -184,6 +184,7 @@ class Place {
   void write_base_gguf() const {
     detail::GgufEncoder encoder(detail::gguf_default_alignment);
     encoder.add_metadata("general.architecture", std::string("llama"));
+    encoder.add_metadata("llama.attention.head_count", std::uint32_t{2});
     (void)encoder.add_tensor("blk.0.attn_q.weight", std::array<std::uint64_t, 2>{in, out}, GgufType::F32, in * out * 4);
     const std::vector<std::byte> bytes = std::move(encoder).finish();
     std::ofstream(work() / "base.gguf", std::ios::binary)
