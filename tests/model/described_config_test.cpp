@@ -2,8 +2,12 @@
 // A configuration made from an adapter must give every module its own rank and scaling back.
 #include "lora/model/described_config.hpp"
 
+#include <cmath>
 #include <gtest/gtest.h>
+#include <rapidcheck/gtest.h>
 #include <string>
+#include <tuple>
+#include <vector>
 
 namespace lora {
 namespace {
@@ -47,6 +51,52 @@ TEST(DescribedConfig, ANameThatEndsAnotherDoesNotTakeItsPattern) {
   AdapterWeights<float> weights;
   weights.modules = {{"a.q", module_of(4, 2)}, {"q", module_of(2, 1)}, {"x.a.q", module_of(3, 1)}};
   expect_described(described_config(LoraModelConfig{}, weights), weights);
+}
+
+// "q" matches "a.q" as well, the module whose rank and alpha are those for all.
+TEST(DescribedConfig, AShorterNameDoesNotGiveTheFirstModuleItsRank) {
+  AdapterWeights<float> weights;
+  weights.modules = {{"a.q", module_of(4, 2)}, {"q", module_of(2, 1)}};
+  expect_described(described_config(LoraModelConfig{}, weights), weights);
+}
+
+TEST(DescribedConfig, ADotThatStandsForAnotherCharacterDoesNotGiveItsModulesRank) {
+  AdapterWeights<float> weights;
+  weights.modules = {{"A.first", module_of(4, 2)}, {"fc.1", module_of(2, 1)}, {"fc11", module_of(4, 2)}};
+  expect_described(described_config(LoraModelConfig{}, weights), weights);
+  weights.modules = {{"A.first", module_of(4, 2)}, {"fc.1", module_of(2, 1)}, {"fc11", module_of(3, 2)}};
+  expect_described(described_config(LoraModelConfig{}, weights), weights);
+}
+
+// As an expression, "a+b" matches "aab" and not itself.
+TEST(DescribedConfig, SpecialCharactersInANameStandForThemselves) {
+  AdapterWeights<float> weights;
+  weights.modules = {{"A.first", module_of(4, 2)}, {"a+b", module_of(2, 1)},   {"aab", module_of(4, 2)},
+                     {"b.(a", module_of(3, 1)},    {"x.a+b", module_of(4, 2)}, {"y.a+b", module_of(5, 2)}};
+  expect_described(described_config(LoraModelConfig{}, weights), weights);
+}
+
+using Drawn = std::tuple<std::vector<std::string>, Index, double>;
+
+// Names that often end in each other, or match with a dot for another character.
+RC_GTEST_PROP(DescribedConfig, GivesEveryModuleItsOwnRankAndScaling, ()) {
+  const auto part = rc::gen::element<std::string>("a", "1", ".", "a1", ".1", "+", "(", "\u00e9", "\\", "\n");
+  const auto module = rc::gen::tuple(rc::gen::container<std::vector<std::string>>(part), rc::gen::inRange<Index>(1, 4),
+                                     rc::gen::element(0.5, 1.0, 2.0));
+  AdapterWeights<float> weights;
+  for (const auto& [parts, rank, scaling] : *rc::gen::resize(20, rc::gen::container<std::vector<Drawn>>(module))) {
+    std::string name;
+    for (const std::string& text : parts) name += text;
+    if (!name.empty()) weights.modules.emplace(name, module_of(rank, scaling));
+  }
+  LoraModelConfig by_root;
+  by_root.lora.use_rslora = *rc::gen::arbitrary<bool>();
+  const LoraModelConfig config = described_config(by_root, weights);
+  for (const auto& [name, own] : weights.modules) {
+    const LoraConfig lora = config_for(config, name);
+    RC_ASSERT(lora.rank == own.rank());
+    RC_ASSERT(std::abs(lora.scaling() - own.scaling) < 1e-12);
+  }
 }
 
 }  // namespace

@@ -4,18 +4,49 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "lora/model/adapter_weights.hpp"
 #include "lora/model/model_config.hpp"
+#include "lora/model/name_pattern.hpp"
 
 namespace lora {
 
+namespace detail {
+
+/// A key of rank_pattern and alpha_pattern that a name is found by: the name itself, or an expression that matches it
+/// if the name has special characters.
+[[nodiscard]] inline std::string pattern_key(std::string_view name) {
+  if (is_plain_text(name)) return std::string(name);
+  std::string key;
+  for (const char c : name) {
+    if (c == '.' || special_characters.find(c) != std::string_view::npos) key.push_back('\\');
+    key.push_back(c);
+  }
+  return key;
+}
+
+/// Keys in an order in which every name finds its own key first. A key matches only names that are longer, or as long
+/// with a character where the key has a dot.
+inline void sort_keys(std::vector<std::string>& names) {
+  const auto dots = [](const std::string& name) { return std::count(name.begin(), name.end(), '.'); };
+  std::sort(names.begin(), names.end(), [&](const std::string& a, const std::string& b) {
+    if (a.size() != b.size()) return a.size() > b.size();
+    return dots(a) != dots(b) ? dots(a) < dots(b) : a < b;
+  });
+}
+
+}  // namespace detail
+
 /// `config` with target_modules, rank, alpha and their patterns, use_dora, use_qalora, lora_bias and modules_to_save
 /// replaced by those of `weights`: the modules by their full names, the first one's rank and alpha for all, and
-/// patterns for those that differ. In rank_pattern and alpha_pattern the first matching key wins, so longer names come
-/// first. Scaling is alpha / rank, or alpha / sqrt(rank) with `config.lora.use_rslora`.
+/// patterns for those that differ. A pattern's key is a module's name, which also matches longer names that end in it,
+/// and any character for its dots; modules that it would match by mistake have keys of their own before it. Scaling is
+/// alpha / rank, or alpha / sqrt(rank) with `config.lora.use_rslora`.
 template <RealScalar Scalar>
 [[nodiscard]] LoraModelConfig described_config(LoraModelConfig config, const AdapterWeights<Scalar>& weights) {
   const bool by_root = config.lora.use_rslora;
@@ -31,28 +62,35 @@ template <RealScalar Scalar>
   std::vector<std::string> names;
   for (const auto& [name, module] : weights.modules) names.push_back(name);
   config.target_modules = ModuleSelector::listed(names);
-  std::sort(names.begin(), names.end(), [](const std::string& a, const std::string& b) {
-    return a.size() != b.size() ? a.size() > b.size() : a < b;
-  });
-  if (!names.empty()) {
-    const ModuleWeights<Scalar>& first = weights.modules.begin()->second;
-    config.lora.rank = first.rank();
-    config.lora.alpha = alpha_of(first);
-    config.lora.use_dora = first.magnitude.size() > 0;
-    config.lora.lora_bias = first.lora_bias.size() > 0;
-    config.lora.use_qalora = first.qalora_group_size > 0;
-    if (config.lora.use_qalora) config.lora.qalora_group_size = first.qalora_group_size;
+  if (names.empty()) return config;
+
+  const ModuleWeights<Scalar>& first = weights.modules.begin()->second;
+  config.lora.rank = first.rank();
+  config.lora.alpha = alpha_of(first);
+  config.lora.use_dora = first.magnitude.size() > 0;
+  config.lora.lora_bias = first.lora_bias.size() > 0;
+  config.lora.use_qalora = first.qalora_group_size > 0;
+  if (config.lora.use_qalora) config.lora.qalora_group_size = first.qalora_group_size;
+
+  const auto differs = [&](const std::string& name) {
+    const ModuleWeights<Scalar>& module = weights.modules.at(name);
+    return module.rank() != config.lora.rank || alpha_of(module) != config.lora.alpha;
+  };
+  std::vector<detail::BasicNamePattern<typename detail::TextOf<Scalar>::Char>> different;
+  for (const std::string& name : names) {
+    if (!differs(name)) continue;
+    different.emplace_back("described_config", "modules", detail::pattern_key(name), detail::PatternPlace::name_end);
   }
+  const auto needs_key = [&](const std::string& name) {
+    const auto matches = [&](const auto& key) { return key.matches(name); };
+    return std::any_of(different.begin(), different.end(), matches);
+  };
+  names.erase(std::remove_if(names.begin(), names.end(), std::not_fn(needs_key)), names.end());
+  detail::sort_keys(names);
   for (const std::string& name : names) {
     const ModuleWeights<Scalar>& module = weights.modules.at(name);
-    bool needs_key = module.rank() != config.lora.rank || alpha_of(module) != config.lora.alpha;
-    for (const auto& [key, rank] : config.rank_pattern) {
-      needs_key = needs_key || (key.size() > name.size() && detail::means_module(name, key));
-    }
-    if (needs_key) {
-      config.rank_pattern.emplace_back(name, module.rank());
-      config.alpha_pattern.emplace_back(name, alpha_of(module));
-    }
+    config.rank_pattern.emplace_back(detail::pattern_key(name), module.rank());
+    config.alpha_pattern.emplace_back(detail::pattern_key(name), alpha_of(module));
   }
   return config;
 }

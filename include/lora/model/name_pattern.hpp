@@ -15,6 +15,14 @@
 
 namespace lora::detail {
 
+/// What a pattern has a machine for; "." alone is compared directly.
+inline constexpr std::string_view special_characters = "^$*+?{}[]\\|()";
+
+/// Whether a pattern is text without special characters other than ".".
+[[nodiscard]] constexpr bool is_plain_text(std::string_view pattern) noexcept {
+  return pattern.find_first_of(special_characters) == std::string_view::npos;
+}
+
 /// What patterns may take over all names that one matcher is asked about. A configuration and the names can both be
 /// hostile, and the product of their sizes is what matching costs. Thread safety: any number of threads may spend.
 class MatchBudget {
@@ -56,7 +64,7 @@ class BasicNamePattern {
   BasicNamePattern(std::string_view operation, std::string_view option, std::string pattern, PatternPlace place,
                    const MatchBudget& budget = {})
       : pattern_(std::move(pattern)), option_(option), place_(place) {
-    if (pattern_.find_first_of("^$*+?{}[]\\|()") == std::string::npos) return;
+    if (is_plain_text(pattern_)) return;
     expression_.emplace(operation, option, pattern_);
     budget.spend(steps_of_a_state * expression_->states());
   }
