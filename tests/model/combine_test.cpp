@@ -97,6 +97,25 @@ TEST_F(TwoAdapters, PeftDecidesByTheNumberOfAdaptersNotOfThoseInAModule) {
   EXPECT_LT((delta_of(alone.modules.at("both")) - delta_of(first.modules["both"])).norm(), 1e-14);
 }
 
+// PEFT counts the adapters of the call: a module that only one of them has is not combined as linear.
+TEST_F(TwoAdapters, PeftCombinesAModuleOfOneAdapterByTheTypeOfTheCall) {
+  const auto only_first = [&](CombineOptions options) {
+    options.compatibility = Compatibility::peft;
+    return combine(adapters(), options).modules.at("only.first");
+  };
+  const Module& own = first.modules["only.first"];
+  const Module svd = only_first({.combination_type = CombinationType::svd});
+  EXPECT_LT((delta_of(svd) - 0.5 * own.scaling * delta_of(own)).norm(), 1e-13) << "weight * scaling * delta";
+  EXPECT_EQ(only_first({.combination_type = CombinationType::svd, .svd_rank = 1}).rank(), 1);
+  const Module clamped = only_first({.combination_type = CombinationType::svd, .svd_clamp = 0.9});
+  EXPECT_LT(clamped.A.maxCoeff(), svd.A.maxCoeff());
+  for (const auto type : {CombinationType::ties, CombinationType::magnitude_prune}) {
+    const Module pruned = only_first({.combination_type = type, .density = 0.5});
+    EXPECT_EQ((pruned.A.array() == 0).count(), own.A.size() / 2) << name_of(type);
+    EXPECT_EQ((pruned.B.array() == 0).count(), own.B.size() / 2) << name_of(type);
+  }
+}
+
 TEST_F(TwoAdapters, WhatDareDropsDependsOnTheModulesNameAlone) {
   const CombineOptions dare{.combination_type = CombinationType::dare_linear, .density = 0.5, .seed = 3};
   const Matrix<double> among_others = combine(adapters(), dare).modules.at("both").A;

@@ -37,7 +37,7 @@ template <RealScalar Scalar>
 class AdapterCombination {
  public:
   AdapterCombination(std::span<const WeightedAdapter<Scalar>> adapters, const CombineOptions& options)
-      : adapters_(adapters), options_(options) {
+      : adapters_(adapters), options_(as_peft_combines(options, adapters.size())) {
     check_combine_options(operation, options);
     if (adapters.empty()) throw ConfigError(operation, "adapters", "at least one adapter", "none");
     for (std::size_t i = 0; i < adapters.size(); ++i) {
@@ -63,12 +63,9 @@ class AdapterCombination {
  private:
   static constexpr std::string_view operation = "combine_adapters";
 
-  /// PEFT decides for the whole model: a single adapter is combined as linear, and the default rank of an SVD is the
-  /// largest rank of any adapter in any module.
+  /// In PEFT the default rank of an SVD is the largest rank of any adapter in any module.
   void follow_peft() {
-    if (options_.compatibility != Compatibility::peft) return;
-    if (adapters_.size() == 1) options_.combination_type = CombinationType::linear;
-    if (options_.svd_rank) return;
+    if (options_.compatibility != Compatibility::peft || options_.svd_rank) return;
     Index largest = 0;
     for (const auto& adapter : adapters_)
       for (const auto& entry : adapter.adapter->modules) largest = std::max(largest, entry.second.rank());

@@ -46,6 +46,14 @@ struct CombinedFactors {
 
 namespace detail {
 
+/// PEFT combines a single adapter as linear, whatever the type. It counts those of the whole call, not of a module.
+[[nodiscard]] inline CombineOptions as_peft_combines(CombineOptions options, std::size_t adapters) {
+  if (options.compatibility == Compatibility::peft && adapters == 1) {
+    options.combination_type = CombinationType::linear;
+  }
+  return options;
+}
+
 template <RealScalar Scalar>
 class FactorCombination {
  public:
@@ -55,7 +63,6 @@ class FactorCombination {
     check_combine_options(operation, options);
     check_inputs();
     if (options.seed) stream_ = RandomStream(*options.seed, stream);
-    if (peft() && in.size() == 1) type_ = CombinationType::linear;
   }
 
   [[nodiscard]] CombinedFactors<Scalar> run() const {
@@ -307,7 +314,8 @@ class FactorCombination {
 ///           = sum c_i B_i A_i + sum over i != j of sgn(c_j) sqrt|c_i c_j| B_i A_j:
 ///   the second sum consists of cross terms between adapters, which no adapter has learned. All r_i must be equal.
 /// - svd and all *_svd apply each scaling twice: D_i contains it, and the weight is w_i s_i.
-/// - A single adapter is combined as linear, whatever the type.
+/// - A single adapter is combined as linear, whatever the type. With combine_adapters, that is one of the whole call:
+///   a module that only one of several adapters has is combined by its type.
 ///
 /// dare_* draw from `options.seed` and `stream`, by the adapter's position: the same elements on every platform, and
 /// without an SVD the same bits. PEFT draws from torch's generator, which is not reproduced. Except for dare_*,
@@ -319,7 +327,10 @@ class FactorCombination {
 template <RealScalar Scalar>
 [[nodiscard]] CombinedFactors<Scalar> combine_factors(std::span<const WeightedFactors<Scalar>> adapters,
                                                       const CombineOptions& options, std::uint64_t stream = 0) {
-  return detail::FactorCombination<Scalar>("combine_factors", "adapters", adapters, options, stream).run();
+  constexpr std::string_view operation = "combine_factors";
+  check_combine_options(operation, options);
+  const CombineOptions followed = detail::as_peft_combines(options, adapters.size());
+  return detail::FactorCombination<Scalar>(operation, "adapters", adapters, followed, stream).run();
 }
 
 }  // namespace lora
