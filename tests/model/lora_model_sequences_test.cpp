@@ -262,16 +262,19 @@ class Sequence {
         });
     return "load " + source + " as " + name;
   }
-  std::string set_adapters(const Names& names) {
+  // Whether two of these train the same tensor.
+  [[nodiscard]] bool clash(const Names& names) const {
     std::map<std::string, int> owners;
     for (const std::string& name : names) {
-      for (const auto& [parameter, value] : adapters_[name].values) ++owners[parameter];
+      for (const auto& [parameter, value] : adapters_.at(name).values) ++owners[parameter];
       for (const auto& [layer_name, layer] : layers_) {
         if (layer.adapters.contains(name) && layer.adapters.at(name).bias.size() > 0) ++owners[layer_name];
       }
     }
-    const bool clash = std::any_of(owners.begin(), owners.end(), [](const auto& owner) { return owner.second > 1; });
-    const char* const error = names == active_ ? "none" : merged() ? "state" : clash ? "config" : "none";
+    return std::any_of(owners.begin(), owners.end(), [](const auto& owner) { return owner.second > 1; });
+  }
+  std::string set_adapters(const Names& names) {
+    const char* const error = names == active_ ? "none" : merged() ? "state" : clash(names) ? "config" : "none";
     expect(
         error, [&] { model_.set_adapters(names); },
         [&] {
@@ -318,8 +321,22 @@ class Sequence {
   }
   std::string merge(const Names& names) {
     const auto after = all_merging(names);
+    const auto add = [](Names& all, const Names& more) {
+      for (const std::string& name : more) {
+        if (!contains(all, name)) all.push_back(name);
+      }
+    };
+    Names parts = names;
+    add(parts, active_);
+    for (const auto& [layer_name, layer] : layers_) add(parts, layer.merged);
+    const bool saves = std::any_of(names.begin(), names.end(), [&](const std::string& name) {
+      return !contains(active_, name) && !adapters_[name].values.empty();
+    });
     expect(
-        after ? "none" : "state", [&] { model_.merge(names); }, [&] { layers_ = *after; });
+        clash(parts)      ? "config"
+        : saves || !after ? "state"
+                          : "none",
+        [&] { model_.merge(names); }, [&] { layers_ = *after; });
     return text("merge", names);
   }
   std::string merge_active() {

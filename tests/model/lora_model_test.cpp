@@ -777,6 +777,41 @@ TEST_F(LoraModelTest, MergingIsAllOrNothing) {
   EXPECT_EQ(network.weights(), before);
 }
 
+// One of the two biases was dropped.
+TEST_F(LoraModelTest, TwoAdaptersThatTrainOneBiasAreNotMergedTogether) {
+  LoraModelConfig config = queries;
+  config.lora.bias = BiasMode::lora_only;
+  model.inject(config, 1, "a");
+  model.inject(config, 2, "b");  // now the active one
+  const auto before = network.answers();
+  const auto refused = [&](const Names& names) {
+    EXPECT_EQ(message_of<ConfigError>([&] { model.merge(names); }),
+              "LoraModel::merge: adapters: expected one that trains blocks.0.q_proj.bias, got a and b");
+    EXPECT_EQ(network.answers(), before);
+    EXPECT_FALSE(model.merged());
+  };
+  refused({"a", "b"});
+  refused({"a"});  // beside the active one
+  model.set_adapters({});
+  model.merge({"a"});
+  EXPECT_THROW(model.merge({"b"}), ConfigError);  // beside the merged one
+  EXPECT_EQ(network.q0.merged_adapters(), Names{"a"});
+}
+
+// Its head stayed at the frozen values, and merge_and_unload lost the trained ones.
+TEST_F(LoraModelTest, AnAdapterWithModulesToSaveIsMergedOnlyWhileItIsActive) {
+  model.inject(queries_and_head, 1, "a");
+  model.inject(queries, 2, "b");
+  EXPECT_EQ(message_of<StateError>([&] {
+              model.merge({"b", "a"});
+            }),
+            "LoraModel::merge: adapters: expected active ones where modules are saved (call set_adapters() first), got "
+            "a");
+  EXPECT_FALSE(model.merged());
+  model.set_adapters({"a", "b"});
+  EXPECT_NO_THROW(model.merge({"a"}));
+}
+
 TEST_F(LoraModelTest, MergeAndUnloadLeavesPlainLayersWithTheMergedWeights) {
   model.inject(queries_and_head, 1);
   change_everything(0.25);

@@ -276,9 +276,15 @@ class LoraModel {
   void eval() { train(false); }
   /// Merges the active adapters in every layer. @throws StateError, also while adapters are disabled; std::bad_alloc
   void merge() { merge(active_); }
-  /// Merges these adapters, active or not, beside what is merged already. @throws also ConfigError
+  /// Merges these adapters, active or not, beside what is merged already. An adapter with modules to save must be
+  /// active, because its values of them are used only then. @throws also ConfigError for a name that is unknown or
+  /// given twice, or when two of these, the active and the merged ones train the same bias; StateError for modules to
+  /// save of one that is not active
   void merge(const std::vector<std::string>& adapters) {
-    require_distinct("LoraModel::merge", adapters);
+    constexpr std::string_view operation = "LoraModel::merge";
+    require_distinct(operation, adapters);
+    require_each_trained_once(operation, answering_with(adapters));
+    require_saved_in_use(operation, adapters);
     all_or_none([&](ModelLayer<Scalar>& layer) { layer.merge(layer.positions(adapters)); });
   }
   /// Restores every weight bit for bit.
@@ -484,21 +490,24 @@ class LoraModel {
   }
 
   [[nodiscard]] Activation prepare_active(std::string_view operation, const std::vector<std::string>& names) const {
+    require_each_trained_once(operation, names);
+    Activation activation{names, {}};
+    for (const auto& [module, layer] : layers_) activation.positions.push_back(layer->positions(names));
+    return activation;
+  }
+  void require_each_trained_once(std::string_view operation, const std::vector<std::string>& names) const {
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
       require_one_trains(operation, parameters_[i].name(), names, [&](const std::string& name) {
         const auto& saved = adapters_.at(name).saved;
         return std::any_of(saved.begin(), saved.end(), [i](const Saved& own) { return own.parameter == i; });
       });
     }
-    Activation activation{names, {}};
     for (const auto& [module, layer] : layers_) {
-      activation.positions.push_back(layer->positions(names));
       require_one_trains(operation, module + ".bias", names, [&held = *layer](const std::string& name) {
         const LoraAdapter<Scalar>* const adapter = held.find_adapter(name);
         return adapter != nullptr && adapter->bias.size() > 0;
       });
     }
-    return activation;
   }
   template <class Trains>
   static void require_one_trains(std::string_view operation, const std::string& tensor,
@@ -510,6 +519,27 @@ class LoraModel {
         throw ConfigError(operation, "adapters", "one that trains " + tensor, *owner + " and " + name);
       }
       owner = &name;
+    }
+  }
+  // These, the active ones and those that are merged, each once.
+  [[nodiscard]] std::vector<std::string> answering_with(std::vector<std::string> adapters) const {
+    for (const auto& [name, adapter] : adapters_) {
+      if (!adapter.active && !merged_anywhere(name)) continue;
+      if (std::find(adapters.begin(), adapters.end(), name) == adapters.end()) adapters.push_back(name);
+    }
+    return adapters;
+  }
+  [[nodiscard]] bool merged_anywhere(const std::string& adapter) const {
+    return std::any_of(layers_.begin(), layers_.end(), [&](const auto& entry) {
+      const LoraAdapter<Scalar>* const own = entry.second->find_adapter(adapter);
+      return own != nullptr && own->merged();
+    });
+  }
+  void require_saved_in_use(std::string_view operation, const std::vector<std::string>& adapters) const {
+    for (const std::string& name : adapters) {
+      const Adapter& adapter = adapters_.at(name);
+      if (adapter.active || adapter.saved.empty()) continue;
+      throw StateError(operation, "adapters", "active ones where modules are saved (call set_adapters() first)", name);
     }
   }
   // Positions of the active adapters after `gone` has been removed from its layer.
