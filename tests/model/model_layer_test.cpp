@@ -208,6 +208,11 @@ TEST(ModelLayer, ALoadThatDoesNotFitChangesNothing) {
           [](Weights& w) { w.modules.at("embed").lora_bias.resize(4); });
   refused("misshapen grouped (it is a module of another kind)",
           [](Weights& w) { w.modules.at("grouped").kind = ModuleKind::linear; });
+  // It was ignored: the layer multiplied by alpha / rank, another number.
+  refused("misshapen block.out ( scaling is 0.125, alpha and rank give ",
+          [](Weights& w) { w.modules.at("block.out").scaling = 0.125; });
+  refused("misshapen embed ( scaling is nan",
+          [](Weights& w) { w.modules.at("embed").scaling = std::numeric_limits<double>::quiet_NaN(); });
   refused("misshapen conv (its kernel has other extents)", [](Weights& w) {
     w.modules.at("conv").kernel_size = {2, 3};
   });

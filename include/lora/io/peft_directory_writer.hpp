@@ -127,8 +127,7 @@ void check_peft_weights(const LoraModelConfig& config, const AdapterWeights<Scal
   }
   for (const auto& [name, module] : weights.modules) {
     const double scaling = matcher.config_for(name).scaling();
-    // PEFT computes the scaling from the file's integers with one or two rounded operations.
-    if (!(std::abs(module.scaling - scaling) <= 4 * std::numeric_limits<double>::epsilon() * std::abs(scaling))) {
+    if (!same_scaling(module.scaling, scaling)) {
       problems.push_back("module " + in_quotes(name) + " has scaling " + number_text(module.scaling) + ", alpha and " +
                          "rank of the configuration give " + number_text(scaling));
     }

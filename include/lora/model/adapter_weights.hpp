@@ -2,7 +2,9 @@
 // The values of one adapter over a whole model, independent of any layer: what files hold and models exchange.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <string>
 #include <vector>
@@ -49,4 +51,13 @@ struct AdapterWeights {
   std::map<std::string, SavedTensor<Scalar>> saved;      ///< by the tensor's full name
 };
 
+namespace detail {
+
+/// Whether a module's scaling is the one that its configuration gives. PEFT computes that from the file's integers with
+/// one or two rounded operations.
+[[nodiscard]] inline bool same_scaling(double scaling, double configured) noexcept {
+  return std::abs(scaling - configured) <= 4 * std::numeric_limits<double>::epsilon() * std::abs(configured);
+}
+
+}  // namespace detail
 }  // namespace lora

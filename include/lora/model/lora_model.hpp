@@ -86,9 +86,10 @@ class LoraModel {
   }
 
   /// Adds the adapter in `weights`, like `inject` followed by setting every value. Strict: the modules of `weights`
-  /// must be those that `config` targets here, and all shapes must fit. `seed` is the one for `inject`; without one it
-  /// is 0. An adapter with pissa_niter needs it: its values belong to a start that is not among `weights`, and only the
-  /// seed it was injected with gives that start again (PEFT draws another one and is then wrong by the difference).
+  /// must be those that `config` targets here, with the scaling that it gives them, and all shapes must fit. `seed` is
+  /// the one for `inject`; without one it is 0. An adapter with pissa_niter needs it: its values belong to a start that
+  /// is not among `weights`, and only the seed it was injected with gives that start again (PEFT draws another one and
+  /// is then wrong by the difference).
   /// @throws ConfigError listing what is missing, extra or misshapen, or for pissa_niter without a seed; StateError
   /// while merged; std::bad_alloc
   InjectionReport load(const LoraModelConfig& config, const AdapterWeights<Scalar>& weights,

@@ -17,6 +17,7 @@
 
 #include "lora/adapter/adapter.hpp"
 #include "lora/core/claim.hpp"
+#include "lora/core/number_text.hpp"
 #include "lora/core/parameter.hpp"
 #include "lora/core/shape.hpp"
 #include "lora/layers/conv_kind.hpp"
@@ -248,6 +249,10 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
     text += differs("B", weights.B.rows(), weights.B.cols(), outputs, shape.b_cols * count);
     text += differs("lora_bias", 1, weights.lora_bias.size(), 1, config.lora_bias ? outputs : 0);
     text += differs("magnitude", 1, weights.magnitude.size(), 1, config.use_dora ? outputs : 0);
+    if (!detail::same_scaling(weights.scaling, config.scaling())) {
+      text = detail::joined({text, " scaling is ", detail::number_text(weights.scaling), ", alpha and rank give ",
+                             detail::number_text(config.scaling())});
+    }
     return text;
   }
   void fill(std::string_view operation, Adapter& adapter, const ModuleWeights<Scalar>& weights) const override {
