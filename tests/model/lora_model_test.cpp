@@ -630,6 +630,21 @@ TEST_F(LoraModelTest, ChoosingTheActiveOneAgainDoesNothing) {
   EXPECT_TRUE(model.merged());
 }
 
+// set_adapter did nothing because the model had not changed.
+TEST_F(LoraModelTest, ALayerThatChoseForItselfFollowsTheModelAgain) {
+  model.inject(queries, 1, "a");
+  model.inject(queries_and_head, 2, "b");
+  change_everything(0.25);
+  const auto answers = network.answers();
+  network.q0.set_adapter("a");
+  model.set_adapter("b");
+  EXPECT_EQ(network.q0.active_adapters(), Names{"b"});
+  EXPECT_EQ(network.answers(), answers);
+  network.q0.set_adapter("a");
+  model.merge();
+  EXPECT_THROW(model.set_adapter("b"), StateError);
+}
+
 TEST_F(LoraModelTest, DeletingTheActiveAdapterLeavesNoLayerAdapted) {
   const auto plain = network.answers();
   model.inject(queries, 1, "first");

@@ -146,12 +146,14 @@ class LoraModel {
   /// Makes one adapter the active one; see set_adapters().
   void set_adapter(const std::string& adapter) { set_adapters({adapter}); }
   /// Makes these the active adapters, in this order; the list may be empty. Each keeps its factors, modules to save,
-  /// biases, gradients and moments; no number is copied. @throws ConfigError for a name that is unknown or given twice,
-  /// or when two of them train the same module to save or bias; StateError while merged
+  /// biases, gradients and moments; no number is copied. Layers whose active adapters were changed by calls of their
+  /// own follow again. Does nothing if these are active already, also while they are merged. @throws ConfigError for a
+  /// name that is unknown or given twice, or when two of them train the same module to save or bias; StateError while
+  /// merged
   void set_adapters(const std::vector<std::string>& adapters) {
     constexpr std::string_view operation = "LoraModel::set_adapters";
     require_distinct(operation, adapters);
-    if (adapters == active_) return;
+    if (are_active(adapters)) return;
     require_unmerged(operation);
     activate(prepare_active(operation, adapters));
   }
@@ -521,6 +523,12 @@ class LoraModel {
       }
       owner = &name;
     }
+  }
+  // In the model, and in every layer: each has calls that change its own.
+  [[nodiscard]] bool are_active(const std::vector<std::string>& adapters) const {
+    return adapters == active_ && std::all_of(layers_.begin(), layers_.end(), [&](const auto& entry) {
+             return entry.second->active() == entry.second->positions(adapters);
+           });
   }
   // These, the active ones and those that are merged, each once.
   [[nodiscard]] std::vector<std::string> answering_with(std::vector<std::string> adapters) const {

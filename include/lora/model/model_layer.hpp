@@ -76,6 +76,8 @@ class ModelLayer {
   [[nodiscard]] virtual const Adapter* find_adapter(std::string_view name) const noexcept = 0;
   /// Positions of those of the named adapters that the layer has. @throws std::bad_alloc
   [[nodiscard]] virtual std::vector<Index> positions(std::span<const std::string> names) const = 0;
+  /// Positions of the active adapters, in their order.
+  [[nodiscard]] virtual const std::vector<Index>& active() const noexcept = 0;
   /// Makes these the active adapters. Pre: nothing is merged.
   virtual void set_active(const std::vector<Index>& positions) noexcept = 0;
   virtual void enable_adapters(bool enabled) noexcept = 0;
@@ -204,6 +206,7 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
     }
     return found;
   }
+  [[nodiscard]] const std::vector<Index>& active() const noexcept override { return layer_.adapters_.active(); }
   void set_active(const std::vector<Index>& positions) noexcept override { layer_.set_active(positions); }
   void enable_adapters(bool enabled) noexcept override { layer_.enable(enabled); }
   void check_scale(std::string_view operation, std::string_view name, double factor) const override {
