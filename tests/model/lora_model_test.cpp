@@ -108,6 +108,10 @@ void has_one_name_and_one_model(Part part) {
   Part copy = part;
   EXPECT_NO_THROW(other.add("copy", copy));
   LoraModel<double> moved = std::move(*first);  // the claim goes with the model
+  EXPECT_THROW(first->add("q", part), StateError);
+  Part another = part;
+  EXPECT_NO_THROW(first->add("q", another));  // a model like any other: it had no claims that others respect
+  EXPECT_THROW(other.add("another", another), StateError);
   first.reset();
   EXPECT_THROW(other.add("q", part), StateError);
   moved = LoraModel<double>();  // the model that had it is gone
@@ -594,6 +598,17 @@ TEST_F(LoraModelTest, TrainsThroughItsHandles) {
 }
 
 // Choosing and deleting.
+
+TEST(LoraModelLifetime, WithoutItsModelANetworkStaysAsItAnswered) {
+  Network network;
+  LoraModel<double> model;
+  network.add_to(model);
+  model.inject({.lora = {.rank = 2, .alpha = 4}, .target_modules = {"q_proj"}, .modules_to_save = {"head"}}, 1);
+  for (auto& parameter : model.trainable_parameters()) parameter.value().array() += 0.25;
+  const auto answers = network.answers();
+  model = LoraModel<double>();
+  EXPECT_EQ(network.answers(), answers);
+}
 
 TEST_F(LoraModelTest, AnAdapterThatIsNotActiveWaitsWithItsValues) {
   model.inject(queries_and_head, 1, "first");

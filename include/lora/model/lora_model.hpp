@@ -36,6 +36,11 @@ namespace lora {
 /// biases belong to the adapter that trains them. Only merging changes weights, and it is undone exactly, so removing
 /// all adapters restores the original model. A function that throws has changed nothing, unless it says otherwise. One
 /// thread at a time.
+///
+/// Destroying a model, or assigning another one to it, touches neither layers nor parameters: the layers keep their
+/// adapters, what is merged stays merged, and a Trainable keeps the values of the active adapter that saves it, while
+/// the user's own and those of inactive adapters are lost. Call unload() first to have the original ones back. A model
+/// that was moved from is empty, like a new one.
 template <RealScalar ScalarType>
 class LoraModel {
  public:
@@ -62,8 +67,9 @@ class LoraModel {
   void add(std::string name, Trainable<Scalar>& parameter, std::vector<Index> shape = {}) {
     require_addable(name, &parameter, parameter.claim);
     for (const auto& [layer_name, layer] : layers_) require_apart(layer_name, *layer, name);
+    const std::shared_ptr<const void>& mine = token();
     parameters_.emplace_back(std::move(name), parameter, std::move(shape));
-    parameter.claim.take(token_);
+    parameter.claim.take(mine);
   }
 
   /// Names of the registered layers, in order.
@@ -357,8 +363,14 @@ class LoraModel {
   void add_layer(std::string name, std::unique_ptr<ModelLayer<Scalar>> layer) {
     require_addable(name, layer->address(), layer->claim());
     for (const auto& parameter : parameters_) require_apart(name, *layer, parameter.name());
+    const std::shared_ptr<const void>& mine = token();
     layers_.emplace_back(std::move(name), std::move(layer));
-    layers_.back().second->claim().take(token_);
+    layers_.back().second->claim().take(mine);
+  }
+  // A model that was moved from has none, and needs a new one.
+  [[nodiscard]] const std::shared_ptr<const void>& token() {
+    if (token_ == nullptr) token_ = std::make_shared<char>();
+    return token_;
   }
   // `address` and `claim` are those of the layer or parameter that is to have this name.
   void require_addable(const std::string& name, const void* address, const Claim& claim) const {
@@ -601,7 +613,7 @@ class LoraModel {
     active_.clear();
   }
 
-  std::shared_ptr<const void> token_ = std::make_shared<char>();  // lives as long as this model
+  std::shared_ptr<const void> token_;  // lives as long as this model
   detail::NamedLayers<Scalar> layers_;
   std::vector<ModelParameter<Scalar>> parameters_;
   std::map<std::string, Adapter> adapters_;
