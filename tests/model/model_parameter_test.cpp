@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "lora/model/adapter_weights.hpp"
+#include "lora/optim/lora_plus.hpp"
 
 namespace lora::testing::model_parameter_test {
 namespace {
@@ -52,6 +53,17 @@ TEST(ModelParameter, HandsOutAHandleWithItsGradient) {
   EXPECT_EQ(value.gradient.sum(), 2);
   parameter.zero_grad();
   EXPECT_EQ(value.gradient.sum(), 0);
+}
+
+// PEFT gives LoRA+'s ratio to every tensor of one dimension; biases and norms that train whole had the rate of A.
+TEST(ModelParameter, OfOneDimensionHasTheRatioOfLoraPlus) {
+  Trainable<double> row{Matrix<double>::Zero(1, 6), {}, {}};
+  Trainable<double> matrix{Matrix<double>::Zero(2, 3), {}, {}};
+  const auto ratio = [](ModelParameter<double> parameter) { return lora_plus_scale(parameter.handle().role(), 16); };
+  EXPECT_EQ(ratio({"head.bias", row, {}}), 16);
+  EXPECT_EQ(ratio({"norm.weight", matrix, {6}}), 16);
+  EXPECT_EQ(ratio({"head.weight", row, {1, 6}}), 1);
+  EXPECT_EQ(ratio({"head.weight", matrix, {}}), 1);
 }
 
 }  // namespace

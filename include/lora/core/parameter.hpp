@@ -16,7 +16,14 @@
 namespace lora {
 
 /// What a parameter is for. The role, never the name, decides whether it trains and at which rate.
-enum class ParameterRole : std::uint8_t { lora_A, lora_B, lora_bias, magnitude, bias, weight };
+enum class ParameterRole : std::uint8_t {
+  lora_A,
+  lora_B,
+  lora_bias,  ///< of B
+  magnitude,  ///< of DoRA
+  bias,       ///< a layer's, or another tensor of one dimension that trains whole
+  weight      ///< a tensor of more dimensions that trains whole
+};
 
 /// What an optimiser remembers about one parameter. It is stored with the parameter, so it is copied and moved with the
 /// layer, and exists only for what trains.

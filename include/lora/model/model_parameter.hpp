@@ -44,7 +44,9 @@ class ModelParameter {
   static void zero_grad(Trainable<Scalar>& trainable) noexcept {
     std::fill_n(trainable.gradient.data(), trainable.gradient.size(), Scalar(0));
   }
-  [[nodiscard]] Parameter<Scalar> handle() { return parameter_->parameter(name_, ParameterRole::weight); }
+  [[nodiscard]] Parameter<Scalar> handle() {
+    return parameter_->parameter(name_, shape_.size() == 1 ? ParameterRole::bias : ParameterRole::weight);
+  }
 
   /// What an adapter starts with: the current values, without gradient and moments. @throws std::bad_alloc
   [[nodiscard]] Trainable<Scalar> copy() const { return {parameter_->value, {}, {}}; }

@@ -10,8 +10,8 @@
 
 namespace lora {
 
-/// LoRA+'s factor on the learning rate of a parameter with this role: `ratio` for B, its bias, the magnitude and the
-/// layer's bias; 1 for A and for a weight that trains.
+/// LoRA+'s factor on the learning rate of a parameter with this role: `ratio` for B, its bias, the magnitude, the
+/// layer's bias and any other tensor of one dimension; 1 for A and for a weight that trains.
 [[nodiscard]] constexpr double lora_plus_scale(ParameterRole role, double ratio) noexcept {
   switch (role) {
     case ParameterRole::lora_B:
