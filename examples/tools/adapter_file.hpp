@@ -326,31 +326,11 @@ inline void leave_out_norms(AdapterFile& adapter) {
   adapter.weights.saved.clear();
 }
 
-/// `config` for `weights` that were computed here: targets, ranks, alphas, biases and modules to save are those of
-/// `weights`, and the start is the plain one.
+/// described_config for `weights` that were computed here, whose start is the plain one.
 [[nodiscard]] inline LoraModelConfig config_of(LoraModelConfig config, const AdapterWeights<float>& weights) {
   config = described_config(std::move(config), weights);
   config.lora.init_lora_weights = InitLoraWeights::kaiming_uniform;
   config.lora.pissa_niter = 0;
-  config.lora.bias = BiasMode::none;
-  config.modules_to_save.clear();
-  std::set<std::string> whole;
-  std::set<std::string> biased;
-  for (const auto& [name, saved] : weights.saved) {
-    const auto dot = name.rfind('.');
-    const std::string module = dot == std::string::npos ? std::string() : name.substr(0, dot);
-    const bool is_bias = name.substr(dot == std::string::npos ? 0 : dot + 1) == "bias";
-    const bool adapted = weights.modules.contains(module);
-    if (is_bias) biased.insert(module);
-    if (!is_bias && !adapted) whole.insert(module);
-  }
-  for (const auto& module : biased) {
-    if (whole.contains(module)) continue;
-    const bool adapted = weights.modules.contains(module);
-    if (adapted && config.lora.bias == BiasMode::none) config.lora.bias = BiasMode::lora_only;
-    if (!adapted) config.lora.bias = BiasMode::all;
-  }
-  config.modules_to_save.assign(whole.begin(), whole.end());
   return config;
 }
 

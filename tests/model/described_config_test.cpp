@@ -76,6 +76,29 @@ TEST(DescribedConfig, SpecialCharactersInANameStandForThemselves) {
   expect_described(described_config(LoraModelConfig{}, weights), weights);
 }
 
+LoraModelConfig described_saved(const std::vector<std::string>& saved) {
+  AdapterWeights<float> weights;
+  weights.modules = {{"a.q", module_of(4, 2)}};
+  for (const std::string& name : saved) weights.saved[name] = {{1}, {0}};
+  LoraModelConfig stale;
+  stale.modules_to_save = {"stale"};
+  stale.lora.bias = BiasMode::all;
+  return described_config(stale, weights);
+}
+
+// Those of the configuration before stayed, so that its load asked for tensors that are not there.
+TEST(DescribedConfig, WhatTrainsWholeIsThatOfTheWeights) {
+  using Names = std::vector<std::string>;
+  EXPECT_EQ(described_saved({}).modules_to_save, Names{});
+  EXPECT_EQ(described_saved({}).lora.bias, BiasMode::none);
+  const auto head = described_saved({"head.bias", "head.weight", "scale"});
+  EXPECT_EQ(head.modules_to_save, (Names{"head", "scale"}));
+  EXPECT_EQ(head.lora.bias, BiasMode::none) << "a bias of a module to save is a part of it";
+  EXPECT_EQ(described_saved({"a.q.bias"}).lora.bias, BiasMode::lora_only);
+  EXPECT_EQ(described_saved({"a.q.bias", "b.v.bias"}).lora.bias, BiasMode::all);
+  EXPECT_EQ(described_saved({"a.bias", "a.q.bias"}).lora.bias, BiasMode::all);
+}
+
 using Drawn = std::tuple<std::vector<std::string>, Index, double>;
 
 // Names that often end in each other, or match with a dot for another character.

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -12,6 +13,7 @@
 
 #include "lora/model/adapter_weights.hpp"
 #include "lora/model/model_config.hpp"
+#include "lora/model/module_names.hpp"
 #include "lora/model/name_pattern.hpp"
 
 namespace lora {
@@ -40,13 +42,32 @@ inline void sort_keys(std::vector<std::string>& names) {
   });
 }
 
+/// Sets what trains whole: the modules to save, and which biases beside them.
+template <class Scalar>
+void describe_saved(LoraModelConfig& config, const AdapterWeights<Scalar>& weights) {
+  std::set<std::string> whole;
+  for (const auto& [name, tensor] : weights.saved) {
+    const std::string module(module_of(name));
+    if (!names_bias(name) && !weights.modules.contains(module)) whole.insert(module);
+  }
+  config.lora.bias = BiasMode::none;
+  for (const auto& [name, tensor] : weights.saved) {
+    const std::string module(module_of(name));
+    if (!names_bias(name) || whole.contains(module)) continue;
+    const bool adapted = weights.modules.contains(module);
+    if (!adapted) config.lora.bias = BiasMode::all;
+    if (adapted && config.lora.bias == BiasMode::none) config.lora.bias = BiasMode::lora_only;
+  }
+  config.modules_to_save.assign(whole.begin(), whole.end());
+}
+
 }  // namespace detail
 
-/// `config` with target_modules, rank, alpha and their patterns, use_dora, use_qalora, lora_bias and modules_to_save
-/// replaced by those of `weights`: the modules by their full names, the first one's rank and alpha for all, and
-/// patterns for those that differ. A pattern's key is a module's name, which also matches longer names that end in it,
-/// and any character for its dots; modules that it would match by mistake have keys of their own before it. Scaling is
-/// alpha / rank, or alpha / sqrt(rank) with `config.lora.use_rslora`.
+/// `config` with target_modules, rank, alpha and their patterns, use_dora, use_qalora, lora_bias, bias and
+/// modules_to_save replaced by those of `weights`: the modules by their full names, the first one's rank and alpha for
+/// all, and patterns for those that differ. A pattern's key is a module's name, which also matches longer names that
+/// end in it, and any character for its dots; modules that it would match by mistake have keys of their own before it.
+/// Scaling is alpha / rank, or alpha / sqrt(rank) with `config.lora.use_rslora`.
 template <RealScalar Scalar>
 [[nodiscard]] LoraModelConfig described_config(LoraModelConfig config, const AdapterWeights<Scalar>& weights) {
   const bool by_root = config.lora.use_rslora;
@@ -62,6 +83,7 @@ template <RealScalar Scalar>
   std::vector<std::string> names;
   for (const auto& [name, module] : weights.modules) names.push_back(name);
   config.target_modules = ModuleSelector::listed(names);
+  detail::describe_saved(config, weights);
   if (names.empty()) return config;
 
   const ModuleWeights<Scalar>& first = weights.modules.begin()->second;

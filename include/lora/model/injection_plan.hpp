@@ -32,15 +32,6 @@ namespace detail {
 template <class Scalar>
 using NamedLayers = std::vector<std::pair<std::string, std::unique_ptr<ModelLayer<Scalar>>>>;
 
-[[nodiscard]] inline bool names_bias(std::string_view name) noexcept {
-  return name == "bias" || name.ends_with(".bias");
-}
-
-/// The module a parameter's full name belongs to: "head" of "head.weight".
-[[nodiscard]] inline std::string_view module_of(std::string_view parameter) noexcept {
-  return parameter.substr(0, parameter.rfind('.'));
-}
-
 /// Whether this configuration gives a layer, with or without bias, an adapter at all.
 [[nodiscard]] inline bool is_adapter(const LoraConfig& config, Index bias_size) noexcept {
   return config.rank > 0 || (config.trains_bias() && bias_size > 0);

@@ -64,6 +64,15 @@ class ModuleSelector {
 
 namespace detail {
 
+[[nodiscard]] inline bool names_bias(std::string_view name) noexcept {
+  return name == "bias" || name.ends_with(".bias");
+}
+
+/// The module a parameter's full name belongs to: "head" of "head.weight".
+[[nodiscard]] inline std::string_view module_of(std::string_view parameter) noexcept {
+  return parameter.substr(0, parameter.rfind('.'));
+}
+
 /// PEFT's layers_to_transform and layers_pattern: whether a module is in an adapted layer.
 template <class Char>
 class BasicLayerFilter {
