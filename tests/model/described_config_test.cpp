@@ -76,6 +76,29 @@ TEST(DescribedConfig, SpecialCharactersInANameStandForThemselves) {
   expect_described(described_config(LoraModelConfig{}, weights), weights);
 }
 
+// The experts of a Qwen3-30B-A3B: listed by name, they took more steps than a configuration may.
+TEST(DescribedConfig, OfAModelOfManyModulesIsResolved) {
+  for (const bool alike : {true, false}) {
+    AdapterWeights<float> weights;
+    std::vector<std::string> names;
+    for (Index i = 0; i < 18432; ++i) {
+      const char* const projections[] = {"gate_proj", "up_proj", "down_proj"};
+      names.push_back("model.layers." + std::to_string(i / 384) + ".mlp.experts." + std::to_string(i % 384 / 3) + "." +
+                      projections[i % 3]);
+      weights.modules.emplace(names.back(), module_of(alike ? 1 : 1 + i % 2, 1));
+    }
+    const LoraModelConfig config = described_config(LoraModelConfig{}, weights);
+    EXPECT_EQ(config.rank_pattern.size(), alike ? 0U : names.size() / 2);
+    const TargetedModules targeted = resolve_targets(config, names);
+    EXPECT_EQ(targeted.names, names);
+    EXPECT_TRUE(targeted.warnings.empty());
+    const ModuleMatcher matcher(config);
+    for (std::size_t i = 0; i < names.size(); i += 97) {
+      ASSERT_EQ(matcher.config_for(names[i]).rank, weights.modules.at(names[i]).rank());
+    }
+  }
+}
+
 LoraModelConfig described_saved(const std::vector<std::string>& saved) {
   AdapterWeights<float> weights;
   weights.modules = {{"a.q", module_of(4, 2)}};

@@ -3,8 +3,10 @@
 // are in golden/module_matching.json (see model_config_test.cpp).
 #include "lora/model/module_names.hpp"
 
+#include <algorithm>
 #include <cstdint>
 #include <gtest/gtest.h>
+#include <rapidcheck/gtest.h>
 #include <string>
 #include <vector>
 
@@ -14,7 +16,6 @@ namespace lora::testing::module_names_test {
 namespace {
 
 using detail::LayerFilter;
-using detail::means_module;
 using detail::NamePattern;
 using detail::PatternPlace;
 using detail::SelectorMatcher;
@@ -55,9 +56,11 @@ TEST(ModuleSelector, IsEmptyWhenNoNameCanMatch) {
   EXPECT_FALSE(ModuleSelector{"q"}.empty());
 }
 
-TEST(MeansModule, AListedNameMeansItselfAndWhatEndsInItBehindADot) {
+TEST(SelectorMatcher, AListedNameMeansItselfAndWhatEndsInItBehindADot) {
   const auto meant_by = [](const char* listed) {
-    return [=](const auto& module) { return means_module(listed, module); };
+    return [matcher = SelectorMatcher("test", "target_modules", {listed})](const auto& module) {
+      return matcher.matches(module, true);
+    };
   };
   tells_apart(meant_by("q_proj"), {"q_proj", "layers.0.q_proj"}, {"xq_proj", "q_proj.x"});
   tells_apart(meant_by("0.q_proj"), {"layers.0.q_proj"}, {"layers.10.q_proj"});
@@ -65,15 +68,25 @@ TEST(MeansModule, AListedNameMeansItselfAndWhatEndsInItBehindADot) {
   tells_apart(meant_by("layers.0"), {}, {"layers.0.q_proj"});
 }
 
-TEST(SelectorMatcher, AgreesWithEachListedNameAlone) {
-  const std::vector<std::string> listed{"q_proj", "0.v", "model.head", "a.b.c"};
+// PEFT's rule: the name itself, or a name that ends in a dot and it.
+bool means_module(const std::string& listed, const std::string& module) {
+  return module == listed || module.ends_with("." + listed);
+}
+
+rc::Gen<std::string> short_text(const std::string& characters) {
+  return rc::gen::resize(8, rc::gen::container<std::string>(rc::gen::elementOf(characters)));
+}
+rc::Gen<std::vector<std::string>> short_texts(const std::string& characters) {
+  return rc::gen::resize(12, rc::gen::container<std::vector<std::string>>(short_text(characters)));
+}
+
+RC_GTEST_PROP(SelectorMatcher, AgreesWithEachListedNameAlone, ()) {
+  const auto listed = *short_texts("ab.");
   const SelectorMatcher matcher("test", "target_modules", ModuleSelector::listed(listed));
-  for (const std::string name : {"q_proj", "x.q_proj", "xq_proj", "0.v", "1.0.v", "10.v", "head", "model.head",
-                                 "my.model.head", "b.c", "a.b.c", "z.a.b.c", "", ".", "q_proj."}) {
-    bool expected = false;
-    for (const std::string& target : listed) expected = expected || means_module(target, name);
-    EXPECT_EQ(matcher.matches(name, true), expected) << name;
-  }
+  const auto name = *short_text("ab.");
+  const auto means = [&](const std::string& target) { return means_module(target, name); };
+  RC_ASSERT(matcher.matches(name, true) == std::any_of(listed.begin(), listed.end(), means));
+  RC_ASSERT(matcher.has(name, {}) == (std::find(listed.begin(), listed.end(), name) != listed.end()));
 }
 
 TEST(SelectorMatcher, AllLinearAsksTheCaller) {
@@ -117,6 +130,14 @@ TEST(NamePattern, AnEndBeginsAtTheStartOrBehindADot) {
   tells_apart(end("q_proj"), {"q_proj", "layers.0.q_proj"}, {"xq_proj", "q_proj.x"});
   tells_apart(end("^layers.0.q_proj"), {"layers.0.q_proj"}, {"model.layers.0.q_proj"});
   tells_apart(end("q|v"), {"a.v"}, {"av"});
+}
+
+// PEFT's prefix (.*\\.)? does not match a line feed, whether the key is an expression or plain text.
+TEST(NamePattern, NoLineFeedStandsBeforeOrAfterAPart) {
+  for (const char* pattern : {"q", "(?:q)"}) {
+    tells_apart(end(pattern), {"a.q"}, {"a\nb.q", "\n.q", "a\n.q"});
+    tells_apart(part(pattern), {"a.q.b"}, {"a\nb.q", "q.a\nb", "a.q.\n"});
+  }
 }
 
 TEST(NamePattern, APartIsARunOfWholeSegments) {

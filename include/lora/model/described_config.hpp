@@ -15,6 +15,7 @@
 #include "lora/model/model_config.hpp"
 #include "lora/model/module_names.hpp"
 #include "lora/model/name_pattern.hpp"
+#include "lora/model/pattern_keys.hpp"
 
 namespace lora {
 
@@ -98,15 +99,13 @@ template <RealScalar Scalar>
     const ModuleWeights<Scalar>& module = weights.modules.at(name);
     return module.rank() != config.lora.rank || alpha_of(module) != config.lora.alpha;
   };
-  std::vector<detail::BasicNamePattern<typename detail::TextOf<Scalar>::Char>> different;
+  std::vector<std::string> keys;
   for (const std::string& name : names) {
-    if (!differs(name)) continue;
-    different.emplace_back("described_config", "modules", detail::pattern_key(name), detail::PatternPlace::name_end);
+    if (differs(name)) keys.push_back(detail::pattern_key(name));
   }
-  const auto needs_key = [&](const std::string& name) {
-    const auto matches = [&](const auto& key) { return key.matches(name); };
-    return std::any_of(different.begin(), different.end(), matches);
-  };
+  const detail::BasicPatternKeys<typename detail::TextOf<Scalar>::Char> different("described_config", "modules",
+                                                                                  std::move(keys));
+  const auto needs_key = [&](const std::string& name) { return different.find(name).has_value(); };
   names.erase(std::remove_if(names.begin(), names.end(), std::not_fn(needs_key)), names.end());
   detail::sort_keys(names);
   for (const std::string& name : names) {

@@ -15,6 +15,9 @@
 #include "lora/core/number_text.hpp"
 #include "lora/core/types.hpp"
 #include "lora/model/module_names.hpp"
+#include "lora/model/name_pattern.hpp"
+#include "lora/model/pattern_keys.hpp"
+#include "lora/model/quoted_name.hpp"
 
 namespace lora {
 
@@ -85,13 +88,9 @@ class BasicModuleMatcher {
         target_(operation, "target_modules", config.target_modules),
         exclude_(operation, "exclude_modules", config.exclude_modules),
         layers_(operation, config.layers_to_transform, config.layers_pattern, budget_),
-        saved_names_(config.modules_to_save) {
-    for (const auto& [key, rank] : config.rank_pattern) {
-      ranks_.emplace_back(Pattern(operation, "rank_pattern", key, detail::PatternPlace::name_end, budget_), rank);
-    }
-    for (const auto& [key, alpha] : config.alpha_pattern) {
-      alphas_.emplace_back(Pattern(operation, "alpha_pattern", key, detail::PatternPlace::name_end, budget_), alpha);
-    }
+        saved_names_(config.modules_to_save),
+        ranks_(operation, "rank_pattern", config.rank_pattern, budget_),
+        alphas_(operation, "alpha_pattern", config.alpha_pattern, budget_) {
     for (const std::string& name : config.modules_to_save) {
       saved_.emplace_back(operation, "modules_to_save", name, detail::PatternPlace::name_part, budget_);
     }
@@ -132,48 +131,47 @@ class BasicModuleMatcher {
   [[nodiscard]] LoraConfig config_for(std::string_view module) const {
     budget_.grant(module);
     LoraConfig config = lora_;
-    if (const auto* rank = find(ranks_, module)) config.rank = *rank;
-    if (const auto* alpha = find(alphas_, module)) config.alpha = *alpha;
+    if (const auto key = ranks_.keys.find(module, budget_)) config.rank = ranks_.values[*key];
+    if (const auto key = alphas_.keys.find(module, budget_)) config.alpha = alphas_.values[*key];
     return config;
   }
 
   /// Keys of rank_pattern ("rank_pattern \"q\"") and alpha_pattern that determine no module's rank or alpha.
   [[nodiscard]] std::vector<std::string> unused_patterns(std::span<const std::string> modules) const {
     std::vector<std::string> unused;
-    collect_unused("rank_pattern ", ranks_, modules, unused);
-    collect_unused("alpha_pattern ", alphas_, modules, unused);
+    collect_unused("rank_pattern ", ranks_.keys, modules, unused);
+    collect_unused("alpha_pattern ", alphas_.keys, modules, unused);
     return unused;
   }
 
  private:
   using Pattern = detail::BasicNamePattern<Char>;
+  using PatternKeys = detail::BasicPatternKeys<Char>;
   template <class Value>
-  using Patterns = std::vector<std::pair<Pattern, Value>>;
-
-  // If no key matches a module, PEFT looks it up by its own name. This finds a key that, as an expression, does not
-  // match itself.
-  template <class Value>
-  [[nodiscard]] const Value* find(const Patterns<Value>& patterns, std::string_view module) const {
-    for (const auto& [pattern, value] : patterns) {
-      if (pattern.matches(module, budget_)) return &value;
+  struct PatternTable {
+    PatternTable(std::string_view operation, std::string_view option,
+                 const std::vector<std::pair<std::string, Value>>& pattern, const detail::MatchBudget& budget)
+        : keys(operation, option, keys_of(pattern), budget) {
+      for (const auto& [key, value] : pattern) values.push_back(value);
     }
-    for (const auto& [pattern, value] : patterns) {
-      if (pattern.text() == module) return &value;
+    static std::vector<std::string> keys_of(const std::vector<std::pair<std::string, Value>>& pattern) {
+      std::vector<std::string> keys;
+      for (const auto& [key, value] : pattern) keys.push_back(key);
+      return keys;
     }
-    return nullptr;
-  }
 
-  template <class Value>
-  void collect_unused(std::string_view option, const Patterns<Value>& patterns, std::span<const std::string> modules,
+    PatternKeys keys;
+    std::vector<Value> values;
+  };
+
+  void collect_unused(std::string_view option, const PatternKeys& keys, std::span<const std::string> modules,
                       std::vector<std::string>& unused) const {
-    std::vector<const Value*> used;
-    for (const std::string& module : modules) used.push_back(find(patterns, module));
-    for (const auto& [pattern, value] : patterns) {
-      budget_.spend(used.size());
-      bool is_used = false;
-      for (const Value* other : used) is_used = is_used || other == &value;
-      if (is_used) continue;
-      unused.push_back(detail::joined({option, detail::quoted_name(pattern.text())}));
+    std::vector<bool> used(keys.keys().size());
+    for (const std::string& module : modules) {
+      if (const auto key = keys.find(module, budget_)) used[*key] = true;
+    }
+    for (std::size_t i = 0; i < used.size(); ++i) {
+      if (!used[i]) unused.push_back(detail::joined({option, detail::quoted_name(keys.keys()[i])}));
     }
   }
 
@@ -190,9 +188,9 @@ class BasicModuleMatcher {
   detail::BasicSelectorMatcher<Char> exclude_;
   detail::BasicLayerFilter<Char> layers_;
   std::vector<std::string> saved_names_;
+  PatternTable<Index> ranks_;
+  PatternTable<double> alphas_;
   std::vector<Pattern> saved_;
-  Patterns<Index> ranks_;
-  Patterns<double> alphas_;
 };
 
 /// A configuration prepared for queries about many modules.
@@ -231,10 +229,16 @@ namespace detail {
 template <class Char>
 void warn_of_unmatched(std::basic_string_view<Char> option, const ModuleSelector& selector,
                        std::span<const std::string> modules, std::vector<std::string>& warnings) {
+  const BasicNameList<Char> list(selector.names());
+  std::vector<bool> means(list.size());
+  for (const std::string& module : modules) {
+    any_end(module, [&](std::string_view end) {
+      if (const auto found = list.find(end)) means[*found] = true;
+      return false;
+    });
+  }
   for (const std::string& name : selector.names()) {
-    bool matches = false;
-    for (const std::string& module : modules) matches = matches || means_module(name, module);
-    if (matches) continue;
+    if (means[*list.find(name)]) continue;
     warnings.push_back(joined({option, " ", quoted_name(name), " matches no module"}));
   }
 }

@@ -2,6 +2,7 @@
 // Selects modules of a model by lists of names, regular expressions and layer indices, as PEFT does.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
@@ -160,11 +161,36 @@ class BasicLayerFilter {
 
 using LayerFilter = BasicLayerFilter<char>;
 
-/// Whether a listed name selects this module.
-[[nodiscard]] inline bool means_module(std::string_view listed, std::string_view module) {
-  if (!module.ends_with(listed)) return false;
-  return module.size() == listed.size() || module[module.size() - listed.size() - 1] == '.';
+/// Whether visit(end) holds for the name or one of its ends after a dot: what a listed name can mean.
+template <class Visit>
+bool any_end(std::string_view name, const Visit& visit) {
+  while (true) {
+    if (visit(name)) return true;
+    const std::size_t dot = name.find('.');
+    if (dot == std::string_view::npos) return false;
+    name.remove_prefix(dot + 1);
+  }
 }
+
+/// Names, sorted.
+template <class Char>
+class BasicNameList {
+ public:
+  explicit BasicNameList(std::vector<std::string> names) : names_(std::move(names)) {
+    std::sort(names_.begin(), names_.end());
+  }
+
+  [[nodiscard]] std::size_t size() const noexcept { return names_.size(); }
+  /// A position of exactly this name, always the same one.
+  [[nodiscard]] std::optional<std::size_t> find(std::string_view name) const noexcept {
+    const auto found = std::lower_bound(names_.begin(), names_.end(), name);
+    if (found == names_.end() || *found != name) return std::nullopt;
+    return static_cast<std::size_t>(found - names_.begin());
+  }
+
+ private:
+  std::vector<std::string> names_;
+};
 
 /// A ModuleSelector prepared for many names.
 template <class Char>
@@ -182,7 +208,7 @@ class BasicSelectorMatcher {
       case ModuleSelector::Kind::none:
         return false;
       case ModuleSelector::Kind::names:
-        return lists(name, budget);
+        return any_end(name, [&](std::string_view end) { return has(end, budget); });
       case ModuleSelector::Kind::pattern:
         return pattern_->matches(name, budget);
       case ModuleSelector::Kind::all_linear:
@@ -193,25 +219,13 @@ class BasicSelectorMatcher {
 
   /// Whether exactly this name is in the list.
   [[nodiscard]] bool has(std::string_view name, const MatchBudget& budget) const {
-    budget.spend(names_.size());
-    for (const std::string& listed : names_) {
-      if (listed == name) return true;
-    }
-    return false;
+    budget.spend(1);
+    return names_.find(name).has_value();
   }
 
  private:
-  [[nodiscard]] bool lists(std::string_view name, const MatchBudget& budget) const {
-    while (true) {
-      if (has(name, budget)) return true;
-      const std::size_t dot = name.find('.');
-      if (dot == std::string_view::npos) return false;
-      name.remove_prefix(dot + 1);
-    }
-  }
-
   ModuleSelector::Kind kind_;
-  std::vector<std::string> names_;
+  BasicNameList<Char> names_;
   std::optional<BasicNamePattern<Char>> pattern_;
 };
 

@@ -50,6 +50,37 @@ class MatchBudget {
 /// rank_pattern and alpha_pattern); or any run of whole segments (PEFT's modules_to_save).
 enum class PatternPlace : std::uint8_t { whole_name, name_end, name_part };
 
+/// Where a part of a name may begin and end. The text before it, matched by (.*\.)?, and after it, by (\..*)?, contains
+/// no line feed.
+class PartEdges {
+ public:
+  PartEdges(std::string_view name, PatternPlace place) noexcept
+      : name_(name), place_(place), first_line_(name.find('\n')), last_line_(name.rfind('\n')) {}
+
+  [[nodiscard]] bool begins(std::size_t at) const noexcept {
+    if (at == 0) return true;
+    return place_ != PatternPlace::whole_name && name_[at - 1] == '.' && first_line_ >= at - 1;
+  }
+  [[nodiscard]] bool ends(std::size_t at) const noexcept {
+    if (at == name_.size()) return true;
+    return place_ == PatternPlace::name_part && name_[at] == '.' &&
+           (last_line_ == std::string_view::npos || last_line_ < at);
+  }
+
+ private:
+  std::string_view name_;
+  PatternPlace place_;
+  std::size_t first_line_;
+  std::size_t last_line_;
+};
+
+/// The first byte of the character that ends before `end`. Pre: end > 0
+[[nodiscard]] constexpr std::size_t begin_of_character(std::string_view text, std::size_t end) noexcept {
+  std::size_t begin = end - 1;
+  while (begin > 0 && (static_cast<unsigned char>(text[begin]) & 0xC0U) == 0x80U) --begin;
+  return begin;
+}
+
 /// A compiled regular expression over module names. Text without special characters other than "." is compared
 /// directly. Matching takes time at most proportional to the length of the name times the states of the pattern; both
 /// are bounded, because files may be hostile.
@@ -74,35 +105,33 @@ class BasicNamePattern {
   /// @throws ConfigError when the pattern has special characters and the name is longer than max_name, and like
   /// MatchBudget::spend
   [[nodiscard]] bool matches(std::string_view name, const MatchBudget& budget = {}) const {
-    if (expression_) return expression_matches(name, budget);
+    const PartEdges edges(name, place_);
+    if (expression_) return expression_matches(name, edges, budget);
     budget.spend(place_ == PatternPlace::name_part ? name.size() + 1 : 1);
-    if (place_ != PatternPlace::name_part) return ends_with_text(name);
+    if (place_ != PatternPlace::name_part) return text_matches(name, edges);
     for (std::size_t end = 0; end < name.size(); ++end) {
-      if (name[end] == '.' && ends_with_text(name.substr(0, end))) return true;
+      if (edges.ends(end) && text_matches(name.substr(0, end), edges)) return true;
     }
-    return ends_with_text(name);
+    return text_matches(name, edges);
   }
 
  private:
   static constexpr std::uint64_t steps_of_a_state = 64;  // to build and to keep it
 
-  // "." stands for any character but a line feed, as in the expression that the text is.
-  [[nodiscard]] bool ends_with_text(std::string_view name) const {
+  // At the end of `name`. "." stands for any character but a line feed, as in the expression that the text is.
+  [[nodiscard]] bool text_matches(std::string_view name, const PartEdges& edges) const {
     std::size_t begin = name.size();
     for (std::size_t i = pattern_.size(); i-- > 0;) {
-      if (begin-- == 0) return false;
-      if (pattern_[i] != '.') {
-        if (pattern_[i] != name[begin]) return false;
-      } else {
-        if (name[begin] == '\n') return false;
-        while (begin > 0 && (static_cast<unsigned char>(name[begin]) & 0xC0U) == 0x80U) --begin;
-      }
+      if (begin == 0) return false;
+      const char c = name[begin - 1];
+      if (pattern_[i] == '.' ? c == '\n' : c != pattern_[i]) return false;
+      begin = pattern_[i] == '.' ? begin_of_character(name, begin) : begin - 1;
     }
-    return begin == 0 || (place_ != PatternPlace::whole_name && name[begin - 1] == '.');
+    return edges.begins(begin);
   }
 
-  // The text before the part, matched by (.*\.)?, and after it, by (\..*)?, contains no line feed.
-  [[nodiscard]] bool expression_matches(std::string_view name, const MatchBudget& budget) const {
+  [[nodiscard]] bool expression_matches(std::string_view name, const PartEdges& edges,
+                                        const MatchBudget& budget) const {
     if (name.size() > max_name) {
       throw ConfigError("match a module name", option_,
                         joined({"names of at most ", std::to_string(max_name), " bytes with a regular expression"}),
@@ -115,19 +144,9 @@ class BasicNamePattern {
                           quoted_name(name));
       }
     }
-    const std::size_t first_line = name.find('\n');
-    const std::size_t last_line = name.rfind('\n');
-    const auto begins = [&](std::size_t place) {
-      if (place == 0) return true;
-      return place_ != PatternPlace::whole_name && name[place - 1] == '.' && first_line >= place - 1;
-    };
-    const auto ends = [&](std::size_t place) {
-      if (place == name.size()) return true;
-      return place_ == PatternPlace::name_part && name[place] == '.' &&
-             (last_line == std::string_view::npos || last_line < place);
-    };
     std::uint64_t steps = 0;
-    const bool found = expression_->matches(name, begins, ends, steps);
+    const bool found = expression_->matches(
+        name, [&](std::size_t at) { return edges.begins(at); }, [&](std::size_t at) { return edges.ends(at); }, steps);
     budget.spend(steps);
     return found;
   }
