@@ -74,7 +74,7 @@ TEST_F(InjectionPlanTest, AModuleToSaveIsThereWhenItsPartsAre) {
 }
 
 TEST_F(InjectionPlanTest, WeightsMustHaveExactlyWhatIsTargeted) {
-  const Plan result = plan({.lora = {.rank = 3}, .target_modules = {"q"}});
+  const Plan result = plan({.lora = {.rank = 3, .alpha = 3}, .target_modules = {"q"}});
   AdapterWeights<double> weights;
   EXPECT_THROW(result.check_weights(weights), ConfigError);
   weights.modules["a.q"].A = Matrix<double>::Zero(3, 6);

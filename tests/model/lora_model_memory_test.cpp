@@ -157,7 +157,8 @@ TEST(LoraModelMemory, Merging) {
   survives(two_adapters, [](ModelNetwork& network) { network.model.eval(); });
   const auto one_merged = [](ModelNetwork& network) {
     two_adapters(network);
-    network.model.merge();
+    network.model.set_adapters({"first", "second"});
+    network.model.merge({"first"});
   };
   survives(one_merged, [](ModelNetwork& network) { network.model.merge({"second"}); });  // DoRA goes below
 }
@@ -165,6 +166,7 @@ TEST(LoraModelMemory, Merging) {
 TEST(LoraModelMemory, Unmerging) {
   const auto merged = [](ModelNetwork& network) {
     two_adapters(network);
+    network.model.set_adapters({"first", "second"});
     network.model.merge({"second", "first"});
   };
   survives(merged, [](ModelNetwork& network) { network.model.unmerge({"first"}); });

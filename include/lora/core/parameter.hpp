@@ -17,8 +17,8 @@ namespace lora {
 
 /// What a parameter is for. The role, never the name, decides whether it trains and at which rate.
 enum class ParameterRole : std::uint8_t {
-  lora_A,
-  lora_B,
+  lora_A,     ///< the first factor
+  lora_B,     ///< the second one
   lora_bias,  ///< of B
   magnitude,  ///< of DoRA
   bias,       ///< a layer's, or another tensor of one dimension that trains whole
