@@ -119,6 +119,19 @@ TEST(ModuleMatcher, SavesWhatStandsInAModuleToSaveAndWhatEndsLikeOne) {
                        {"head", "model.head.dense", "model.norm", "lm_head", "lm_head.dense"}, {"header", "model", ""});
 }
 
+// PEFT reads modules_to_save as expressions where it excludes, and as ends of names where it trains.
+TEST(ModuleMatcher, AModuleToSaveThatMatchesOnlyAsAnExpressionIsExcludedAndNotSaved) {
+  LoraModelConfig config;
+  config.target_modules = {"hx0"};
+  config.modules_to_save = {"h.0"};
+  const ModuleMatcher matcher(config);
+  EXPECT_FALSE(matcher.targets("hx0"));
+  EXPECT_TRUE(matcher.excludes("hx0"));
+  EXPECT_FALSE(matcher.saves("hx0"));
+  EXPECT_TRUE(matcher.excludes("h.0"));
+  EXPECT_TRUE(matcher.saves("h.0"));
+}
+
 TEST(ModuleMatcher, AllLinearTakesLinearLayersButThoseExcludedOrSaved) {
   LoraModelConfig config;
   config.target_modules = ModuleSelector::all_linear();

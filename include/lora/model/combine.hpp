@@ -151,6 +151,9 @@ class AdapterCombination {
 ///
 /// Adapters of pissa and olora belong to a weight without their start: convert them with plain_adapter first.
 ///
+/// The default svd_rank with Compatibility::peft is the largest rank in the adapters. PEFT's is that of their
+/// configurations, which may be larger than that of any module: pass svd_rank then.
+///
 /// With linear, cat and svd (exact), lora_bias becomes sum w_i s_i b_i; for other types, and in PEFT, it is undefined.
 /// A tensor that an adapter replaces whole (a saved bias, a module to save) is copied unchanged, whatever the weight,
 /// and at most one adapter may have it.

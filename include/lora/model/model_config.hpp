@@ -111,11 +111,11 @@ class BasicModuleMatcher {
     return named && !excludes(module, is_linear);
   }
 
-  /// Whether this module, or one that contains it, is one of modules_to_save. In addition to the expressions that
-  /// prevent a module from being adapted, PEFT accepts any name with that ending: "head" saves "lm_head".
+  /// Whether this module, or one that contains it, is one of modules_to_save. As in PEFT, that is any name with such an
+  /// ending: "head" saves "lm_head". The expressions that prevent a module from being adapted (excludes()) do not
+  /// count.
   [[nodiscard]] bool saves(std::string_view module) const {
     budget_.grant(module);
-    if (matches_saved(module)) return true;
     for (std::size_t end = module.find('.'); !module.empty(); end = module.find('.', end + 1)) {
       const std::string_view outer = module.substr(0, end);
       budget_.spend(saved_names_.size());
