@@ -40,7 +40,8 @@ class BasicTextKeys {
     while (!pending.empty()) {
       Place at = pending.back();
       pending.pop_back();
-      for (; at.begin < at.end; ++steps) {
+      while (at.begin < at.end) {
+        if (++steps % steps_at_once == 0) budget.spend(steps_at_once * cost_of_a_step);
         if (const Key& key = keys_[at.begin]; key.backwards.size() == at.depth) {
           if (edges.begins(at.position)) first = std::min(first.value_or(key.number), key.number);
           ++at.begin;
@@ -51,11 +52,14 @@ class BasicTextKeys {
         at = narrowed(at, c, at.position - 1);
       }
     }
-    budget.spend(steps);
+    budget.spend(steps % steps_at_once * cost_of_a_step);
     return first;
   }
 
  private:
+  static constexpr std::uint64_t cost_of_a_step = 16;  // two binary searches
+  static constexpr std::uint64_t steps_at_once = std::uint64_t{1} << 12;
+
   struct Key {
     std::string backwards;
     std::size_t number;
@@ -73,6 +77,10 @@ class BasicTextKeys {
   [[nodiscard]] Place narrowed(const Place& at, char c, std::size_t position) const {
     const auto order = [depth = at.depth](const Key& key) { return static_cast<unsigned char>(key.backwards[depth]); };
     const auto wanted = static_cast<unsigned char>(c);
+    if (at.begin == at.end) return at;
+    if (order(keys_[at.begin]) == wanted && order(keys_[at.end - 1]) == wanted) {
+      return {at.begin, at.end, at.depth + 1, position};
+    }
     const auto first = keys_.begin() + static_cast<std::ptrdiff_t>(at.begin);
     const auto last = keys_.begin() + static_cast<std::ptrdiff_t>(at.end);
     const auto from = std::partition_point(first, last, [&](const Key& key) { return order(key) < wanted; });
