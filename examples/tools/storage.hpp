@@ -128,16 +128,18 @@ template <RealScalar Scalar>
   return values;
 }
 
-/// Calls body(first row, values) for all rows of a tensor, block of rows by block. Pre: its storage is readable.
+/// Calls body(first row, values) for all rows of a tensor, block of rows by block; not for one without elements, which
+/// may have any number of rows. Pre: its storage is readable.
 template <RealScalar Scalar, class Body>
 void for_each_row_block(const StoredTensor& tensor, const Body& body) {
+  if (tensor.elements() == 0) return;
   constexpr Index block_elements = Index{1} << 18;
   const Storage storage = Storage::of(tensor);
   // Blocks run along rows.
   const bool one_row = tensor.shape.empty() || (tensor.blocks && tensor.shape.size() == 1);
   const Index rows = one_row ? 1 : tensor.shape.front();
-  const Index cols = rows == 0 ? 0 : tensor.elements() / rows;
-  const Index step = std::max<Index>(1, block_elements / std::max<Index>(cols, 1));
+  const Index cols = tensor.elements() / rows;
+  const Index step = std::max<Index>(1, block_elements / cols);
   const std::size_t row_bytes = storage.bytes_of(static_cast<std::size_t>(cols));
   Matrix<Scalar> block;
   for (Index first = 0; first < rows; first += step) {
