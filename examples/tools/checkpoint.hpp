@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "common/json_text.hpp"
+#include "config_text.hpp"
 #include "lora/core/error.hpp"
 #include "lora/io/gguf_parser.hpp"
 #include "lora/io/gguf_type.hpp"
@@ -180,12 +180,19 @@ class Checkpoint {
   [[nodiscard]] const std::string& index_name() const noexcept { return index_name_; }
   /// The GGUF file it is; null for safetensors.
   [[nodiscard]] const GgufFile* gguf() const noexcept { return shards_.front().gguf(); }
-  /// config.json beside the tensors; a discarded value if there is none.
-  [[nodiscard]] nlohmann::ordered_json config() const {
+  /// config.json beside the tensors; nothing if there is none. @throws IoError, FormatError for one that cannot be read
+  [[nodiscard]] std::optional<ConfigFile> config_file() const {
     std::error_code ignored;
     const auto path = folder_ / "config.json";
-    const bool there = !folder_.empty() && std::filesystem::exists(path, ignored);
-    return there ? parse_object(read_text(path)) : nlohmann::ordered_json(nlohmann::ordered_json::value_t::discarded);
+    if (folder_.empty() || !std::filesystem::exists(path, ignored)) return std::nullopt;
+    std::string text = read_text(path);
+    auto values = parse_config(text, in_quotes(path.native(), path.native().size()));
+    return ConfigFile{std::move(text), std::move(values)};
+  }
+  /// Its values; a discarded value if there is none. @throws like config_file
+  [[nodiscard]] nlohmann::ordered_json config() const {
+    auto file = config_file();
+    return file ? std::move(file->values) : nlohmann::ordered_json(nlohmann::ordered_json::value_t::discarded);
   }
 
   [[nodiscard]] std::vector<std::string> names() const {

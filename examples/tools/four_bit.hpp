@@ -76,6 +76,25 @@ struct FourBitWeight {
   return weight;
 }
 
+/// Whether a checkpoint has this weight in 4 bits.
+[[nodiscard]] inline bool has_quant_state(const Checkpoint& checkpoint, const std::string& name) {
+  return checkpoint.find(lora::detail::bitsandbytes_state_name(name, BitsandbytesType::nf4)) ||
+         checkpoint.find(lora::detail::bitsandbytes_state_name(name, BitsandbytesType::fp4));
+}
+
+/// Passes the values of a 4-bit weight, as `dtype` and transposed, to a sink. Holds all of them: the weights of a
+/// Conv1D are small.
+[[nodiscard]] inline Producer decoding_transposed(const FourBitWeight& weight, Dtype dtype) {
+  return [name = weight.name, tensor = weight.tensor, dtype](const SafetensorsWriter::Sink& sink) {
+    const BitsandbytesState& state = tensor.state();
+    Matrix<float> values(state.out_features, state.in_features);
+    tensor.read_rows(0, values.rows(), {values.data(), static_cast<std::size_t>(values.size())});
+    std::vector<std::byte> bytes;
+    static_cast<void>(encode_finite(name, dtype, Matrix<float>(values.transpose()), bytes));
+    sink(bytes);
+  };
+}
+
 /// Passes the values of a 4-bit weight, as `dtype`, to a sink.
 [[nodiscard]] inline Producer decoding(const FourBitWeight& weight, Dtype dtype) {
   return [name = weight.name, tensor = weight.tensor, dtype](const SafetensorsWriter::Sink& sink) {
@@ -92,21 +111,48 @@ struct FourBitWeight {
   };
 }
 
-/// Encodes a weight in blocks of NF4 or FP4, row by row.
+/// How weights are stored in 4 bits.
+struct FourBitFormat {
+  BitsandbytesType type = BitsandbytesType::nf4;
+  Index block_size = 64;
+  BitsandbytesScales scales = BitsandbytesScales::floats;
+};
+
+/// A weight to be stored in 4 bits.
+struct FourBitSource {
+  StoredTensor tensor;
+  bool transposed = false;  ///< stored (in, out); in 4 bits it is (out, in)
+
+  [[nodiscard]] Index outputs() const { return tensor.shape[transposed ? 1 : 0]; }
+  [[nodiscard]] Index inputs() const { return tensor.shape[transposed ? 0 : 1]; }
+
+  /// Calls body(first output, values) with the weights of some outputs, one a row. Holds all of a transposed weight.
+  template <class Body>
+  void for_each_block(const Body& body) const {
+    if (!transposed) return for_each_row_block<float>(tensor, body);
+    const Matrix<float> values = values_of<float>(tensor);
+    const Index step = std::max<Index>(1, (Index{1} << 18) / inputs());
+    for (Index first = 0; first < outputs(); first += step) {
+      body(first, Matrix<float>(values.middleCols(first, std::min(step, outputs() - first)).transpose()));
+    }
+  }
+};
+
+/// Encodes a weight in blocks of NF4 or FP4, output by output.
 class FourBitEncoder {
  public:
-  FourBitEncoder(std::string name, StoredTensor source, BitsandbytesType type, Index block_size)
-      : name_(std::move(name)), source_(std::move(source)), block_bytes_(4 + static_cast<std::size_t>(block_size) / 2) {
-    visit_format(type, block_size, [this]<class Format>(Format) {
+  FourBitEncoder(FourBitSource source, const FourBitFormat& format)
+      : source_(std::move(source)), block_bytes_(4 + static_cast<std::size_t>(format.block_size) / 2) {
+    visit_format(format.type, format.block_size, [this]<class Format>(Format) {
       encode_ = &formats::encode_row<Format>;
       decode_ = &formats::decode_row<Format>;
     });
   }
 
-  /// @throws StateError naming the row for values that are not finite
+  /// @throws StateError naming the row, or column of a transposed weight, for values that are not finite
   void codes(const SafetensorsWriter::Sink& sink, RoundingError& error) const {
     error = {};
-    for_each_row_block<float>(source_, [&](Index first, const Matrix<float>& rows) {
+    source_.for_each_block([&](Index first, const Matrix<float>& rows) {
       const auto blocks = encoded(first, rows, &error);
       std::vector<std::byte> codes;
       for (std::size_t at = 0; at < blocks.size(); at += block_bytes_) {
@@ -117,7 +163,7 @@ class FourBitEncoder {
     });
   }
   void absmax(const SafetensorsWriter::Sink& sink) const {
-    for_each_row_block<float>(source_, [&](Index first, const Matrix<float>& rows) {
+    source_.for_each_block([&](Index first, const Matrix<float>& rows) {
       const auto blocks = encoded(first, rows, nullptr);
       std::vector<std::byte> scales;
       for (std::size_t at = 0; at < blocks.size(); at += block_bytes_) {
@@ -148,8 +194,10 @@ class FourBitEncoder {
     decode_(blocks.data(), back.size(), back.data());
     for (Index row = 0; row < back.rows(); ++row) {
       if (back.row(row).allFinite()) continue;
-      throw StateError("write tensor", in_quotes(name_) + ", row " + std::to_string(first + row),
-                       "values that are finite in 4 bits", "an infinity or NaN");
+      throw StateError(
+          "write tensor",
+          in_quotes(source_.tensor.name) + (source_.transposed ? ", column " : ", row ") + std::to_string(first + row),
+          "values that are finite in 4 bits", "an infinity or NaN");
     }
     if (error != nullptr) {
       const Matrix<double> difference = (back - rows).cast<double>();
@@ -158,8 +206,7 @@ class FourBitEncoder {
     return blocks;
   }
 
-  std::string name_;
-  StoredTensor source_;
+  FourBitSource source_;
   std::size_t block_bytes_;
   void (*encode_)(const float*, Index, std::uint8_t*) noexcept = nullptr;
   void (*decode_)(const std::uint8_t*, Index, float*) noexcept = nullptr;
@@ -167,13 +214,15 @@ class FourBitEncoder {
 
 /// Replaces a weight by the tensors of one of 4 bits. `error` is that of the codes, and known when they are written.
 /// Nested scales are computed at once, for the state tells their mean.
-/// Pre: two dimensions of 1 or more, the columns a multiple of the block size, values that are real numbers.
-inline void make_four_bit(const StoredTensor& source, BitsandbytesType type, Index block_size,
-                          BitsandbytesScales scales, const std::shared_ptr<RoundingError>& error, Changes& changes) {
-  const std::string name(source.name);
-  const bool half = source.dtype == Dtype::F16 || source.dtype == Dtype::BF16;
-  BitsandbytesState state{type, block_size, source.shape[0], source.shape[1], half ? source.dtype : Dtype::F32};
-  const auto encoder = std::make_shared<const FourBitEncoder>(name, source, type, block_size);
+/// Pre: two dimensions of 1 or more, the inputs a multiple of the block size, values that are real numbers.
+inline void make_four_bit(const FourBitSource& source, const FourBitFormat& format,
+                          const std::shared_ptr<RoundingError>& error, Changes& changes) {
+  const StoredTensor& tensor = source.tensor;
+  const std::string name(tensor.name);
+  const bool half = tensor.dtype == Dtype::F16 || tensor.dtype == Dtype::BF16;
+  BitsandbytesState state{format.type, format.block_size, source.outputs(), source.inputs(),
+                          half ? tensor.dtype : Dtype::F32};
+  const auto encoder = std::make_shared<const FourBitEncoder>(source, format);
   const auto add = [&](const std::string& companion, Dtype dtype, Index size, Producer produce) {
     changes.tensors[companion] = {dtype, {size}, std::move(produce), std::nullopt, name};
   };
@@ -184,12 +233,13 @@ inline void make_four_bit(const StoredTensor& source, BitsandbytesType type, Ind
           sink(bytes);
         });
   };
-  const auto& book = type == BitsandbytesType::nf4 ? formats::detail::nf4_codebook : formats::detail::fp4_codebook;
+  const auto& book =
+      format.type == BitsandbytesType::nf4 ? formats::detail::nf4_codebook : formats::detail::fp4_codebook;
   changes.tensors[name] = {Dtype::U8,
-                           {source.elements() / 2, 1},
+                           {tensor.elements() / 2, 1},
                            [encoder, error](const SafetensorsWriter::Sink& sink) { encoder->codes(sink, *error); }};
   add_values(name + ".quant_map", Dtype::F32, book.values);
-  if (scales == BitsandbytesScales::nested) {
+  if (format.scales == BitsandbytesScales::nested) {
     const lora::detail::NestedScales nested = encoder->nested_absmax();
     state.nested_block_size = lora::detail::nested_block_size;
     state.nested_offset = nested.offset;
@@ -197,10 +247,10 @@ inline void make_four_bit(const StoredTensor& source, BitsandbytesType type, Ind
     add_values(name + ".nested_absmax", Dtype::F32, nested.absmax);
     add_values(name + ".nested_quant_map", Dtype::F32, lora::detail::nested_quant_map());
   } else {
-    add(name + ".absmax", Dtype::F32, source.elements() / block_size,
+    add(name + ".absmax", Dtype::F32, tensor.elements() / format.block_size,
         [encoder](const SafetensorsWriter::Sink& sink) { encoder->absmax(sink); });
   }
-  add_values(lora::detail::bitsandbytes_state_name(name, type), Dtype::U8, bitsandbytes_state_text(state));
+  add_values(lora::detail::bitsandbytes_state_name(name, format.type), Dtype::U8, bitsandbytes_state_text(state));
 }
 
 }  // namespace lora::tools

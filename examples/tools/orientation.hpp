@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -13,6 +14,7 @@
 #include "checkpoint.hpp"
 #include "lora/core/error.hpp"
 #include "lora/model/adapter_weights.hpp"
+#include "storage.hpp"
 
 namespace lora::tools {
 
@@ -22,13 +24,92 @@ struct StoredAs {
   std::vector<std::string> conv1d;  ///< (in, out)
 };
 
-/// Whether a module is an embedding, by its name: the tensors of a checkpoint do not say it.
+/// Whether a module is an embedding, by its name: the shape of a weight does not say it.
 [[nodiscard]] inline bool is_embedding_name(std::string_view module) {
   const std::string_view last = module.substr(module.rfind('.') + 1);
-  if (last == "embed_out") return false;
+  if (last == "embed_out" || last.ends_with("_embedder")) return false;
   return last.find("embed") != std::string_view::npos || last == "wte" || last == "wpe" || last == "shared" ||
          last == "token_embd";
 }
+
+/// Likewise of a module of a checkpoint: an embedding has no bias.
+[[nodiscard]] inline bool is_embedding(const Checkpoint& checkpoint, const std::string& module) {
+  return is_embedding_name(module) && !checkpoint.find(module + ".bias");
+}
+
+[[nodiscard]] inline bool has_conv1d_name(std::string_view module) {
+  constexpr std::array<std::string_view, 4> names{"c_attn", "c_proj", "c_fc", "q_attn"};
+  const std::string_view last = module.substr(module.rfind('.') + 1);
+  return std::find(names.begin(), names.end(), last) != names.end();
+}
+
+/// Whether a module's weight is stored (in, out), by its bias, which has as many elements as the weight has outputs.
+/// Nothing for a square weight, one of 4 bits, and one without a bias.
+[[nodiscard]] inline std::optional<bool> is_conv1d_by_bias(const Checkpoint& checkpoint, const std::string& module) {
+  const auto weight = checkpoint.find(module + ".weight");
+  const auto bias = checkpoint.find(module + ".bias");
+  if (!weight || !bias || weight->shape.size() != 2 || weight->shape[0] == weight->shape[1]) return std::nullopt;
+  if (!Storage::of(*weight).readable()) return std::nullopt;
+  if (bias->size() == weight->shape[1]) return true;
+  if (bias->size() == weight->shape[0]) return false;
+  return std::nullopt;
+}
+
+/// What is known of all modules with the names of GPT-2's Conv1D: other families call linear layers so.
+class Conv1dEvidence {
+ public:
+  void learn(std::optional<bool> is_conv1d) {
+    if (!is_conv1d || contradictory_) return;
+    contradictory_ = answer_ && *answer_ != *is_conv1d;
+    answer_ = contradictory_ ? std::nullopt : is_conv1d;
+  }
+  void learn_from_biases(const Checkpoint& checkpoint) {
+    constexpr std::string_view end = ".weight";
+    for (const auto& name : checkpoint.names()) {
+      if (!name.ends_with(end)) continue;
+      const std::string module = name.substr(0, name.size() - end.size());
+      if (has_conv1d_name(module)) learn(is_conv1d_by_bias(checkpoint, module));
+    }
+  }
+  [[nodiscard]] std::optional<bool> answer() const noexcept { return answer_; }
+  [[nodiscard]] bool contradictory() const noexcept { return contradictory_; }
+
+ private:
+  std::optional<bool> answer_;
+  bool contradictory_ = false;
+};
+
+/// Tells which weights of a checkpoint are those of a Conv1D, without an adapter to compare their shapes with.
+class Conv1dModules {
+ public:
+  /// The checkpoint must outlive it.
+  explicit Conv1dModules(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {
+    Conv1dEvidence evidence;
+    evidence.learn_from_biases(checkpoint);
+    if (!evidence.contradictory()) others_ = evidence.answer() ? evidence.answer() : by_config(checkpoint.config());
+  }
+
+  /// By the module's bias; then by other modules of these names; then by the kind of model. Nothing if none tells.
+  [[nodiscard]] std::optional<bool> contain(const std::string& module) const {
+    // A Conv1D always has a bias.
+    if (!has_conv1d_name(module) || !checkpoint_.find(module + ".bias")) return false;
+    const auto known = is_conv1d_by_bias(checkpoint_, module);
+    return known ? known : others_;
+  }
+
+ private:
+  /// Source: huggingface/transformers, the models that use `pytorch_utils.Conv1D`.
+  [[nodiscard]] static std::optional<bool> by_config(const nlohmann::ordered_json& config) {
+    constexpr std::array<std::string_view, 5> families{"gpt2", "openai-gpt", "imagegpt", "decision_transformer",
+                                                       "clvp"};
+    const std::string family = model_type_of(config);
+    if (family.empty()) return std::nullopt;
+    return std::find(families.begin(), families.end(), family) != families.end();
+  }
+
+  const Checkpoint& checkpoint_;
+  std::optional<bool> others_;
+};
 
 /// Decides by what is known, in this order: the shape; the user's word; for GPT-2's names, what the other modules of
 /// these names are; the configuration's fan_in_fan_out.
@@ -38,17 +119,10 @@ class Orientation {
       : named_(named), fan_in_fan_out_(adapter.config.lora.fan_in_fan_out && base.gguf() == nullptr) {
     for (const auto& [name, module] : adapter.weights.modules) {
       const auto tensor = base.find(prefix + name + ".weight");
-      if (tensor && module.kind == ModuleKind::linear && has_conv1d_name(name)) learn(by_shape(module, *tensor));
+      const bool tells = tensor && module.kind == ModuleKind::linear && has_conv1d_name(name);
+      if (tells) conv1d_names_.learn(by_shape(module, *tensor));
     }
-    // A bias has as many elements as the weight has outputs.
-    for (const auto& name : base.names()) {
-      if (!name.ends_with(".weight") || !has_conv1d_name(name.substr(0, name.size() - 7))) continue;
-      const auto weight = base.find(name);
-      const auto bias = base.find(name.substr(0, name.size() - 6) + "bias");
-      if (!bias || weight->shape.size() != 2 || weight->shape[0] == weight->shape[1]) continue;
-      if (bias->size() == weight->shape[1]) learn(true);
-      if (bias->size() == weight->shape[0]) learn(false);
-    }
+    conv1d_names_.learn_from_biases(base);
   }
 
   /// Whether the outputs of the module are the columns of its stored weight.
@@ -71,7 +145,7 @@ class Orientation {
     }
     if (known) return *known;
     if (linear || conv1d) return conv1d;
-    if (has_conv1d_name(name) && !contradictory_) return conv1d_names_.value_or(true);
+    if (has_conv1d_name(name) && !conv1d_names_.contradictory()) return conv1d_names_.answer().value_or(true);
     if (!has_conv1d_name(name) && !fan_in_fan_out_) return false;
     throw ConfigError("merge", in_quotes(name),
                       "--conv1d " + last_part(name) + " if its weight is stored (in, out), or --linear " +
@@ -82,12 +156,6 @@ class Orientation {
  private:
   [[nodiscard]] static std::string last_part(std::string_view name) {
     return std::string(name.substr(name.rfind('.') + 1));
-  }
-
-  [[nodiscard]] static bool has_conv1d_name(std::string_view name) {
-    constexpr std::array<std::string_view, 4> names{"c_attn", "c_proj", "c_fc", "q_attn"};
-    const std::string_view last = name.substr(name.rfind('.') + 1);
-    return std::find(names.begin(), names.end(), last) != names.end();
   }
 
   [[nodiscard]] static bool is_named(const std::vector<std::string>& ends, std::string_view name) {
@@ -106,16 +174,9 @@ class Orientation {
     return false;  // the error of the shape is better told later
   }
 
-  void learn(std::optional<bool> is_conv1d) {
-    if (!is_conv1d || contradictory_) return;
-    contradictory_ = conv1d_names_ && *conv1d_names_ != *is_conv1d;
-    conv1d_names_ = contradictory_ ? std::nullopt : is_conv1d;
-  }
-
   const StoredAs& named_;
   bool fan_in_fan_out_;
-  std::optional<bool> conv1d_names_;
-  bool contradictory_ = false;
+  Conv1dEvidence conv1d_names_;
 };
 
 }  // namespace lora::tools

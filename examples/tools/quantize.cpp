@@ -34,8 +34,8 @@ struct Arguments {
   std::vector<std::string> modules;
   bool force = false;
 
-  [[nodiscard]] BitsandbytesScales scales() const {
-    return double_quant ? BitsandbytesScales::nested : BitsandbytesScales::floats;
+  [[nodiscard]] FourBitFormat four_bit(BitsandbytesType type) const {
+    return {type, block_size, double_quant ? BitsandbytesScales::nested : BitsandbytesScales::floats};
   }
 };
 
@@ -129,6 +129,7 @@ class Quantization {
                         arguments.format);
     }
     if (arguments.double_quant && !four_bit_) refuse("--double-quant", "--format nf4 or fp4", arguments.format);
+    if (four_bit_) conv1d_modules_.emplace(checkpoint);
     if (!four_bit_) target_ = Storage(*parse_gguf_type(in_capitals(arguments.format)));
     for (const auto& name : checkpoint.names()) plan(*checkpoint.find(name));
     for (std::size_t i = 0; i < arguments.modules.size(); ++i) {
@@ -142,7 +143,7 @@ class Quantization {
 
   [[nodiscard]] const Changes& changes() const noexcept { return changes_; }
   [[nodiscard]] std::size_t count() const noexcept { return errors_.size(); }
-  /// Names of matrices that stay because they do not fit.
+  /// Matrices that stay because they do not fit, and why.
   [[nodiscard]] const std::vector<std::string>& left_out() const noexcept { return left_out_; }
   [[nodiscard]] RoundingError error() const {
     RoundingError total;
@@ -171,39 +172,60 @@ class Quantization {
   /// Weights of linear layers and, in GGUF files, embeddings: bitsandbytes has linear layers alone.
   [[nodiscard]] bool is_usual(const std::string& name, const std::string& module) const {
     if (gguf_) return !is_kept_by_llama_cpp(name);
-    return !four_bit_ || (!is_embedding_name(module) && !is_head_name(module));
+    return !four_bit_ || (!is_embedding(checkpoint_, module) && !is_head_name(module));
+  }
+
+  /// bitsandbytes has the weights of modules, and no other parameters.
+  [[nodiscard]] bool is_weight_name(std::string_view name) const {
+    return name.ends_with(four_bit_ ? ".weight" : "weight");
+  }
+
+  [[nodiscard]] bool is_real_matrix(const StoredTensor& tensor) const {
+    return tensor.shape.size() == 2 && tensor.elements() > 0 && !tensor.blocks && converts_to_real(tensor.dtype) &&
+           !(gguf_ && tensor.dtype == Dtype::F64);
   }
 
   void plan(const StoredTensor& tensor) {
     const std::string name(tensor.name);
-    if (!name.ends_with("weight")) return;
+    if (!is_weight_name(name)) return;
     const std::string module = module_of(name);
     const bool named = is_named(module);
     if (!arguments_.modules.empty() && !named) return;
-    const bool matrix = tensor.shape.size() == 2 && tensor.elements() > 0 && !tensor.blocks &&
-                        converts_to_real(tensor.dtype) && !(gguf_ && tensor.dtype == Dtype::F64);
-    if (!matrix) {
-      if (named) {
-        refuse(in_quotes(name), "a matrix of F32, F16 or BF16",
-               std::string(tensor.type_name()) + " " + shape_text(tensor.shape));
-      }
-      return;
+    if (!is_real_matrix(tensor)) {
+      if (!named) return;
+      refuse(in_quotes(name), "a matrix of F32, F16 or BF16",
+             std::string(tensor.type_name()) + " " + shape_text(tensor.shape));
     }
     if (!named && !is_usual(name, module)) return;
-    if (tensor.shape[1] % block_size() != 0) {
-      if (named) {
-        refuse(in_quotes(name),
-               "a multiple of " + std::to_string(block_size()) + " columns, the block size of " + arguments_.format,
-               std::to_string(tensor.shape[1]));
-      }
-      left_out_.push_back(name);
-      return;
+    const std::optional<bool> transposed = four_bit_ ? conv1d_modules_->contain(module) : false;
+    if (!transposed) {
+      return leave(name, named, "a weight known to be stored (out, in) or (in, out)",
+                   "a square one; neither its shape nor modules of such names tell");
     }
+    const Index line = tensor.shape[*transposed ? 0 : 1];
+    if (line % block_size() != 0) {
+      return leave(name, named,
+                   "a multiple of " + std::to_string(block_size()) + (*transposed ? " rows" : " columns") +
+                       ", the block size of " + arguments_.format,
+                   std::to_string(line));
+    }
+    store(tensor, *transposed);
+  }
+
+  /// @throws ConfigError if the user has named it
+  void leave(const std::string& name, bool named, std::string_view expected, std::string_view got) {
+    if (named) refuse(in_quotes(name), expected, got);
+    left_out_.push_back(
+        in_quotes(name).append(" stays as it is: expected ").append(expected).append(", got ").append(got));
+  }
+
+  void store(const StoredTensor& tensor, bool transposed) {
+    const std::string name(tensor.name);
     if (!four_bit_ && target_.dtype() == tensor.dtype && !target_.blocks()) return;
     const auto error = errors_.emplace_back(std::make_shared<RoundingError>());
     if (four_bit_) {
       require_free_names(name);
-      make_four_bit(tensor, *four_bit_, arguments_.block_size, arguments_.scales(), error, changes_);
+      make_four_bit({tensor, transposed}, arguments_.four_bit(*four_bit_), error, changes_);
     } else {
       changes_.tensors[name] = {target_.dtype(), tensor.shape, converting(tensor, target_, error), target_.blocks()};
     }
@@ -215,23 +237,49 @@ class Quantization {
     }
   }
 
+  /// What transformers must not take for a layer of 4 bits. Where this list is given, it has no other.
+  [[nodiscard]] std::vector<std::string> skipped_modules(const nlohmann::ordered_json& config) const {
+    std::vector<std::string> modules;
+    for (const auto& name : checkpoint_.names()) {
+      const bool matrix = name.ends_with(".weight") && checkpoint_.find(name)->shape.size() == 2;
+      const bool four_bit = changes_.tensors.contains(name) || has_quant_state(checkpoint_, name);
+      if (matrix && !four_bit) modules.push_back(module_of(name));
+    }
+    if (const auto head = tied_head(config)) modules.push_back(*head);
+    return modules;
+  }
+
+  /// The head that transformers ties to an embedding and leaves out of files; nothing if it is stored or not tied.
+  [[nodiscard]] std::optional<std::string> tied_head(const nlohmann::ordered_json& config) const {
+    const auto tied = config.find("tie_word_embeddings");
+    if (tied != config.end() && *tied == false) return std::nullopt;
+    const std::string head = name_of_head(config);
+    for (const auto& name : checkpoint_.names()) {
+      if (name.ends_with(".weight") && (is_head_name(module_of(name)) || module_of(name) == head)) return std::nullopt;
+    }
+    return head;
+  }
+
+  /// Source: huggingface/transformers, `_tied_weights_keys` of the models. Most have lm_head; in some, that is a block
+  /// with further layers, which are stored.
+  [[nodiscard]] std::string name_of_head(const nlohmann::ordered_json& config) const {
+    if (model_type_of(config) == "whisper") return "proj_out";
+    if (checkpoint_.find("lm_head.dense.weight")) return "lm_head.decoder";
+    return checkpoint_.find("cls.predictions.transform.dense.weight") ? "cls.predictions.decoder" : "lm_head";
+  }
+
   /// transformers reads the weights as what config.json says.
   void describe_in_config() {
-    auto config = checkpoint_.config();
-    if (!config.is_object()) return;
-    auto skipped = nlohmann::ordered_json::array();
-    for (const auto& name : checkpoint_.names()) {
-      if (!name.ends_with(".weight") || checkpoint_.find(name)->shape.size() != 2) continue;
-      if (!changes_.tensors.contains(name) && !is_embedding_name(module_of(name))) skipped.push_back(module_of(name));
-    }
-    config["quantization_config"] = {{"quant_method", "bitsandbytes"},
-                                     {"load_in_4bit", true},
-                                     {"load_in_8bit", false},
-                                     {"bnb_4bit_quant_type", arguments_.format},
-                                     {"bnb_4bit_use_double_quant", arguments_.double_quant},
-                                     {"bnb_4bit_quant_storage", "uint8"},
-                                     {"llm_int8_skip_modules", std::move(skipped)}};
-    changes_.config = config.dump(2) + "\n";
+    const auto config = checkpoint_.config_file();
+    if (!config) return;
+    const nlohmann::ordered_json quantization = {{"quant_method", "bitsandbytes"},
+                                                 {"load_in_4bit", true},
+                                                 {"load_in_8bit", false},
+                                                 {"bnb_4bit_quant_type", arguments_.format},
+                                                 {"bnb_4bit_use_double_quant", arguments_.double_quant},
+                                                 {"bnb_4bit_quant_storage", "uint8"},
+                                                 {"llm_int8_skip_modules", skipped_modules(config->values)}};
+    changes_.config = with_member(config->text, "quantization_config", quantization);
   }
 
   const Checkpoint& checkpoint_;
@@ -239,6 +287,7 @@ class Quantization {
   bool gguf_;
   std::optional<BitsandbytesType> four_bit_;
   Storage target_ = Dtype::F32;
+  std::optional<Conv1dModules> conv1d_modules_;  // with four_bit_
   Changes changes_;
   std::map<std::size_t, bool> used_;  // of the modules named, those that are there
   std::vector<std::string> left_out_;
@@ -249,9 +298,7 @@ void quantize(const Arguments& arguments) {
   const Checkpoint checkpoint = Checkpoint::open(arguments.input);
   const Quantization quantization(checkpoint, arguments);
   Output output = place_for(checkpoint, arguments.output, arguments.force);
-  for (const auto& name : quantization.left_out()) {
-    warn(in_quotes(name) + " stays as it is: its columns are no multiple of the block size");
-  }
+  for (const auto& text : quantization.left_out()) warn(text);
   write_checkpoint(checkpoint, output, quantization.changes(), "Quantizing");
   say("stored " + std::to_string(quantization.count()) + " weights as " + arguments.format + " in " + arguments.output);
   say("rounding: largest error " + number(quantization.error().largest) + ", " +
@@ -263,10 +310,10 @@ class Dequantization {
  public:
   /// @throws FormatError for 4-bit weights that are not complete; ConfigError where nothing is to be done
   Dequantization(const Checkpoint& checkpoint, Dtype dtype) {
+    const Conv1dModules conv1d_modules(checkpoint);
     for (const auto& [name, quant_state] : four_bit_names(checkpoint)) {
       const FourBitWeight weight = four_bit_weight(checkpoint, name, quant_state);
-      const BitsandbytesState& state = weight.tensor.state();
-      changes_.tensors[weight.name] = {dtype, {state.out_features, state.in_features}, decoding(weight, dtype)};
+      decode(weight, dtype, conv1d_modules.contain(module_of(name)));
       changes_.removed.insert(weight.companions.begin(), weight.companions.end());
     }
     for (const auto& name : checkpoint.names()) {
@@ -280,22 +327,40 @@ class Dequantization {
                         "none");
     }
     if (checkpoint.gguf() != nullptr) set_file_type(*gguf_type_of_dtype(dtype), changes_);
-    auto config = checkpoint.config();
-    if (!changes_.removed.empty() && config.is_object() && config.erase("quantization_config") > 0) {
-      changes_.config = config.dump(2) + "\n";
+    const auto config = checkpoint.config_file();
+    if (!changes_.removed.empty() && config && config->values.contains("quantization_config")) {
+      changes_.config = with_member(config->text, "quantization_config", std::nullopt);
     }
   }
 
   [[nodiscard]] const Changes& changes() const noexcept { return changes_; }
+  /// What a person should know about the result.
+  [[nodiscard]] const std::vector<std::string>& notes() const noexcept { return notes_; }
 
  private:
+  void decode(const FourBitWeight& weight, Dtype dtype, std::optional<bool> conv1d) {
+    const BitsandbytesState& state = weight.tensor.state();
+    if (!conv1d) {
+      notes_.push_back(in_quotes(weight.name) +
+                       " is written (out, in), as it is in 4 bits; a Conv1D of GPT-2 would need (in, out)");
+    }
+    if (conv1d.value_or(false)) {
+      changes_.tensors[weight.name] = {
+          dtype, {state.in_features, state.out_features}, decoding_transposed(weight, dtype)};
+    } else {
+      changes_.tensors[weight.name] = {dtype, {state.out_features, state.in_features}, decoding(weight, dtype)};
+    }
+  }
+
   Changes changes_;
+  std::vector<std::string> notes_;
 };
 
 void dequantize(const Arguments& arguments) {
   const Checkpoint checkpoint = Checkpoint::open(arguments.input);
   const Dequantization dequantization(checkpoint, *parse_dtype(arguments.format));
   Output output = place_for(checkpoint, arguments.output, arguments.force);
+  for (const auto& note : dequantization.notes()) warn(note);
   write_checkpoint(checkpoint, output, dequantization.changes(), "Dequantizing");
   say("stored " + std::to_string(dequantization.changes().tensors.size()) + " tensors as " + arguments.format + " in " +
       arguments.output);
@@ -335,12 +400,13 @@ void add_quantize(CLI::App& app) {
       ->allow_extra_args(false);
   command->add_flag("--force", arguments->force, "Overwrite an existing output, which may be the checkpoint itself");
   command->footer(
-      "Takes the matrices called \"...weight\" of F32, F16 and BF16 whose columns are a multiple of the block size. "
-      "All\n"
-      "else stays as it is; so do, unless --modules names them, embeddings and heads with nf4 and fp4 and, in GGUF\n"
-      "files, what llama.cpp keeps (norms, routers, positions, convolutions).\n"
-      "nf4 and fp4 give files as bitsandbytes has them; config.json says so to transformers. --double-quant reads the\n"
-      "weights once more, and holds their scales in memory until they are written.\n"
+      "Takes the matrices called \"...weight\" (with nf4 and fp4, those of modules alone) of F32, F16 and BF16 whose\n"
+      "columns are a multiple of the block size. All else stays as it is; so do, unless --modules names them,\n"
+      "embeddings and heads with nf4 and fp4 and, in GGUF files, what llama.cpp keeps (norms, routers, positions,\n"
+      "convolutions).\n"
+      "nf4 and fp4 give files as bitsandbytes has them; config.json says so to transformers. The weights of a Conv1D\n"
+      "of GPT-2, stored (in, out), are (out, in) in 4 bits, as transformers has them; dequantize turns them back.\n"
+      "--double-quant reads the weights once more, and holds their scales in memory until they are written.\n"
       "Example: lora quantize base-model base-nf4 --format nf4\n"
       "         lora quantize base-f16.gguf base-q4_0.gguf --format q4_0");
   command->callback([arguments] { quantize(*arguments); });
