@@ -178,7 +178,7 @@ class Extraction {
     const Index rank = arguments_.energy > 0 ? rank_for(decomposition, arguments_.energy, most) : most;
     const double held = decomposition.values().head(rank).squaredNorm() / decomposition.energy;
     table_.add({name, std::to_string(rank), number(held)});
-    weights_.modules.emplace(module, factors(decomposition, rank, is_embedding_name(module)));
+    weights_.modules.emplace(module, factors(decomposition, rank, is_embedding(tuned_, module)));
   }
 
   void save(const std::string& name) {
