@@ -37,10 +37,26 @@ inline void write_copy(const std::filesystem::path& from, const std::filesystem:
 
 namespace detail {
 
+/// Removes a folder with all that is in it, also from folders in it that may not be written.
+inline void remove_tree(const std::filesystem::path& path) {
+  std::error_code error;
+  if (std::filesystem::is_directory(std::filesystem::symlink_status(path, error))) {
+    std::filesystem::permissions(path, std::filesystem::perms::owner_all, std::filesystem::perm_options::add, error);
+    std::vector<std::filesystem::path> found;
+    std::filesystem::directory_iterator entry(path, error);
+    for (const std::filesystem::directory_iterator end; !error && entry != end; entry.increment(error)) {
+      if (entry->symlink_status(error).type() == std::filesystem::file_type::directory) found.push_back(entry->path());
+    }
+    for (const auto& folder : found) remove_tree(folder);
+  }
+  std::filesystem::remove_all(path, error);
+}
+
 /// A folder of one run beside its target:
 ///   lock         locked while the run lives
 ///   new          what the run writes; after an exchange, what was there before
 ///   old/<name>   what was there before, where the system cannot exchange two folders in one step
+/// and, while `new` is a file that is being written, its temporary file.
 /// A folder without its lock held is left over from a run that was killed. If old/<name> is there and <name> is not,
 /// the run died between its two renames, and `new` is complete.
 class Staging {
@@ -123,15 +139,23 @@ class Staging {
     return std::rename(fresh().c_str(), target.c_str()) == 0;
   }
 
+  /// @throws std::filesystem::filesystem_error
+  [[nodiscard]] std::vector<std::filesystem::path> all_but_the_lock() const {
+    std::vector<std::filesystem::path> found;
+    for (const auto& entry : std::filesystem::directory_iterator(folder_)) {
+      if (entry.path().filename() != "lock") found.push_back(entry.path());
+    }
+    return found;
+  }
+
   void remove() noexcept {
     if (folder_.empty() || !lock_.open()) return;
     std::error_code ignored;
     try {
       if (!settled()) return;
-      std::filesystem::remove_all(fresh(), ignored);
-      std::filesystem::remove_all(old(), ignored);
+      for (const auto& path : all_but_the_lock()) remove_tree(path);
       // The lock goes last: without it the rest would no longer be known as a leftover.
-      if (std::filesystem::exists(fresh(), ignored) || std::filesystem::exists(old(), ignored)) return;
+      if (!all_but_the_lock().empty()) return;
       std::filesystem::remove(folder_ / "lock", ignored);
       std::filesystem::remove(folder_, ignored);
     } catch (const std::exception&) {

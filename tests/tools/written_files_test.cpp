@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: MIT
+// Where build/bin/lora writes, who may read it, and what is left when it is killed.
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <gtest/gtest.h>
+#include <string>
+#include <sys/wait.h>
+#include <vector>
+
+#include "support/sanitized.hpp"
+#include "tools/faults.hpp"
+#include "tools/tool.hpp"
+
+namespace lora::written_files_test {
+namespace {
+
+using testing::Fault;
+using testing::FaultyRun;
+using testing::run_with_fault;
+using testing::tool;
+using Perms = std::filesystem::perms;
+
+class WrittenFiles : public testing::ToolTest {
+ protected:
+  void write(const std::string& name, const std::string& text) const { testing::write_file(path(name), text); }
+  void write_model_and_adapter() const {
+    std::filesystem::create_directories(path("base"));
+    write_tensors("base/model.safetensors", {{"a.weight", values(6, 8, 1)}});
+    write("base/config.json", "{}");
+    AdapterWeights<float> weights;
+    weights.modules.emplace("a", module(6, 8, 5));
+    write_adapter("adapter", {.lora = {.rank = 2, .alpha = 4}, .target_modules = {"a"}}, weights);
+  }
+  [[nodiscard]] Perms mode(const std::string& name) const {
+    return std::filesystem::symlink_status(path(name)).permissions();
+  }
+  void set_mode(const std::string& name, unsigned mode) const { std::filesystem::permissions(path(name), Perms(mode)); }
+};
+
+TEST_F(WrittenFiles, WhatAKilledRunLeftOfAFileIsCleanedByTheNextOne) {
+  write_tensors("base.safetensors", {{"a.weight", values(6, 8, 1)}}, Dtype::F16);
+  const std::vector<std::string> dequantize{"dequantize", path("base.safetensors"), path("out.safetensors"), "--force"};
+  int at = 0;
+  for (;; at += testing::sanitized ? 5 : 1) {
+    const auto end = run_with_fault(LORA_TOOL_PROGRAM, dequantize, FaultyRun{.fault = Fault::kill, .at = at});
+    if (!end.traceable) GTEST_SKIP() << "programs cannot be traced here";
+    if (!end.reached) break;
+    expect_done({"dequantize", path("base.safetensors"), path("other.safetensors"), "--force"});
+    ASSERT_TRUE(leftovers().empty()) << "call " << at << ": " << leftovers().front();
+    ASSERT_LT(at, 200);
+  }
+  EXPECT_GT(at, 5);
+}
+
+// here/link -> real/sub: the system reads here/link/.. as real, and not as here.
+// The run died between its two renames, beside the folder that the link leads to.
+class WithoutPrivileges : public WrittenFiles {
+ protected:
+  static constexpr uid_t nobody = 65534;
+
+  /// The exit code of the tool, run by a user who is not root.
+  static int run(const std::vector<std::string>& arguments) {
+    const pid_t child = ::fork();
+    if (child == 0) {
+      if (::geteuid() == 0 && (::setgid(nobody) != 0 || ::setuid(nobody) != 0)) ::_exit(126);
+      const std::string program = LORA_TOOL_PROGRAM;
+      std::vector<char*> words = {const_cast<char*>(program.c_str())};
+      for (const auto& argument : arguments) words.push_back(const_cast<char*>(argument.c_str()));
+      words.push_back(nullptr);
+      ::execv(program.c_str(), words.data());
+      ::_exit(127);
+    }
+    int status = 0;
+    ::waitpid(child, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  }
+  void give_away() const {
+    if (::geteuid() != 0) return;
+    EXPECT_EQ(::lchown(path().c_str(), nobody, nobody), 0);
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(path())) {
+      EXPECT_EQ(::lchown(entry.path().c_str(), nobody, nobody), 0);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace lora::written_files_test
