@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -32,13 +33,6 @@ namespace lora::tools {
                       std::to_string(file.bytes().size()) + " bytes");
   }
   return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
-}
-
-/// An object in JSON; a discarded value for text that is not one or is nested more than 64 deep.
-[[nodiscard]] inline nlohmann::ordered_json parse_object(std::string_view text) {
-  using Json = nlohmann::ordered_json;
-  auto json = examples::parse_json<Json>(text);
-  return json.is_object() ? json : Json(Json::value_t::discarded);
 }
 
 [[nodiscard]] inline bool is_gguf(const std::filesystem::path& path) { return path.extension() == ".gguf"; }
@@ -153,7 +147,8 @@ class Shard {
 }
 
 /// Opens `path`: a safetensors or GGUF file, an index (*.safetensors.index.json), or a folder that holds either under
-/// the names of PEFT and transformers. Tensor data is read only when it is used.
+/// the names of PEFT and transformers. In a folder with both, model.safetensors is the model, as it is for
+/// transformers. Tensor data is read only when it is used.
 class Checkpoint {
  public:
   /// @throws IoError, FormatError
@@ -161,7 +156,7 @@ class Checkpoint {
     std::error_code ignored;
     if (!std::filesystem::is_directory(path, ignored)) return of_file(path);
     const std::vector<std::filesystem::path> candidates = {
-        path / "model.safetensors.index.json", path / "model.safetensors", path / "adapter_model.safetensors"};
+        path / "model.safetensors", path / "model.safetensors.index.json", path / "adapter_model.safetensors"};
     for (const auto& candidate : candidates) {
       if (!std::filesystem::exists(candidate, ignored)) continue;
       Checkpoint checkpoint = of_file(candidate);
@@ -235,8 +230,12 @@ class Checkpoint {
     checkpoint.index_name_ = path.filename().string();
     checkpoint.folder_ = path.has_parent_path() ? path.parent_path() : ".";
     const std::string label = in_quotes(path.native(), path.native().size());
-    for (const std::string& name : parse_safetensors_index(checkpoint.index_, label)) {
-      checkpoint.shards_.emplace_back(checkpoint.folder_ / name);
+    const SafetensorsWeightMap weight_map = parse_safetensors_weight_map(checkpoint.index_, label);
+    std::map<std::string_view, std::vector<std::string_view>> names_by_file;
+    for (const auto& [name, file] : weight_map) names_by_file[file].push_back(name);
+    for (const auto& [file, names] : names_by_file) {
+      const Shard& shard = checkpoint.shards_.emplace_back(checkpoint.folder_ / file);
+      for (const std::string_view name : names) require_tensor(shard, name, label);
     }
     const auto all = checkpoint.names();
     const auto twin = std::adjacent_find(all.begin(), all.end());
@@ -244,6 +243,12 @@ class Checkpoint {
       throw FormatError("open checkpoint", label, "every tensor in one shard", in_quotes(*twin) + " in two");
     }
     return checkpoint;
+  }
+
+  static void require_tensor(const Shard& shard, std::string_view name, std::string_view label) {
+    if (shard.find(name) != nullptr) return;
+    throw FormatError("open checkpoint", label, in_quotes(name) + " in " + in_quotes(shard.name()),
+                      "a file without that tensor");
   }
 
   std::vector<Shard> shards_;

@@ -14,8 +14,10 @@
 #include <vector>
 
 #include "checkpoint.hpp"
+#include "common/json_text.hpp"
 #include "lora/io/atomic_file.hpp"
 #include "lora/io/gguf_encoder.hpp"
+#include "lora/io/json_stream.hpp"
 #include "lora/io/safetensors.hpp"
 #include "output.hpp"
 #include "progress.hpp"
@@ -221,7 +223,8 @@ class CheckpointWriter {
   }
 
   [[nodiscard]] std::string index() const {
-    auto json = parse_object(source_.index());
+    // As deep as the index was read.
+    auto json = examples::parse_json<nlohmann::ordered_json>(source_.index(), lora::detail::JsonHandler::deepest);
     for (const auto& name : added_) json["weight_map"][name] = home_of(changes_.tensors.find(name)->second).name();
     for (const auto& name : changes_.removed) json["weight_map"].erase(name);
     std::uintmax_t total = 0;

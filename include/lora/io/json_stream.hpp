@@ -24,6 +24,9 @@ class JsonHandler : public nlohmann::json_sax<nlohmann::json> {
  public:
   using Json = nlohmann::json;
 
+  // Python's json stops at about a thousand levels, the reference implementation of safetensors at 127.
+  static constexpr std::size_t deepest = 127;
+
   bool null() final { return take(nullptr); }
   bool boolean(bool value) final { return take(value); }
   bool number_integer(number_integer_t value) final { return take(value); }
@@ -53,9 +56,6 @@ class JsonHandler : public nlohmann::json_sax<nlohmann::json> {
   [[nodiscard]] std::size_t depth() const noexcept { return depth_; }
 
  private:
-  // Python's json stops at about a thousand levels, the reference implementation of safetensors at 127.
-  static constexpr std::size_t deepest = 127;
-
   virtual void on_scalar(Json value) = 0;
   /// May take the key's text.
   virtual void on_key(std::string& key) = 0;

@@ -4,6 +4,8 @@
 
 #include <cstddef>
 #include <filesystem>
+#include <functional>
+#include <map>
 #include <set>
 #include <string>
 #include <string_view>
@@ -17,12 +19,16 @@
 
 namespace lora {
 
+/// The file beside the index that holds each tensor, by the tensor's name.
+using SafetensorsWeightMap = std::map<std::string, std::string, std::less<>>;
+
 namespace detail {
 
-/// Collects the files that are named under "weight_map".
+/// Collects the files that are named under "weight_map", and the map itself if there is one to fill.
 class SafetensorsIndexHandler final : public JsonHandler {
  public:
-  explicit SafetensorsIndexHandler(std::string_view label) : label_(label) {}
+  explicit SafetensorsIndexHandler(std::string_view label, SafetensorsWeightMap* weight_map = nullptr)
+      : label_(label), weight_map_(weight_map) {}
 
   [[noreturn]] void refuse(std::string_view expected, std::string_view got) const override {
     throw FormatError("read safetensors index", label_, expected, got);
@@ -41,6 +47,7 @@ class SafetensorsIndexHandler final : public JsonHandler {
   void on_key(std::string& key) override {
     if (depth() == 1) in_map_ = key == "weight_map";
     if (depth() == 1 && in_map_ && std::exchange(has_map_, true)) refuse("one weight_map", "two");
+    if (depth() == 2 && in_map_ && weight_map_ != nullptr) tensor_ = std::move(key);
   }
   void on_scalar(Json value) override { check(value); }
   void on_open(bool object) override { check(object ? Json::object() : Json::array()); }
@@ -57,9 +64,12 @@ class SafetensorsIndexHandler final : public JsonHandler {
     if (!is_file) refuse("the name of a file beside the index", in_quotes(name));
     files_.insert(name);
     if (files_.size() > most_files) refuse("at most " + std::to_string(most_files) + " files", "more");
+    if (weight_map_ != nullptr) weight_map_->insert_or_assign(std::move(tensor_), name);
   }
 
   std::string_view label_;
+  SafetensorsWeightMap* weight_map_;
+  std::string tensor_;  // the last key of weight_map
   std::set<std::string, std::less<>> files_;
   bool in_map_ = false;
   bool has_map_ = false;
@@ -78,7 +88,19 @@ class SafetensorsIndexHandler final : public JsonHandler {
   return std::move(handler).files();
 }
 
-/// Likewise of a file. @throws IoError also for what is not a regular file
+/// Which of these files holds which tensor; the last one for a name that is given twice, as in Python. Errors and time
+/// are those of parse_safetensors_index; memory is that of all names, of tensors too, and some hundred bytes for each.
+/// Whether a file holds the tensor, only the file tells.
+[[nodiscard]] inline SafetensorsWeightMap parse_safetensors_weight_map(std::string_view text, std::string_view label) {
+  SafetensorsWeightMap weight_map;
+  detail::SafetensorsIndexHandler handler(label, &weight_map);
+  detail::read_json(text, handler);
+  static_cast<void>(std::move(handler).files());
+  return weight_map;
+}
+
+/// The names of the files of an index, as parse_safetensors_index gives them. @throws IoError also for what is not a
+/// regular file
 [[nodiscard]] inline std::vector<std::string> read_safetensors_index(const std::filesystem::path& path) {
   const MappedFile file(path);
   return parse_safetensors_index(file.text(), path_text(path));
