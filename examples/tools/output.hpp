@@ -330,12 +330,24 @@ class Output {
     refuse("a folder that is empty or holds what --force may overwrite", "a folder of other things");
   }
 
+  /// A new file may be read by those who could read the old one.
+  static void keep_mode(const std::filesystem::path& from, const std::filesystem::path& to) {
+    struct stat old {};
+    struct stat fresh {};
+    const bool both = ::lstat(from.c_str(), &old) == 0 && ::lstat(to.c_str(), &fresh) == 0;
+    if (!both || !S_ISREG(old.st_mode) || !S_ISREG(fresh.st_mode)) return;
+    if (::chmod(to.c_str(), old.st_mode & 0777U) != 0) {
+      throw_io_error("output", from, "to give the new file the old one's permissions", errno);
+    }
+  }
+
   void keep_the_rest() const {
     struct stat status {};
     if (::stat(target_.c_str(), &status) == 0) static_cast<void>(::chmod(path_.c_str(), status.st_mode & 0777U));
     if (!is_folder(path_)) return;
     std::error_code ignored;
     for (const auto& name : entries()) {
+      keep_mode(target_ / name, path_ / name);
       if (belongs_(name.native())) continue;
       if (std::filesystem::exists(std::filesystem::symlink_status(path_ / name, ignored))) continue;
       detail::carry(target_ / name, path_ / name);

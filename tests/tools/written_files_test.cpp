@@ -54,6 +54,22 @@ TEST_F(WrittenFiles, WhatAKilledRunLeftOfAFileIsCleanedByTheNextOne) {
   EXPECT_GT(at, 5);
 }
 
+TEST_F(WrittenFiles, AReplacedFileMayBeReadByThoseWhoCouldReadTheOldOne) {
+  write_model_and_adapter();
+  set_mode("base", 0755);
+  set_mode("base/model.safetensors", 0600);
+  set_mode("base/config.json", 0640);
+  expect_done({"merge", path("base"), path("adapter"), path("base"), "--force"});
+  EXPECT_EQ(mode("base/model.safetensors"), Perms(0600));
+  EXPECT_EQ(mode("base/config.json"), Perms(0640));
+  expect_done({"convert", path("adapter"), path("copy")});
+  set_mode("copy/adapter_model.safetensors", 0600);
+  set_mode("copy/adapter_config.json", 0604);
+  expect_done({"convert", path("adapter"), path("copy"), "--force"});
+  EXPECT_EQ(mode("copy/adapter_model.safetensors"), Perms(0600));
+  EXPECT_EQ(mode("copy/adapter_config.json"), Perms(0604));
+}
+
 // here/link -> real/sub: the system reads here/link/.. as real, and not as here.
 // The run died between its two renames, beside the folder that the link leads to.
 class WithoutPrivileges : public WrittenFiles {
