@@ -172,6 +172,19 @@ inline void sync_folder(const std::filesystem::path& folder) {
   if (directory.open()) static_cast<void>(::fsync(directory.get()));
 }
 
+/// The path without links, "." and ".." in its folders, as the system reads them; a link at its end stays. A slash at
+/// the end is dropped if it is to be that of a folder. @throws IoError
+[[nodiscard]] inline std::filesystem::path with_real_folders(const std::filesystem::path& path, bool of_folder) {
+  std::error_code error;
+  auto whole = std::filesystem::absolute(path, error);
+  if (of_folder && whole.filename().empty()) whole = whole.parent_path();
+  const auto name = whole.filename();
+  const bool moves = name == "." || name == "..";
+  const auto folder = std::filesystem::weakly_canonical(moves ? whole : whole.parent_path(), error);
+  if (error) throw_io_error("output", path, "a path whose folders can be read", error.value());
+  return moves ? folder : folder / name;
+}
+
 /// Whether the error says that the system cannot rename in this way.
 [[nodiscard]] inline bool cannot_rename_so(int error_number) {
   return error_number == EINVAL || error_number == ENOSYS || error_number == EOPNOTSUPP || error_number == EPERM;
@@ -271,9 +284,8 @@ class Output {
  private:
   static std::filesystem::path resolved(const std::filesystem::path& target, Kind kind) {
     std::error_code error;
-    auto path = std::filesystem::absolute(target, error).lexically_normal();
-    if (path.filename().empty() && kind == Kind::folder) path = path.parent_path();
-    if (error || path.filename().empty() || path == path.root_path()) {
+    const auto path = detail::with_real_folders(target, kind == Kind::folder);
+    if (path.filename().empty() || path == path.root_path()) {
       throw ConfigError("output", in_quotes(target.native()), "the path of a file or folder", "another");
     }
     // A link to a folder stays: what it points to is replaced.
@@ -388,7 +400,7 @@ class Output {
 [[nodiscard]] inline bool exists_to_read(const std::filesystem::path& path) {
   std::error_code error;
   if (std::filesystem::exists(path, error)) return true;
-  auto parent = std::filesystem::absolute(path, error).lexically_normal().parent_path();
+  auto parent = std::filesystem::weakly_canonical(std::filesystem::absolute(path, error).parent_path(), error);
   while (parent.has_parent_path() && parent.parent_path() != parent && !std::filesystem::exists(parent, error)) {
     parent = parent.parent_path();
   }

@@ -71,7 +71,35 @@ TEST_F(WrittenFiles, AReplacedFileMayBeReadByThoseWhoCouldReadTheOldOne) {
 }
 
 // here/link -> real/sub: the system reads here/link/.. as real, and not as here.
+TEST_F(WrittenFiles, APathThroughALinkIsWhereTheSystemWritesIt) {
+  write_model_and_adapter();
+  std::filesystem::create_directories(path("here"));
+  std::filesystem::create_directories(path("real/sub"));
+  std::filesystem::create_symlink("../real/sub", path("here/link"));
+  expect_done({"convert", path("adapter"), path("here/link/../out")});
+  EXPECT_TRUE(std::filesystem::exists(path("real/out/adapter_config.json")));
+  EXPECT_FALSE(std::filesystem::exists(path("here/out")));
+  expect_done({"convert", path("adapter"), path("here/link/./new/../deep/out/")});
+  EXPECT_TRUE(std::filesystem::exists(path("real/sub/deep/out/adapter_config.json")));
+  std::filesystem::create_directories(path("here/out"));
+  EXPECT_EQ(tool({"merge", path("base"), path("adapter"), path("here/link/.."), "--force"}).exit_code, 1);
+  EXPECT_FALSE(std::filesystem::exists(path("here/model.safetensors")));
+}
+
 // The run died between its two renames, beside the folder that the link leads to.
+TEST_F(WrittenFiles, WhatIsReadThroughALinkIsCompletedFirst) {
+  write_model_and_adapter();
+  std::filesystem::create_directories(path("here"));
+  std::filesystem::create_directories(path("real/sub"));
+  std::filesystem::create_symlink("../real/sub", path("here/link"));
+  std::filesystem::create_directories(path("real/.lora-new-killed/old"));
+  write("real/.lora-new-killed/lock", "");
+  std::filesystem::rename(path("base"), path("real/.lora-new-killed/new"));
+  std::filesystem::create_directories(path("real/.lora-new-killed/old/model"));
+  expect_done({"inspect", path("here/link/../model")});
+  EXPECT_TRUE(std::filesystem::exists(path("real/model/model.safetensors")));
+}
+
 class WithoutPrivileges : public WrittenFiles {
  protected:
   static constexpr uid_t nobody = 65534;
