@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
 // lora merge, lora unmerge: adds an adapter to a checkpoint's weights, or subtracts it again.
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
+#include <system_error>
 
 #include "adapter_file.hpp"
 #include "base_names.hpp"
@@ -46,9 +48,21 @@ void report_blocks(const Checkpoint& base, const MergePlan& plan) {
       " survived, with an error of " + number(total.relative()) + " of it");
 }
 
+/// What is beside the checkpoint that is replaced stays, and transformers adds an adapter that it finds there.
+void require_no_adapter_at(const std::filesystem::path& output) {
+  std::error_code ignored;
+  const auto has = [&](const char* name) { return std::filesystem::exists(output / name, ignored); };
+  if (!has("adapter_config.json") || (!has("adapter_model.safetensors") && !has("adapter_model.bin"))) return;
+  throw ConfigError("merge", in_quotes(output.native(), output.native().size()),
+                    "a folder without an adapter, which would be added to the merged model again "
+                    "(move adapter_config.json and adapter_model.* away, or name another output)",
+                    "one with an adapter");
+}
+
 void run(const Arguments& arguments) {
   const Checkpoint base = Checkpoint::open(arguments.base);
   Output output = place_for(base, arguments.output, arguments.force);
+  if (!arguments.options.unmerge) require_no_adapter_at(output.target());
   std::optional<GgufHeads> heads;
   if (arguments.heads > 0) heads = {arguments.heads, arguments.heads_kv > 0 ? arguments.heads_kv : arguments.heads};
   AdapterFile adapter = read_adapter_for(base, arguments.adapter, arguments.adapter_name, heads);

@@ -100,6 +100,21 @@ TEST_F(WrittenFiles, WhatIsReadThroughALinkIsCompletedFirst) {
   EXPECT_TRUE(std::filesystem::exists(path("real/model/model.safetensors")));
 }
 
+TEST_F(WrittenFiles, AnAdapterBesideTheMergedModelIsRefusedSinceTransformersWouldAddItAgain) {
+  write_model_and_adapter();
+  for (const char* name : {"adapter_config.json", "adapter_model.safetensors"}) {
+    std::filesystem::copy_file(path("adapter/") + name, path("base/") + name);
+  }
+  const auto before = testing::contents(path("base"));
+  expect_refused({"merge", path("base"), path("base"), path("base"), "--force"}, "a folder without an adapter");
+  EXPECT_TRUE(testing::contents(path("base")) == before);
+  EXPECT_TRUE(leftovers().empty());
+  expect_done({"merge", path("base"), path("base"), path("out")});
+  EXPECT_FALSE(std::filesystem::exists(path("out/adapter_config.json")));
+  EXPECT_FALSE(std::filesystem::exists(path("out/adapter_model.safetensors")));
+  expect_done({"unmerge", path("base"), path("adapter"), path("base"), "--force"});
+}
+
 class WithoutPrivileges : public WrittenFiles {
  protected:
   static constexpr uid_t nobody = 65534;
