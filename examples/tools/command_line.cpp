@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: MIT
 // The command line of build/bin/lora: its commands, what it reports and its exit codes.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <new>
 #include <string>
 
 #include "commands.hpp"
+#include "lora/core/error.hpp"
 #include "print.hpp"
 
 namespace {
@@ -14,6 +16,7 @@ namespace {
 constexpr int done = 0;
 constexpr int failed = 1;
 constexpr int wrong_usage = 2;
+constexpr int done_unreported = 3;
 
 int report(int code, const std::string& text) {
   std::fprintf(stderr, "lora: %s\n", lora::tools::printable(text, true).c_str());
@@ -26,6 +29,23 @@ std::string names_of_commands(const CLI::App& app) {
     names.append(names.empty() ? "" : ", ").append(command->get_name());
   }
   return names;
+}
+
+bool has_output(const CLI::App& app) {
+  const auto commands = app.get_subcommands();
+  return std::any_of(commands.begin(), commands.end(), [](const CLI::App* command) {
+    return command->get_option_no_throw("output") != nullptr || command->get_option_no_throw("--output") != nullptr;
+  });
+}
+
+int finish(bool has_written) {
+  try {
+    lora::tools::finish_printing();
+  } catch (const lora::IoError& error) {
+    if (!has_written) throw;
+    return report(done_unreported, std::string(error.what()) + "; the output itself is written, and complete");
+  }
+  return done;
 }
 
 int run(CLI::App& app, int argc, char** argv) {
@@ -42,9 +62,9 @@ int run(CLI::App& app, int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::Success& help) {
     app.exit(help);
+    return finish(false);
   }
-  lora::tools::finish_printing();
-  return done;
+  return finish(has_output(app));
 }
 
 }  // namespace
@@ -58,7 +78,8 @@ int lora::tools::run_command_line(int argc, char** argv) {
   app.require_subcommand(1);
   app.footer(
       "lora COMMAND --help shows an example.\n"
-      "Exit codes: 0 done; 1 refused or failed, the output is as it was before; 2 wrong usage.");
+      "Exit codes: 0 done; 1 refused or failed, the output is as it was before; 2 wrong usage;\n"
+      "3 done, but what was to be printed of it is not complete.");
   lora::tools::inspect_command::add(app);
   lora::tools::merge_command::add(app);
   lora::tools::diff_command::add(app);

@@ -100,6 +100,21 @@ TEST_F(WrittenFiles, WhatIsReadThroughALinkIsCompletedFirst) {
   EXPECT_TRUE(std::filesystem::exists(path("real/model/model.safetensors")));
 }
 
+TEST_F(WrittenFiles, AReportThatCannotBePrintedIsToldApartFromAnOutputThatIsNotThere) {
+  write_model_and_adapter();
+  const auto run_without_printing = [](const std::vector<std::string>& arguments) {
+    return run_with_fault(LORA_TOOL_PROGRAM, arguments, FaultyRun{.standard_output = "/dev/full"}).exit_code;
+  };
+  EXPECT_EQ(run_without_printing({"merge", path("base"), path("adapter"), path("out")}), 3);
+  EXPECT_TRUE(std::filesystem::exists(path("out/model.safetensors")));
+  EXPECT_EQ(run_without_printing({"combine", path("adapter"), "-o", path("sum")}), 3);
+  EXPECT_TRUE(std::filesystem::exists(path("sum/adapter_config.json")));
+  EXPECT_EQ(run_without_printing({"merge", path("base"), path("adapter"), path("out")}), 1) << "the output exists";
+  EXPECT_EQ(run_without_printing({"merge", "--help"}), 1);
+  EXPECT_EQ(run_without_printing({"inspect", path("base")}), 1);
+  EXPECT_NE(tool({"--help"}).output.find("3 done, but"), std::string::npos);
+}
+
 TEST_F(WrittenFiles, AnAdapterBesideTheMergedModelIsRefusedSinceTransformersWouldAddItAgain) {
   write_model_and_adapter();
   for (const char* name : {"adapter_config.json", "adapter_model.safetensors"}) {
