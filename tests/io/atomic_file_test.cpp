@@ -218,5 +218,20 @@ TEST(AtomicFile, WritersOfOneFileDoNotMix) {
   EXPECT_EQ(folder.entries(), std::vector<std::string>{"file"});
 }
 
+// A reader that opens the temporary file before its permissions are narrowed may read all that is written later.
+TEST(AtomicFile, NobodyElseReadsWhatIsToReplaceAPrivateFile) {
+  const TemporaryFolder folder;
+  write_file(folder / "file", "old");
+  std::filesystem::permissions(folder / "file", std::filesystem::perms{0640});
+  AtomicFile file(folder / "file");
+  for (const auto& name : folder.entries()) {
+    if (name == "file") continue;
+    EXPECT_EQ(permissions(folder / name), 0600U) << name;
+  }
+  file.write(bytes_of("new"));
+  file.commit();
+  EXPECT_EQ(permissions(folder / "file"), 0640U);
+}
+
 }  // namespace
 }  // namespace lora::atomic_file_test

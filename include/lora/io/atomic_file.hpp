@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdio>
 #include <filesystem>
+#include <optional>
 #include <span>
 #include <string>
 #include <sys/stat.h>
@@ -20,11 +21,13 @@
 namespace lora {
 
 /// Collects a new file's bytes under a temporary name in the target's folder; commit() flushes them to the disk and
-/// renames. Until then, and after any error, the target is unchanged. Destruction without commit() removes the
-/// temporary file. One thread at a time per object. Any number of objects may target one path; the last commit wins.
+/// renames. A temporary file that is to replace another may be read by its owner alone. Until then, and after any
+/// error, the target is unchanged. Destruction without commit() removes the temporary file. One thread at a time per
+/// object. Any number of objects may target one path; the last commit wins.
 class AtomicFile {
  public:
-  /// Creates the temporary file, with the permissions of an existing target, or those the umask gives a new file.
+  /// Creates the temporary file. It gets the permissions of an existing target when it takes its place, or has those
+  /// that the umask gives a new file.
   /// A symbolic link at `path` is replaced by the file, not followed.
   /// @throws IoError when the folder is not writable, or `path` is a folder, device, socket or pipe.
   explicit AtomicFile(std::filesystem::path path) : path_(std::move(path)) {
@@ -33,13 +36,8 @@ class AtomicFile {
     if (path_.filename().empty() || (exists && !S_ISREG(status.st_mode))) {
       throw IoError(operation, path_text(path_), "the path of a regular file", "a folder, device, socket or pipe");
     }
-    create_temporary();
-    // The destructor does not run when this constructor throws.
-    if (exists && ::fchmod(file_.get(), status.st_mode & 0777U) != 0) {
-      const int error_number = errno;
-      discard();
-      throw_io_error(operation, path_, "to give the new file the old one's permissions", error_number);
-    }
+    if (exists) old_mode_ = status.st_mode & 0777U;
+    create_temporary(exists ? 0600 : 0666);
   }
 
   AtomicFile(const AtomicFile&) = delete;
@@ -60,6 +58,9 @@ class AtomicFile {
 
   /// Replaces the target with the file. Must be the last call. @throws IoError; the target is unchanged then.
   void commit() {
+    if (old_mode_ && ::fchmod(file_.get(), *old_mode_) != 0) {
+      throw_io_error(operation, path_, "to give the new file the old one's permissions", errno);
+    }
     if (::fsync(file_.get()) != 0) throw_io_error(operation, path_, "to flush the file to the disk", errno);
     if (::close(file_.release()) != 0) throw_io_error(operation, path_, "to close the file", errno);
     if (std::rename(temporary_.c_str(), path_.c_str()) != 0) {
@@ -74,13 +75,13 @@ class AtomicFile {
 
   [[nodiscard]] std::filesystem::path folder() const { return path_.has_parent_path() ? path_.parent_path() : "."; }
 
-  void create_temporary() {
+  void create_temporary(mode_t mode) {
     // O_EXCL makes the name exclusive; a name left by a killed process or taken by another thread costs one turn.
     constexpr int turns = 10000;
     const std::string prefix = ".lora-" + std::to_string(::getpid()) + "-";
     for (int turn = 0; turn < turns; ++turn) {
       temporary_ = folder() / (prefix + std::to_string(turn) + ".tmp");
-      file_ = FileDescriptor(::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
+      file_ = FileDescriptor(::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode));
       if (file_.open()) return;
       if (errno != EEXIST) break;
     }
@@ -108,6 +109,7 @@ class AtomicFile {
   std::filesystem::path path_;
   std::filesystem::path temporary_;  // empty if there is none to remove
   FileDescriptor file_;
+  std::optional<mode_t> old_mode_;  // of the target that is replaced
 };
 
 }  // namespace lora
