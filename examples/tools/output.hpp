@@ -211,13 +211,15 @@ inline void carry(const std::filesystem::path& from, const std::filesystem::path
   if (is_symlink(status)) {
     std::filesystem::copy_symlink(from, to, error);
   } else if (is_directory(status)) {
-    std::filesystem::create_directory(to, from, error);
+    std::filesystem::create_directory(to, error);
     std::vector<std::filesystem::path> names;
     std::filesystem::directory_iterator entry(from, error);
     for (const std::filesystem::directory_iterator end; !error && entry != end; entry.increment(error)) {
       names.push_back(entry->path().filename());
     }
     for (std::size_t i = 0; !error && i < names.size(); ++i) carry(from / names[i], to / names[i]);
+    // Last: a folder that may not be written cannot be filled.
+    if (!error) std::filesystem::permissions(to, status.permissions(), error);
   } else if (is_regular_file(status)) {
     std::filesystem::create_hard_link(from, to, error);
     if (error) {

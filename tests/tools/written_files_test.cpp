@@ -159,5 +159,24 @@ class WithoutPrivileges : public WrittenFiles {
   }
 };
 
+TEST_F(WithoutPrivileges, AFolderThatMayNotBeWrittenIsKeptBesideTheModel) {
+  write_model_and_adapter();
+  std::filesystem::create_directories(path("base/notes/old"));
+  write("base/notes/mine.txt", "kept");
+  write("base/notes/old/mine.txt", "kept too");
+  set_mode("base/notes/old", 0500);
+  set_mode("base/notes", 0555);
+  give_away();
+  const int code = run({"merge", path("base"), path("adapter"), path("base"), "--force"});
+  if (code == 127) GTEST_SKIP() << "only root may run the tool here";
+  EXPECT_EQ(code, 0);
+  EXPECT_EQ(mode("base/notes"), Perms(0555));
+  EXPECT_EQ(mode("base/notes/old"), Perms(0500));
+  EXPECT_TRUE(std::filesystem::exists(path("base/notes/old/mine.txt")));
+  EXPECT_TRUE(leftovers().empty()) << leftovers().front();
+  set_mode("base/notes", 0755);
+  set_mode("base/notes/old", 0755);
+}
+
 }  // namespace
 }  // namespace lora::written_files_test
