@@ -224,7 +224,7 @@ inline void carry(const std::filesystem::path& from, const std::filesystem::path
     std::filesystem::create_hard_link(from, to, error);
     if (error) {
       write_copy(from, to);
-      error.clear();
+      std::filesystem::permissions(to, status.permissions() & std::filesystem::perms::all, error);
     }
   } else {
     throw IoError("output", in_quotes(from.native()), "files, folders and links, to keep them", "something else");

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Where build/bin/lora writes, who may read it, and what is left when it is killed.
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -138,6 +139,7 @@ class WithoutPrivileges : public WrittenFiles {
   static int run(const std::vector<std::string>& arguments) {
     const pid_t child = ::fork();
     if (child == 0) {
+      ::dup2(::open("/dev/null", O_WRONLY), STDOUT_FILENO);
       if (::geteuid() == 0 && (::setgid(nobody) != 0 || ::setuid(nobody) != 0)) ::_exit(126);
       const std::string program = LORA_TOOL_PROGRAM;
       std::vector<char*> words = {const_cast<char*>(program.c_str())};
@@ -176,6 +178,21 @@ TEST_F(WithoutPrivileges, AFolderThatMayNotBeWrittenIsKeptBesideTheModel) {
   EXPECT_TRUE(leftovers().empty()) << leftovers().front();
   set_mode("base/notes", 0755);
   set_mode("base/notes/old", 0755);
+}
+
+// Nobody may link to a file of root's that is not writable, so that it is copied.
+TEST_F(WithoutPrivileges, AFileThatCannotBeLinkedIsCopiedWithItsPermissions) {
+  std::ifstream protection("/proc/sys/fs/protected_hardlinks");
+  if (::geteuid() != 0 || protection.get() != '1') GTEST_SKIP() << "all files can be linked here";
+  write_model_and_adapter();
+  write("base/notes.txt", "of root");
+  give_away();
+  EXPECT_EQ(::lchown(path("base/notes.txt").c_str(), 0, 0), 0);
+  set_mode("base/notes.txt", 0604);
+  const int code = run({"merge", path("base"), path("adapter"), path("base"), "--force"});
+  if (code == 127) GTEST_SKIP() << "only root may run the tool here";
+  EXPECT_EQ(code, 0);
+  EXPECT_EQ(mode("base/notes.txt"), Perms(0604));
 }
 
 }  // namespace
