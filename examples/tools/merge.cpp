@@ -100,12 +100,13 @@ void add_one(CLI::App& app, bool unmerge) {
   command->add_option("--prefix", arguments->options.prefix, "Prefix of the adapter's module names in the checkpoint");
   command
       ->add_option("--linear", arguments->options.stored.linear,
-                   "Modules, by the end of their names, stored (out, in) as torch's Linear; for square weights")
+                   "Modules, by the end of their names, stored (out, in) as torch's Linear, with commas between; for "
+                   "square weights")
       ->delimiter(',')
       ->allow_extra_args(false);
   command
       ->add_option("--conv1d", arguments->options.stored.conv1d,
-                   "Modules stored (in, out) as GPT-2's Conv1D; for square weights")
+                   "Modules stored (in, out) as GPT-2's Conv1D, with commas between; for square weights")
       ->delimiter(',')
       ->allow_extra_args(false);
   auto* heads = command->add_option("--heads", arguments->heads,

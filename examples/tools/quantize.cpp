@@ -395,7 +395,7 @@ void add_quantize(CLI::App& app) {
                     "Store the scales of nf4 and fp4 in 8 bits instead of 32 (bnb_4bit_use_double_quant)");
   command
       ->add_option("--modules", arguments->modules,
-                   "Only these modules, by the end of their names; refused if one does not fit")
+                   "Only these modules, by the end of their names, with commas between; refused if one does not fit")
       ->delimiter(',')
       ->allow_extra_args(false);
   command->add_flag("--force", arguments->force, "Overwrite an existing output, which may be the checkpoint itself");

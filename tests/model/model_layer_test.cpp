@@ -200,18 +200,19 @@ TEST(ModelLayer, ALoadThatDoesNotFitChangesNothing) {
     EXPECT_TRUE(same(before, observe(network))) << text;
   };
   using Weights = AdapterWeights<double>;
-  refused("misshapen block.out ( A is 2 x 6 for 1 x 6)", [](Weights& w) { w.modules.at("block.out").A.resize(2, 6); });
-  refused("misshapen conv ( B is 3 x 1 for 3 x 2)", [](Weights& w) { w.modules.at("conv").B.resize(3, 1); });
-  refused("misshapen embed ( magnitude is 1 x 5 for 1 x 4)",
+  refused("misshapen block.out (A is 2 x 6, expected 1 x 6)",
+          [](Weights& w) { w.modules.at("block.out").A.resize(2, 6); });
+  refused("misshapen conv (B is 3 x 1, expected 3 x 2)", [](Weights& w) { w.modules.at("conv").B.resize(3, 1); });
+  refused("misshapen embed (magnitude is 1 x 5, expected 1 x 4)",
           [](Weights& w) { w.modules.at("embed").magnitude.resize(5); });
-  refused("misshapen embed ( lora_bias is 1 x 4 for 1 x 0)",
+  refused("misshapen embed (lora_bias is 1 x 4, expected 1 x 0)",
           [](Weights& w) { w.modules.at("embed").lora_bias.resize(4); });
   refused("misshapen grouped (it is a module of another kind)",
           [](Weights& w) { w.modules.at("grouped").kind = ModuleKind::linear; });
   // It was ignored: the layer multiplied by alpha / rank, another number.
-  refused("misshapen block.out ( scaling is 0.125, alpha and rank give ",
+  refused("misshapen block.out (scaling is 0.125, expected 8, which alpha and rank give)",
           [](Weights& w) { w.modules.at("block.out").scaling = 0.125; });
-  refused("misshapen embed ( scaling is nan",
+  refused("misshapen embed (scaling is nan, ",
           [](Weights& w) { w.modules.at("embed").scaling = std::numeric_limits<double>::quiet_NaN(); });
   refused("misshapen conv (its kernel has other extents)", [](Weights& w) {
     w.modules.at("conv").kernel_size = {2, 3};

@@ -48,7 +48,8 @@ class InjectionPlan {
     const Matcher matcher(config, operation);
     std::vector<std::string> names;
     for (const auto& [name, layer] : layers) names.push_back(name);
-    auto targeted = resolve_targets<Char>(config, names, [&](std::string_view name) { return is_linear(name); });
+    const auto linear = [&](std::string_view name) { return is_linear(name); };
+    auto targeted = resolve_targets<Char>(config, names, linear, operation);
     report_ = {std::move(targeted.names), std::move(targeted.warnings)};
     for (const auto& [name, layer] : layers) configs_.push_back(plan_layer(matcher, name, *layer));
     for (const auto& parameter : parameters) {

@@ -376,7 +376,7 @@ class LoraModel {
   void require_addable(const std::string& name, const void* address, const Claim& claim) const {
     constexpr std::string_view operation = "LoraModel::add";
     if (name.empty() || name.front() == '.' || name.back() == '.' || name.find("..") != std::string::npos) {
-      throw ConfigError(operation, "name", "a dotted name such as layers.0.q_proj", name);
+      throw ConfigError(operation, "name", "a dotted name such as layers.0.q_proj", detail::quoted(name));
     }
     if (!adapters_.empty()) {
       throw StateError(operation, "model", "one without adapters", std::to_string(adapters_.size()) + " adapters");
@@ -436,8 +436,14 @@ class LoraModel {
 
   [[nodiscard]] auto find_adapter(std::string_view operation, const std::string& adapter) const {
     const auto found = adapters_.find(adapter);
-    if (found == adapters_.end()) throw ConfigError(operation, "adapter", "the name of an adapter", adapter);
+    if (found == adapters_.end()) throw ConfigError(operation, "adapter", known_names(), detail::quoted(adapter));
     return found;
+  }
+  [[nodiscard]] std::string known_names() const {
+    if (adapters_.empty()) return "a name, once an adapter is injected or loaded";
+    std::string text("one of");
+    for (const auto& known : adapters_) text = detail::joined({text, " ", detail::quoted(known.first)});
+    return text;
   }
 
   // Checks every layer, builds every adapter separately, reserves all memory, and only then changes anything.

@@ -255,7 +255,8 @@ template <class Selector>
 template <class Char>
 [[noreturn]] void throw_nothing_targeted(std::basic_string_view<Char> operation, const LoraModelConfig& config,
                                          std::span<const std::string> modules, std::size_t excluded) {
-  std::string got = joined({"none among ", std::to_string(modules.size()), " modules"});
+  std::string got =
+      joined({"none among ", std::to_string(modules.size()), modules.size() == 1 ? " module" : " modules"});
   const auto add = [&got](std::string_view text, std::string_view detail, std::string_view end = {}) {
     got = joined({got, text, detail, end});
   };
@@ -277,12 +278,13 @@ struct EveryModuleIsLinear {
 }  // namespace detail
 
 /// The modules of a model that `config` adapts. `is_linear(name)` tells which modules are linear; by default all are.
-/// As in PEFT, individual names that match nothing are not an error; they are returned as warnings. @throws ConfigError
-/// listing target_modules when nothing at all is adapted; otherwise like ModuleMatcher
+/// As in PEFT, individual names that match nothing are not an error; they are returned as warnings. `operation` is the
+/// call that errors name. @throws ConfigError listing target_modules when nothing at all is adapted; otherwise like
+/// ModuleMatcher
 template <class Char = char, class IsLinear = detail::EveryModuleIsLinear>
 [[nodiscard]] TargetedModules resolve_targets(const LoraModelConfig& config, std::span<const std::string> modules,
-                                              const IsLinear& is_linear = {}) {
-  constexpr std::string_view operation = "resolve_targets";
+                                              const IsLinear& is_linear = {},
+                                              std::string_view operation = "resolve_targets") {
   const BasicModuleMatcher<Char> matcher(config, operation);
   TargetedModules result;
   std::size_t excluded = 0;

@@ -248,13 +248,21 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
     const Index outputs = blocks().outputs;
     if (weights.qalora_group_size != config.group_size()) return "its qalora_group_size is another";
     if (!weights.kernel_size.empty() && weights.kernel_size != kernel_size()) return "its kernel has other extents";
-    std::string text = differs("A", weights.A.rows(), weights.A.cols(), shape.a_rows, shape.a_cols);
-    text += differs("B", weights.B.rows(), weights.B.cols(), outputs, shape.b_cols * count);
-    text += differs("lora_bias", 1, weights.lora_bias.size(), 1, config.lora_bias ? outputs : 0);
-    text += differs("magnitude", 1, weights.magnitude.size(), 1, config.use_dora ? outputs : 0);
+    std::string text;
+    const auto add = [&](std::string_view what, const std::string& got, const std::string& expected) {
+      if (got == expected) return;
+      text = detail::joined({text, text.empty() ? "" : "; ", what, " is ", got, ", expected ", expected});
+    };
+    const auto add_shape = [&](std::string_view what, Index rows, Index cols, Index wanted_rows, Index wanted_cols) {
+      add(what, shape_text(rows, cols), shape_text(wanted_rows, wanted_cols));
+    };
+    add_shape("A", weights.A.rows(), weights.A.cols(), shape.a_rows, shape.a_cols);
+    add_shape("B", weights.B.rows(), weights.B.cols(), outputs, shape.b_cols * count);
+    add_shape("lora_bias", 1, weights.lora_bias.size(), 1, config.lora_bias ? outputs : 0);
+    add_shape("magnitude", 1, weights.magnitude.size(), 1, config.use_dora ? outputs : 0);
     if (!detail::same_scaling(weights.scaling, config.scaling())) {
-      text = detail::joined({text, " scaling is ", detail::number_text(weights.scaling), ", alpha and rank give ",
-                             detail::number_text(config.scaling())});
+      add("scaling", detail::number_text(weights.scaling),
+          detail::number_text(config.scaling()) + ", which alpha and rank give");
     }
     return text;
   }
@@ -313,11 +321,6 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
     } else {
       return {};
     }
-  }
-
-  static std::string differs(const char* what, Index rows, Index cols, Index wanted_rows, Index wanted_cols) {
-    if (rows == wanted_rows && cols == wanted_cols) return {};
-    return detail::joined({" ", what, " is ", shape_text(rows, cols), " for ", shape_text(wanted_rows, wanted_cols)});
   }
 
   // Where `b`, the B of a file, has element p of an adapted row.
