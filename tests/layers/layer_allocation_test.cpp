@@ -340,10 +340,11 @@ TEST(Assignment, WithoutMemoryLeavesTheFormerLayer) {
   narrow.merge();
   expect_all_or_nothing(wide, narrow);
 
+  // More projections than a word has bits, so that their list needs memory of its own.
   MergedLinear<float> three(random_matrix<float>(24, 8, 1), {true, false, true}, {.rank = 2}, 1),
-      two(random_matrix<float>(8, 4, 2), {false, true}, {.rank = 1}, 2);
-  two.merge();
-  expect_all_or_nothing(three, two);
+      many(random_matrix<float>(130, 4, 2), std::vector<bool>(65, true), {.rank = 1}, 2);
+  many.merge();
+  expect_all_or_nothing(three, many);
 
   LoraEmbedding<float> words(random_matrix<float>(9, 5, 1), {.rank = 2}, 1),
       letters(random_matrix<float>(4, 3, 2), {.rank = 1}, 2);
