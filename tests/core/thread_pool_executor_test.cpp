@@ -5,9 +5,12 @@
 #include <chrono>
 #include <condition_variable>
 #include <ctime>
+#include <functional>
 #include <gtest/gtest.h>
 #include <mutex>
+#include <new>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "core/executor_checks.hpp"
@@ -71,6 +74,34 @@ TEST(ThreadPoolExecutorConcurrent, AProductHasTheSameBits) {
   Eigen::ThreadPool pool(3, false);
   ThreadPoolExecutor executor(pool);
   lora::testing::expect_same_bits_as_serial(executor);
+}
+
+// A pool whose memory runs out at the second closure.
+class ShortPool final : public Eigen::ThreadPoolInterface {
+ public:
+  void Schedule(std::function<void()> closure) override {
+    if (scheduled_++ == 1) throw std::bad_alloc();
+    pool_.Schedule(std::move(closure));
+  }
+  [[nodiscard]] int NumThreads() const override { return 3; }
+  [[nodiscard]] int CurrentThreadId() const override { return pool_.CurrentThreadId(); }
+
+ private:
+  Eigen::ThreadPool pool_{3, false};
+  int scheduled_ = 0;
+};
+
+// The bodies that run already refer to the caller's stack.
+TEST(ThreadPoolExecutorConcurrent, APoolWithoutMemoryIsLeftWhenItsBodiesHaveEnded) {
+  ShortPool pool;
+  ThreadPoolExecutor executor(pool);
+  std::atomic<int> ended = 0;
+  EXPECT_THROW(executor.run([&](int /*worker*/) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    ++ended;
+  }),
+               std::bad_alloc);
+  EXPECT_EQ(ended, 1);
 }
 
 // Processor time is what a spinning thread takes from its neighbours. The body sleeps for 0.2 s; a caller or a pool

@@ -171,6 +171,19 @@ TEST(Workspace, WithoutExecutorEachRunsOnItsOwnSerialOne) {
   }
 }
 
+// The executor of a pool belongs to the workspaces that share it.
+TEST(Workspace, AMoveTakesTheExecutorAlong) {
+  lora::testing::ThreadExecutor executor(2);
+  Workspace workspace(executor);
+  const Workspace moved(std::move(workspace));
+  EXPECT_EQ(workspace.executor().workers(), 1);  // NOLINT(bugprone-use-after-move)
+  Workspace assigned;
+  workspace = Workspace(executor);
+  assigned = std::move(workspace);
+  EXPECT_EQ(&assigned.executor(), &executor);
+  EXPECT_EQ(workspace.executor().workers(), 1);  // NOLINT(bugprone-use-after-move)
+}
+
 TEST(Workspace, AMoveTakesScratchAlong) {
   Workspace workspace;
   const float* data = workspace.row<float>(10).data;

@@ -7,9 +7,14 @@
 #include <gtest/gtest.h>
 #include <limits>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
+
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
 
 #include "format/format_cases.hpp"
 #include "lora/weight/packed.hpp"
@@ -200,6 +205,36 @@ TEST(QuantizedWeight, SaysWhatItRefuses) {
   EXPECT_THROW(static_cast<void>(Weight::quantize(in(values))), ConfigError);
 }
 
+// One row is multiplied block by block, and there is none here: the output was never written.
+TEST(QuantizedWeights, ReadInPlaceWithoutInputsGiveTheBias) {
+  using Weight = QuantizedWeight<formats::Q8_0>;
+  const std::vector<std::uint8_t> memory(1);
+  const Weight weight = Weight::in_place(std::span(memory).first(0), 5, 0);
+  const auto bias = random_matrix<float>(1, 5, 1);
+  Workspace workspace;
+  Matrix<float> y = Matrix<float>::Constant(1, 5, -99);
+  weight.product(in(Matrix<float>(1, 0)), bias.data(), {}, view_of(y), workspace);
+  EXPECT_TRUE(same_bits(y, bias));
+}
+
+// The divisor of a block of zeros is denormal.
+TEST(QuantizedWeights, BlocksOfZerosHaveTheSameBytesWhereDenormalsAreFlushed) {
+#if defined(__SSE2__)
+  using Weight = QuantizedWeight<formats::NF4<64>>;
+  const Matrix<float> zeros = Matrix<float>::Zero(2, 64);
+  Matrix<float> expected(2, 64), got(2, 64);
+  read_back(Weight::quantize(in(zeros)), view_of(expected));
+  const unsigned former = _mm_getcsr();
+  _mm_setcsr(former | 0x8040U);
+  const Weight flushed = Weight::quantize(in(zeros));
+  _mm_setcsr(former);
+  read_back(flushed, view_of(got));
+  EXPECT_TRUE(same_bits(got, expected));
+#else
+  GTEST_SKIP() << "the environment is set by an instruction of x86";
+#endif
+}
+
 TEST(TransposedWeight, IsTheSameWeightTheOtherWayRound) {
   using Weight = QuantizedWeight<formats::Q8_0>;
   const auto weight = Weight::quantize(in(random_matrix<float>(40, 32, 1)));
@@ -212,7 +247,7 @@ TEST(TransposedWeight, IsTheSameWeightTheOtherWayRound) {
   SerialExecutor serial;
   const auto expected = products(PackedWeight<float>(in(values).transpose()), 5, 2, false, serial);
   const auto got = products(turned, 5, 2, false, serial);
-  EXPECT_TRUE(got.first.isApprox(expected.first, 1e-5F));  // the bias is added last
+  EXPECT_TRUE(got.first.isApprox(expected.first, 1e-5F));  // the bias comes after the inputs
   EXPECT_TRUE(same_bits(got.second, expected.second));
 }
 

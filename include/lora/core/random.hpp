@@ -2,7 +2,8 @@
 // Uniform and normal deviates with the same bits on every platform and compiler.
 //
 // A compiler may or may not contract a*b + c into a fused multiply-add, which changes the last bit. Here every such
-// expression is either exact or an explicit std::fma, and no C library function is called whose result may vary.
+// expression is either exact or explicitly fused (core/fma.hpp), and no C library function is called whose result may
+// vary.
 #pragma once
 
 #include <array>
@@ -12,6 +13,7 @@
 #include <cstdint>
 #include <span>
 
+#include "lora/core/fma.hpp"
 #include "lora/core/philox.hpp"
 #include "lora/core/view.hpp"
 
@@ -23,7 +25,7 @@ namespace detail {
 template <std::size_t n>
 [[nodiscard]] inline double polynomial(const std::array<double, n>& coefficients, double x) noexcept {
   double sum = coefficients[n - 1];
-  for (std::size_t i = n - 1; i-- > 0;) sum = std::fma(sum, x, coefficients[i]);
+  for (std::size_t i = n - 1; i-- > 0;) sum = fused(sum, x, coefficients[i]);
   return sum;
 }
 
@@ -40,9 +42,9 @@ template <std::size_t n>
   const double z = (mantissa - 1.0) / (mantissa + 1.0);
   const double square = z * z;
   double series = 0.0;
-  for (int odd = 25; odd >= 1; odd -= 2) series = std::fma(series, square, 1.0 / odd);
+  for (int odd = 25; odd >= 1; odd -= 2) series = fused(series, square, 1.0 / odd);
   const double logarithm = 2.0 * z * series;
-  return std::fma(exponent, 0.69314718055994530942, logarithm);
+  return fused(exponent, 0.69314718055994530942, logarithm);
 }
 
 }  // namespace detail
@@ -72,7 +74,7 @@ template <std::size_t n>
   // clang-format on
   const double q = p - 0.5;
   if (std::abs(q) <= 0.425) {
-    const double r = std::fma(-q, q, 0.180625);
+    const double r = detail::fused(-q, q, 0.180625);
     return q * detail::polynomial(central_top, r) / detail::polynomial(central_bottom, r);
   }
   const double tail = std::sqrt(-detail::reproducible_log(q < 0 ? p : 1.0 - p));

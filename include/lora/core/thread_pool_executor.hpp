@@ -29,7 +29,8 @@ namespace lora {
 /// to its neighbours.
 ///
 /// No allocation. Many threads may call run() on one executor at the same time.
-/// @throws what the pool's Schedule throws when memory runs out; Eigen's throws nothing.
+/// @throws what the pool's Schedule throws when memory runs out, once the bodies that were scheduled have ended;
+/// Eigen's throws nothing.
 class ThreadPoolExecutor final : public Executor {
  public:
   /// Runs on `pool`, which must outlive this executor. No allocation.
@@ -47,7 +48,14 @@ class ThreadPoolExecutor final : public Executor {
     Loop loop{body, count - 1};
     // One pointer, so that std::function stores the closure without allocating. Each closure takes the next number.
     Loop* const shared = &loop;
-    for (int worker = 1; worker < count; ++worker) pool_.Schedule([shared] { shared->run_next(); });
+    int scheduled = 1;
+    try {
+      for (; scheduled < count; ++scheduled) pool_.Schedule([shared] { shared->run_next(); });
+    } catch (...) {
+      loop.forget(count - scheduled);
+      loop.wait();
+      throw;
+    }
     body(0);
     loop.wait();
   }
@@ -63,6 +71,12 @@ class ThreadPoolExecutor final : public Executor {
       body_(take());
       const std::lock_guard lock(mutex_);
       if (--running_ == 0) done_.notify_one();
+    }
+
+    /// Some closures were not scheduled after all.
+    void forget(int closures) {
+      const std::lock_guard lock(mutex_);
+      running_ -= closures;
     }
 
     void wait() {

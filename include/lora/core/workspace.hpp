@@ -83,16 +83,18 @@ class Workspace {
  public:
   Workspace() = default;
   /// `executor` must outlive this workspace.
-  explicit Workspace(Executor& executor) noexcept : executor_(&executor) {}
+  explicit Workspace(Executor& executor) noexcept : executor_{&executor} {}
 
   /// Runs on a pool of threads, which must outlive this workspace and its copies. Include the header that supports the
   /// pool: core/thread_pool_executor.hpp for Eigen's. @throws std::bad_alloc
   template <PoolOfThreads Pool>
   explicit Workspace(Pool& pool)
-      : owned_executor_(std::make_shared<typename ExecutorOf<Pool>::Type>(pool)), executor_(owned_executor_.get()) {}
+      : owned_executor_(std::make_shared<typename ExecutorOf<Pool>::Type>(pool)), executor_{owned_executor_.get()} {}
 
   /// What loops run on: the executor given, or the calling thread alone.
-  [[nodiscard]] Executor& executor() noexcept { return executor_ != nullptr ? *executor_ : serial_.value; }
+  [[nodiscard]] Executor& executor() noexcept {
+    return executor_.pointer != nullptr ? *executor_.pointer : serial_.value;
+  }
 
   /// A rows x cols matrix for this scope, aligned to 64 bytes. Allocates only when no free block is large enough:
   /// repeating a call with the same shapes allocates nothing. Never null. @throws std::bad_alloc
@@ -126,6 +128,21 @@ class Workspace {
     Serial() = default;
     Serial(const Serial& /*other*/) noexcept {}
     Serial& operator=(const Serial& /*other*/) noexcept { return *this; }
+  };
+
+  // A workspace that was moved from may not refer to an executor that went with the other.
+  struct Borrowed {
+    Executor* pointer = nullptr;
+    Borrowed() = default;
+    explicit Borrowed(Executor* executor) noexcept : pointer(executor) {}
+    Borrowed(const Borrowed&) = default;
+    Borrowed(Borrowed&& other) noexcept : pointer(std::exchange(other.pointer, nullptr)) {}
+    Borrowed& operator=(const Borrowed&) = default;
+    Borrowed& operator=(Borrowed&& other) noexcept {
+      pointer = std::exchange(other.pointer, nullptr);
+      return *this;
+    }
+    ~Borrowed() = default;
   };
 
   template <class T>
@@ -177,7 +194,7 @@ class Workspace {
   };
 
   std::shared_ptr<Executor> owned_executor_;  // shared by copies: any thread may run on it
-  Executor* executor_ = nullptr;
+  Borrowed executor_;
   Serial serial_;
   Arena scratch_;
 };

@@ -16,7 +16,8 @@
 namespace lora::formats::detail {
 
 /// The value, of which the compiler no longer knows where it comes from.
-[[nodiscard]] inline float opaque(float value) noexcept {
+template <class Scalar>
+[[nodiscard]] inline Scalar opaque(Scalar value) noexcept {
 #if defined(__SSE2__)
   __asm__("" : "+x"(value));
 #elif defined(__aarch64__)
@@ -36,8 +37,10 @@ namespace lora::formats::detail {
 /// a - b, rounded once.
 [[nodiscard]] inline float difference(float a, float b) noexcept { return opaque(a - b); }
 
-/// a / b, rounded once.
-[[nodiscard]] inline float quotient(float a, float b) noexcept { return opaque(a / opaque(b)); }
+/// a / b, rounded once: the quotient in double, rounded to float, is that of floats. -mrecip has no estimates of it.
+[[nodiscard]] inline float quotient(float a, float b) noexcept {
+  return opaque(static_cast<float>(static_cast<double>(a) / opaque(static_cast<double>(b))));
+}
 
 /// 1 / value; 0 for zero.
 [[nodiscard]] inline float reciprocal_or_zero(float value) noexcept {

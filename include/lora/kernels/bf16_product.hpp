@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Products in bf16: activations and weights are rounded to bf16, and their products, which are exact, are summed in
-// float. With AVX512_BF16 one instruction takes two products a lane; elsewhere two fused multiply-adds give the same
-// bits, except that the instruction replaces a partial sum below 2^-126 by zero.
+// float. With AVX512_BF16 one instruction takes two products a lane; elsewhere two multiply-adds give the same bits,
+// except that the instruction replaces a partial sum below 2^-126 by zero, and that the portable kernels do not fuse: a
+// product beyond float's range is infinite there, whatever the sum.
 #pragma once
 
 #include <algorithm>

@@ -49,11 +49,12 @@ struct StoredBlocks {
   /// The product of a row with panels from `b` on; see BlockRow.
   void multiply_row(Isa isa, Index b, BlockRow row) const noexcept {
     const auto kernel = block_kernels<Format>(isa).multiply_row;
-    if (rows == nullptr) {
+    if (rows == nullptr || layout.blocks() == 0) {
       place_row(b, row);
       return kernel(row);
     }
-    std::uint8_t chunk[most_row_panels * Format::block_bytes * panel_width<float>];
+    constexpr Index together = Format::block_size >= 256 ? 1 : most_row_panels;  // as many as kernels take
+    std::uint8_t chunk[together * Format::block_bytes * panel_width<float>];
     row.chunks = chunk;
     row.panel_bytes = layout.chunk_bytes(b);
     row.blocks = 1;

@@ -9,6 +9,7 @@
 
 #include "lora/core/little_endian.hpp"
 #include "lora/core/workspace.hpp"
+#include "lora/format/rounding.hpp"
 #include "lora/kernels/bf16_product.hpp"
 #include "lora/kernels/block_product.hpp"
 #include "lora/kernels/isa.hpp"

@@ -79,7 +79,16 @@ struct Simd {
     return reinterpret_cast<Vector>(reinterpret_cast<Integers>(v) & present);
   }
   LORA_INLINE static Vector load_kept(const Scalar* p, unsigned bits) { return keep(load(p), bits); }
-  LORA_INLINE static Vector fma(Vector a, Vector b, Vector c) { return a * b + c; }
+  LORA_INLINE static Vector fma(Vector a, Vector b, Vector c) {
+#if defined(__FAST_MATH__)
+    LORA_OPAQUE_VECTOR(b);  // or an unrolled sum is reordered, and a row's bits depend on the batch
+    Vector sum = a * b + c;
+    LORA_OPAQUE_VECTOR(sum);
+    return sum;
+#else
+    return a * b + c;
+#endif
+  }
   LORA_INLINE static Vector add(Vector a, Vector b) { return a + b; }
   LORA_INLINE static Vector subtract(Vector a, Vector b) { return a - b; }
   LORA_INLINE static bool any_negative(Vector v) {

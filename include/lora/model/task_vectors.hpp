@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "lora/core/error.hpp"
+#include "lora/core/fma.hpp"
 #include "lora/core/number_text.hpp"
 #include "lora/core/philox.hpp"
 #include "lora/core/types.hpp"
@@ -89,8 +90,8 @@ void check_task_vectors(std::string_view operation, std::span<const std::span<co
 
 }  // namespace detail
 
-/// out = sum over i, in order, of weights[i] * vectors[i]. Each step is one std::fma in double, and the sum is rounded
-/// once: the same bits on every platform. `out` may be one of the vectors. Does not allocate.
+/// out = sum over i, in order, of weights[i] * vectors[i]. Each step is one fused multiply-add in double, and the sum
+/// is rounded once: the same bits on every platform. `out` may be one of the vectors. Does not allocate.
 /// @throws ShapeError when sizes differ.
 template <RealScalar Scalar>
 void weighted_sum(std::span<const std::span<const Scalar>> vectors, std::span<const double> weights,
@@ -98,7 +99,7 @@ void weighted_sum(std::span<const std::span<const Scalar>> vectors, std::span<co
   detail::check_task_vectors("weighted_sum", vectors, weights, out.size());
   for (std::size_t j = 0; j < out.size(); ++j) {
     double sum = 0;
-    for (std::size_t i = 0; i < vectors.size(); ++i) sum = std::fma(weights[i], vectors[i][j], sum);
+    for (std::size_t i = 0; i < vectors.size(); ++i) sum = detail::fused(weights[i], vectors[i][j], sum);
     out[j] = static_cast<Scalar>(sum);
   }
 }
@@ -123,7 +124,7 @@ void disjoint_merge(std::span<const std::span<const Scalar>> vectors, std::span<
     int count = 0;
     for (std::size_t i = 0; i < vectors.size(); ++i) {
       if (detail::sign_of(vectors[i][j]) != elected) continue;
-      sum = std::fma(weights[i], vectors[i][j], sum);
+      sum = detail::fused(weights[i], vectors[i][j], sum);
       ++count;
     }
     out[j] = static_cast<Scalar>(count == 0 ? 0.0 : sum / count);

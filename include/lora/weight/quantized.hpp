@@ -12,6 +12,7 @@
 
 #include "lora/core/error.hpp"
 #include "lora/core/finite.hpp"
+#include "lora/core/floating_point.hpp"
 #include "lora/core/shape.hpp"
 #include "lora/core/view.hpp"
 #include "lora/core/workspace.hpp"
@@ -113,11 +114,13 @@ class QuantizedWeight {
     return weight;
   }
 
-  /// Encodes `weight` (out_features x in_features, any strides) by the format's rule.
+  /// Encodes `weight` (out_features x in_features, any strides) by the format's rule, whatever the caller's
+  /// floating-point environment.
   /// @throws ShapeError as from_blocks; ConfigError when a value is not finite, or its block has no finite scale
   [[nodiscard]] static QuantizedWeight quantize(
       const MatrixView<const float>& weight) requires formats::EncodableFormat<Format> {
     require_blocks("QuantizedWeight::quantize", weight.cols);
+    const DefaultFloatingPoint environment;
     const auto row_bytes = static_cast<std::size_t>(formats::row_bytes<Format>(weight.cols));
     std::vector<std::uint8_t> blocks(row_bytes * static_cast<std::size_t>(weight.rows));
     std::vector<float> row(static_cast<std::size_t>(weight.cols));
