@@ -69,6 +69,7 @@ void describe_saved(LoraModelConfig& config, const AdapterWeights<Scalar>& weigh
 /// all, and patterns for those that differ. A pattern's key is a module's name, which also matches longer names that
 /// end in it, and any character for its dots; modules that it would match by mistake have keys of their own before it.
 /// Scaling is alpha / rank, or alpha / sqrt(rank) with `config.lora.use_rslora`.
+/// @throws ConfigError like ModuleMatcher where names with special characters are too long or too many for expressions
 template <RealScalar Scalar>
 [[nodiscard]] LoraModelConfig described_config(LoraModelConfig config, const AdapterWeights<Scalar>& weights) {
   const bool by_root = config.lora.use_rslora;
@@ -103,9 +104,13 @@ template <RealScalar Scalar>
   for (const std::string& name : names) {
     if (differs(name)) keys.push_back(detail::pattern_key(name));
   }
+  const detail::MatchBudget budget;
   const detail::BasicPatternKeys<typename detail::TextOf<Scalar>::Char> different("described_config", "modules",
-                                                                                  std::move(keys));
-  const auto needs_key = [&](const std::string& name) { return different.find(name).has_value(); };
+                                                                                  std::move(keys), budget);
+  const auto needs_key = [&](const std::string& name) {
+    budget.grant(name);
+    return different.find(name, budget).has_value();
+  };
   names.erase(std::remove_if(names.begin(), names.end(), std::not_fn(needs_key)), names.end());
   detail::sort_keys(names);
   for (const std::string& name : names) {
