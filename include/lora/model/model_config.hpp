@@ -156,6 +156,7 @@ class BasicModuleMatcher {
     }
     static std::vector<std::string> keys_of(const std::vector<std::pair<std::string, Value>>& pattern) {
       std::vector<std::string> keys;
+      keys.reserve(pattern.size());
       for (const auto& [key, value] : pattern) keys.push_back(key);
       return keys;
     }
