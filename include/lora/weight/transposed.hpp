@@ -36,9 +36,8 @@ class TransposedWeight {
 
   void product(const MatrixView<const Scalar>& x, const Scalar* bias, const LowRankTerm<Scalar>& term,
                const MatrixView<Scalar>& y, Workspace& workspace) const {
-    if (bias == nullptr) return weight_.product_transposed(x, term, y, workspace);
     weight_.product_transposed(x, {}, y, workspace);
-    for (Index i = 0; i < y.rows; ++i)
+    for (Index i = 0; i < y.rows && bias != nullptr; ++i)
       for (Index j = 0; j < y.cols; ++j) y(i, j) += bias[j];
     kernels::add_low_rank(term.down, term.up, y, workspace);
   }
