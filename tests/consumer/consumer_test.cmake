@@ -150,7 +150,9 @@ function(check_command_lines)
     message(FATAL_ERROR "compile_commands.json does not name the consumer's source")
   endif()
   # The library's own sources, which a build below the consumer's lists too.
-  string(REGEX REPLACE "\"command\": \"[^\"]*lora_compiled[.]dir[^\"]*\"" "" commands "${commands}")
+  # Of a path with a blank, the command holds \".
+  set(text "([^\"\\\\]|\\\\.)*")
+  string(REGEX REPLACE "\"command\": \"${text}lora_compiled[.]dir${text}\"" "" commands "${commands}")
   if(CASE STREQUAL "installed_compiled")
     string(REPLACE " -DLORA_COMPILED " " " commands "${commands}")
   endif()

@@ -74,6 +74,17 @@ run_build() {
   fi
 }
 
+# require_same <file>...: all have the bytes of the first.
+require_same() {
+  local file status=0
+  for file; do
+    cmp -s "$1" "$file" && continue
+    echo "FAILED: $(basename "$file") differs from $(basename "$1")"
+    status=1
+  done
+  return $status
+}
+
 export root work eigen
 export -f build_and_run run_build
 for compiler in g++ clang++; do
@@ -94,14 +105,7 @@ for bits in "$work"/*.bits; do
   unmerged+=("$bits.unmerged")
   [[ $bits == *-ffast-math* ]] || exact+=("$bits")
 done
-for list in "${exact[*]}" "${unmerged[*]}"; do
-  read -ra files <<<"$list"
-  for bits in "${files[@]}"; do
-    if ! cmp -s "${files[0]}" "$bits"; then
-      echo "FAILED: $(basename "$bits") differs from $(basename "${files[0]}")"
-      status=1
-    fi
-  done
-done
+require_same "${exact[@]}" || status=1
+require_same "${unmerged[@]}" || status=1
 [ $status = 0 ] && echo "All $(wc -l <"$work/chosen") builds passed, with the same bits"
 exit $status

@@ -184,6 +184,12 @@ def run(command, **options):
                           errors="replace", **options)
 
 
+def dependencies(rule):
+    """The files that a compiler's rule for make names, in which a backslash stands before a blank of a name."""
+    names = re.split(r"(?<!\\)\s+", rule.replace("\\\n", " ").split(":", 1)[1].strip())
+    return [re.sub(r"\\([ #])", r"\1", name).replace("$$", "$") for name in names]
+
+
 def digest(*parts):
     whole = hashlib.sha256()
     for part in parts:
@@ -265,12 +271,11 @@ class Builder:
         depends = pathlib.Path(f"{target}.d")
         if not target.exists() or not depends.exists():
             return None
-        names = depends.read_text().replace("\\\n", " ").split(":", 1)[1].split()
-        return [name for name in names if name.startswith(str(ROOT))]
+        return [name for name in dependencies(depends.read_text()) if name.startswith(f"{ROOT}/")]
 
     def key_of(self, target):
         names = self.included(target)
-        if names is None or not all(os.path.exists(name) for name in names):
+        if not names or not all(os.path.exists(name) for name in names):
             return None
         return digest(FLAGS, PREFIX, self.version, *(pathlib.Path(name).read_bytes() for name in names))
 
