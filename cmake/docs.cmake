@@ -13,7 +13,7 @@ function(lora_add_docs)
     WRITE ${site}/Doxyfile
     "@INCLUDE = docs/Doxyfile\n"
     "PROJECT_NUMBER = ${PROJECT_VERSION}\n"
-    "OUTPUT_DIRECTORY = ${site}\n")
+    "OUTPUT_DIRECTORY = \"${site}\"\n")
   # The site carries the part of MathJax that its pages load, so that it can be copied anywhere.
   set(mathjax ${site}/html/mathjax)
   set(copies "")
