@@ -42,6 +42,10 @@ while [ $# -gt 0 ]; do
       usage
       exit
       ;;
+    --ranks=* | --hostfile=*)
+      set -- "${1%%=*}" "${1#*=}" "${@:2}"
+      continue
+      ;;
     --ranks)
       [ $# -ge 2 ] || die "--ranks needs a number"
       ranks=$2
@@ -64,15 +68,17 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-case $ranks in '' | *[!0-9]* | 0) die "--ranks needs a number of 1 or more, not '$ranks'" ;; esac
+[[ $ranks =~ ^[1-9][0-9]*$ ]] || die "--ranks needs a number of 1 or more, not '$ranks'"
+[ "$ranks" -eq 1 ] || [ "$example" = sentence_encoder ] || die "--ranks is for sentence_encoder"
+if [ -n "$hostfile" ]; then
+  [ "$ranks" -gt 1 ] || die "--hostfile needs --ranks of 2 or more"
+  [ -f "$hostfile" ] || die "--hostfile: no file '$hostfile'"
+fi
 
 install_packages "${packages_examples[@]}"
 configure_part EXAMPLES
 build_target lora_examples
-if [ "$example" = fashion_mnist ]; then
-  [ "$ranks" -eq 1 ] || die "--ranks is for sentence_encoder"
-  exec "$root/build/bin/fashion_mnist" "${arguments[@]}"
-fi
+[ "$example" = sentence_encoder ] || exec "$root/build/bin/$example" "${arguments[@]}"
 
 if [ -z "$given_model" ]; then
   arguments+=(--model-dir "$("$root/examples/sentence_encoder/fetch_model.sh")")
