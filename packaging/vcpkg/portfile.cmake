@@ -19,6 +19,10 @@ vcpkg_cmake_configure(
 )
 vcpkg_cmake_install()
 vcpkg_cmake_config_fixup(CONFIG_PATH share/cmake/lora)
+# It requires nlohmann_json, which only the feature io brings.
+if(NOT "io" IN_LIST FEATURES)
+    file(REMOVE "${CURRENT_PACKAGES_DIR}/share/pkgconfig/lora-io.pc")
+endif()
 vcpkg_fixup_pkgconfig()
 file(REMOVE_RECURSE "${CURRENT_PACKAGES_DIR}/share/doc")
 
