@@ -132,6 +132,13 @@ TEST(SessionJob, AHangingRankEndsTheJobAfterTheTimeout) {
   }
 }
 
+// In the clock's nanoseconds such a limit overflowed, and the job ended at once.
+TEST(SessionJob, TheLongestTimeoutIsWaitedFor) {
+  const auto run = run_job(2, "--worker", "is_late");
+  EXPECT_EQ(run.exit_code, 0) << run.output;
+  EXPECT_EQ(run.output, "");
+}
+
 TEST(SessionJob, ATimeoutThatIsNotPositiveIsRefusedBeforeMpiBegins) {
   const auto run = run_job(1, "--worker", "refused_timeout");
   EXPECT_EQ(run.exit_code, 0) << run.output;

@@ -13,6 +13,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "lora/core/parameter.hpp"
@@ -91,6 +92,15 @@ inline int hang_in_flight(const mpi::Communicator& world) {
   return EXIT_SUCCESS;
 }
 
+/// Rank 1 lets the others wait, in the work and at its end.
+inline int be_late(const mpi::Communicator& world) {
+  constexpr std::chrono::milliseconds late(200);
+  if (world.rank() == 1) std::this_thread::sleep_for(late);
+  world.barrier();
+  if (world.rank() == 1) std::this_thread::sleep_for(late);
+  return EXIT_SUCCESS;
+}
+
 inline const std::map<std::string, Worker>& workers() {
   static const std::map<std::string, Worker> all = {
       {"succeeds", [](const mpi::Communicator&) { return EXIT_SUCCESS; }},
@@ -106,6 +116,7 @@ inline const std::map<std::string, Worker>& workers() {
       {"throws_in_flight", throw_in_flight},
       {"starts_in_another_order", start_in_another_order(3)},
       {"starts_tensors_of_other_sizes", start_in_another_order(50)},
+      {"is_late", be_late},
       {"hangs", rank_one(hang)},
       {"hangs_in_flight", hang_in_flight},
       {"hangs_at_the_end", [](const mpi::Communicator& world) { return world.rank() == 1 ? hang() : EXIT_SUCCESS; }},
@@ -116,6 +127,7 @@ inline const std::map<std::string, Worker>& workers() {
 /// Those that hang are given three seconds, in which the ranks of a busy machine reach the same call.
 inline mpi::Communicator::Timeout timeout_of(const std::string& name) {
   if (name.starts_with("hangs")) return std::chrono::seconds(3);
+  if (name == "is_late") return std::chrono::milliseconds::max();
   return std::nullopt;
 }
 

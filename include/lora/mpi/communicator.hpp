@@ -81,6 +81,13 @@ template <class Size>
   return timeout;
 }
 
+/// Whether more than `limit` has passed since `begin`. In floating point: the longest limits overflow the clock's
+/// ticks.
+[[nodiscard]] inline bool passed(std::chrono::steady_clock::time_point begin, std::chrono::milliseconds limit) {
+  const std::chrono::duration<double> since = std::chrono::steady_clock::now() - begin;
+  return since > std::chrono::duration<double>(limit);
+}
+
 }  // namespace detail
 
 /// A duplicate of an MPI communicator, freed with this object; its messages never mix with those of other code. Its
@@ -147,7 +154,7 @@ class Communicator {
     for (int done = 0;;) {
       detail::check(operation, MPI_Test(&request, &done, MPI_STATUS_IGNORE));
       if (done != 0) return;
-      if (std::chrono::steady_clock::now() - begin > *timeout_) give_up(operation);
+      if (detail::passed(begin, *timeout_)) give_up(operation);
       std::this_thread::yield();
     }
   }

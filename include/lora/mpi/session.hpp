@@ -87,7 +87,7 @@ class Session {
     for (int done = 0; done == 0;) {
       if (MPI_Test(&arrival, &done, MPI_STATUS_IGNORE) != MPI_SUCCESS) return false;
       if (done != 0) break;
-      if (limit && std::chrono::steady_clock::now() - begin > *limit) return false;
+      if (limit && detail::passed(begin, *limit)) return false;
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
     return true;
