@@ -84,6 +84,17 @@ TEST(Agreement, ListsOfOtherNamesDiffer) {
   }
 }
 
+// Joined with commas both lists had the names "a, b", so ranks went on to values that the others never sent.
+TEST(Agreement, ListsWhoseNamesReadTheSameWhenJoinedDiffer) {
+  std::vector<mpi::Agreed> list = {{"a, b", "x"}};
+  if (world().rank() == world().size() - 1) list = {{"a", "x"}, {"b", "y"}};
+  if (alone()) {
+    EXPECT_NO_THROW(require_agreement(world(), list));
+  } else {
+    EXPECT_THROW(require_agreement(world(), list), ConfigError);
+  }
+}
+
 TEST(Agreement, LeavesNoMessageBehind) {
   for (int i = 0; i < 20; ++i) {
     EXPECT_EQ(disagreement("even", at_last_rank(i % 2 == 0 ? "x" : "y", "x")).empty(), alone() || i % 2 == 0);

@@ -16,6 +16,12 @@
 
 namespace lora::mpi {
 
+/// A named value that must be the same on every rank: "config", its JSON; "seed", "42"; "shapes", ...
+struct Agreed {
+  std::string name;   ///< in error messages
+  std::string value;  ///< must be the same on every rank
+};
+
 namespace detail {
 
 /// The text of rank `root`, on every rank.
@@ -53,13 +59,16 @@ namespace detail {
   return result.append(begin + length < text.size() ? "...'" : "'");
 }
 
-}  // namespace detail
+/// "2 names: 4 seed, 6 config": every name behind its length, so that different lists read differently.
+[[nodiscard]] inline std::string names_text(std::span<const Agreed> all) {
+  std::string text = std::to_string(all.size()).append(" names:");
+  for (const auto& one : all) {
+    text.append(&one == all.data() ? " " : ", ").append(std::to_string(one.name.size())).append(" ").append(one.name);
+  }
+  return text;
+}
 
-/// A named value that must be the same on every rank: "config", its JSON; "seed", "42"; "shapes", ...
-struct Agreed {
-  std::string name;   ///< in error messages
-  std::string value;  ///< must be the same on every rank
-};
+}  // namespace detail
 
 /// Compares `value` byte by byte with that of rank 0. Collective. If a rank differs, every rank throws the same error,
 /// with `name`, rank 0's value, the first rank that differs, and its value; long values are cut to the part where they
@@ -79,9 +88,7 @@ inline void require_agreement(const Communicator& ranks, std::string_view name, 
 
 /// The same for several values, in order, after checking that the ranks agree on the names.
 inline void require_agreement(const Communicator& ranks, std::span<const Agreed> all) {
-  std::string names;
-  for (const auto& one : all) names.append(names.empty() ? "" : ", ").append(one.name);
-  require_agreement(ranks, "names of what is agreed on", names);
+  require_agreement(ranks, "names of what is agreed on", detail::names_text(all));
   for (const auto& one : all) require_agreement(ranks, one.name, one.value);
 }
 /// The same for a list.
