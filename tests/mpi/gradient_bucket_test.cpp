@@ -20,7 +20,7 @@ class GradientBucket : public ::testing::Test {};
 using Scalars = ::testing::Types<float, double>;
 TYPED_TEST_SUITE(GradientBucket, Scalars);
 
-/// f_0 g_0 + f_1 g_1 + ..., in double, in this order, rounded once. Ranks of factor 0 are left out.
+/// f_0 g_0 + f_1 g_1 + ..., products and sums each rounded in double, in this order. Ranks of factor 0 are left out.
 template <class Scalar>
 Matrix<Scalar> mean_by_definition(const Matrix<Scalar>& mine, const std::vector<double>& factors) {
   const auto all = gather(mine);
@@ -28,7 +28,8 @@ Matrix<Scalar> mean_by_definition(const Matrix<Scalar>& mine, const std::vector<
   for (Index i = 0; i < mine.size(); ++i) {
     double sum = -0.0;
     for (std::size_t rank = 0; rank < all.size(); ++rank) {
-      if (factors[rank] != 0) sum += factors[rank] * static_cast<double>(all[rank].data()[i]);
+      const volatile double product = factors[rank] * static_cast<double>(all[rank].data()[i]);
+      if (factors[rank] != 0) sum += product;
     }
     result.data()[i] = static_cast<Scalar>(sum);
   }

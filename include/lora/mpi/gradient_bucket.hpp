@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <span>
 #include <vector>
@@ -65,7 +66,7 @@ class GradientBucket {
 
  private:
   static constexpr Index piece_size = 1024;
-  using Piece = Eigen::Array<double, Eigen::Dynamic, 1, Eigen::ColMajor, piece_size, 1>;  // on the stack
+  using Piece = std::array<double, piece_size>;
 
   [[nodiscard]] static MPI_Datatype type() noexcept { return detail::datatype<Scalar>(); }
 
@@ -90,33 +91,33 @@ class GradientBucket {
     received_.resize(static_cast<std::size_t>(own.count) * ranks_count);
   }
 
-  // In pieces that stay in the cache, so that the sums in double are vectorised loops and need no extra memory.
+  // In pieces that stay in the cache, so that the sums in double need no memory that grows.
   void average_slice(int offset, std::span<const double> factors) {
     const Index own = own_counts_.front();
+    Piece sums;
     for (Index begin = 0; begin < own; begin += piece_size) {
       const Index size = std::min(piece_size, own - begin);
-      Eigen::Map<Eigen::Array<Scalar, Eigen::Dynamic, 1>>(packed_.data() + offset + begin, size) =
-          mean_of_ranks(begin, size, factors).template cast<Scalar>();
+      sum_over_ranks(begin, size, factors, sums);
+      Scalar* const means = packed_.data() + offset + begin;
+      for (std::size_t i = 0; i < static_cast<std::size_t>(size); ++i) means[i] = static_cast<Scalar>(sums[i]);
     }
   }
 
-  // The sum starts at the first term, not at 0, so that a single contribution of factor 1 keeps its bits, including
-  // signed zeros.
-  [[nodiscard]] Piece mean_of_ranks(Index begin, Index size, std::span<const double> factors) const {
-    Piece sum = Piece::Zero(size);
-    bool first = true;
+  // The sum starts at -0, so that a single contribution of factor 1 keeps its bits, including signed zeros.
+  void sum_over_ranks(Index begin, Index size, std::span<const double> factors, Piece& sums) const {
+    sums.fill(-0.0);
     for (std::size_t rank = 0; rank < factors.size(); ++rank) {
-      if (factors[rank] == 0) continue;
-      const Scalar* from = received_.data() + own_offsets_[rank] + begin;
-      const auto term = Eigen::Map<const Eigen::Array<Scalar, Eigen::Dynamic, 1>>(from, size).template cast<double>();
-      if (first) {
-        sum = factors[rank] * term;
-      } else {
-        sum += factors[rank] * term;
-      }
-      first = false;
+      if (factors[rank] != 0) add_product(factors[rank], received_.data() + own_offsets_[rank] + begin, size, sums);
     }
-    return sum;
+  }
+
+  // Each product is rounded before it is added, whatever the including file's flags: a compiler that may contract
+  // would fuse the two, but not across a volatile. std::fma takes three times as long where it is a call.
+  static void add_product(double factor, const Scalar* from, Index size, Piece& sums) {
+    for (std::size_t i = 0; i < static_cast<std::size_t>(size); ++i) {
+      const volatile double product = factor * static_cast<double>(from[i]);
+      sums[i] += product;
+    }
   }
 
   std::vector<std::span<Scalar>> gradients_;
