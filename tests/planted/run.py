@@ -94,7 +94,8 @@ class Bug:
             sys.exit(f"{self.place}: [{self.name}] lacks {', '.join(sorted(missing)) or 'the text to replace'}")
         self.file = self.fields["file"]
         self.sources = self.fields["test"].split()
-        self.filter = ":".join(every_form(name) for name in self.fields["catches"].split(":"))
+        self.catches = self.fields["catches"].split(":")
+        self.filter = ":".join(every_form(name) for name in self.catches)
         self.alone = all_alone or self.fields.get("alone") == "yes"
         self.old, self.new = "\n".join(self.old), "\n".join(self.new)
         self.id = int(digest(self.name)[:7], 16)
@@ -335,6 +336,14 @@ def run_tests(program, filter_, sources, planted):
     return True, ""
 
 
+def require_tests(program, names):
+    """Every name selects a test of the program, so that none stands there in vain. @throws Broken"""
+    for name in names:
+        listed = run([program, "--gtest_list_tests", f"--gtest_filter={every_form(name)}"], cwd=ROOT)
+        if not re.search(r"^  \S", listed.stdout, re.MULTILINE):
+            raise Broken(f"'{name}' selects no test")
+
+
 class Judge:
     def __init__(self, builder, again):
         self.builder, self.again = builder, again
@@ -354,6 +363,7 @@ class Judge:
         with self.builder.only_one(name):
             if name in self.results:
                 return
+            require_tests(program, bug.catches)
             passed, why = run_tests(program, bug.filter, bug.sources, 0)
             if not passed:
                 raise Broken(f"these tests fail without it: {why}")
