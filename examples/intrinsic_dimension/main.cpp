@@ -24,7 +24,8 @@
 
 namespace {
 
-using namespace examples;  // NOLINT: the program's own namespace
+using namespace examples;                       // NOLINT: the program's own namespaces
+using namespace examples::intrinsic_dimension;  // NOLINT
 
 /// Fails now rather than after minutes of training.
 void prepare_output_folder(const std::filesystem::path& folder) {

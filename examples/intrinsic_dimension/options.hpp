@@ -11,7 +11,7 @@
 #include "common/dataset.hpp"
 #include "common/parallel_runs.hpp"
 
-namespace examples {
+namespace examples::intrinsic_dimension {
 
 struct Options {
   bool quick = false;
@@ -80,4 +80,4 @@ inline void add_options(CLI::App& app, Options& options) {
   app.add_option("--data-dir", options.data_dir, "Folder of the dataset's four .gz files")->capture_default_str();
 }
 
-}  // namespace examples
+}  // namespace examples::intrinsic_dimension

@@ -10,7 +10,7 @@
 #include "intrinsic_dimension/results.hpp"
 #include "lora/kernels/isa.hpp"
 
-namespace examples {
+namespace examples::intrinsic_dimension {
 
 namespace detail {
 
@@ -37,7 +37,7 @@ namespace detail {
   }
   return draw(
       subspaces.text() + adapters.text() + detail::dashed_line(results.full_accuracy(), vermilion, "full fine-tuning") +
-      detail::dashed_line(results.threshold(), green, "90 % of its gain") +
+      (results.full_gains() ? detail::dashed_line(results.threshold(), green, "90 % of its gain") : "") +
       detail::dashed_line(results.frozen_accuracy, grey, "frozen") +
       "set logscale x\nset yrange [0:100]\nset xlabel 'parameters that train'\n"
       "set ylabel 'test accuracy, %'\nset key right center\n"
@@ -92,4 +92,4 @@ namespace detail {
   return report;
 }
 
-}  // namespace examples
+}  // namespace examples::intrinsic_dimension

@@ -16,7 +16,7 @@
 #include "lora/core/types.hpp"
 #include "lora/core/workspace.hpp"
 
-namespace examples {
+namespace examples::intrinsic_dimension {
 
 using lora::Index;
 
@@ -163,4 +163,4 @@ class SubspaceProjection {
   lora::AlignedBuffer scratch_;
 };
 
-}  // namespace examples
+}  // namespace examples::intrinsic_dimension

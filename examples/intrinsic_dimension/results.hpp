@@ -12,7 +12,7 @@
 #include "intrinsic_dimension/options.hpp"
 #include "intrinsic_dimension/sweep.hpp"
 
-namespace examples {
+namespace examples::intrinsic_dimension {
 
 /// Share of full fine-tuning's gain that defines d90.
 inline constexpr double wanted_share = 0.9;
@@ -30,16 +30,21 @@ struct Results {
 
   [[nodiscard]] double full_accuracy() const { return full.best().test_accuracy; }
 
+  /// Whether full fine-tuning is better than nothing; if not, there is no d90.
+  [[nodiscard]] bool full_gains() const { return full_accuracy() > frozen_accuracy; }
+
   /// frozen + 90 % of (full - frozen).
   [[nodiscard]] double threshold() const {
     return frozen_accuracy + wanted_share * (full_accuracy() - frozen_accuracy);
   }
-  /// (accuracy - frozen) / (full - frozen).
-  [[nodiscard]] double share_of_gain(double accuracy) const {
+  /// (accuracy - frozen) / (full - frozen), where that is a gain.
+  [[nodiscard]] std::optional<double> share_of_gain(double accuracy) const {
+    if (!full_gains()) return std::nullopt;
     return (accuracy - frozen_accuracy) / (full_accuracy() - frozen_accuracy);
   }
   /// The smallest d of the sweep at or above the threshold, as a position in `subspaces`.
   [[nodiscard]] std::optional<std::size_t> first_sufficient() const {
+    if (!full_gains()) return std::nullopt;
     for (std::size_t i = 0; i < subspaces.size(); ++i) {
       if (subspaces[i].best().test_accuracy >= threshold()) return i;
     }
@@ -49,6 +54,7 @@ struct Results {
 
 /// Where d90 lies, no more precisely than the sweep tells.
 [[nodiscard]] inline std::string d90_text(const Results& results) {
+  if (!results.full_gains()) return "none";
   const auto found = results.first_sufficient();
   const auto d = [&](std::size_t i) { return grouped_text(results.subspaces[i].method.size); };
   if (!found) return "above " + d(results.subspaces.size() - 1);
@@ -56,7 +62,7 @@ struct Results {
 }
 
 [[nodiscard]] inline std::string verdict(const Results& results) {
-  if (results.full_accuracy() <= results.frozen_accuracy) {
+  if (!results.full_gains()) {
     return "Full fine-tuning gained nothing over the frozen network, so there is no d90.";
   }
   std::string text = "d90, the smallest dimension with " + fixed_text(wanted_share * 100, 0) +
@@ -72,15 +78,21 @@ struct Results {
   return text;
 }
 
+/// "93.1 %", or "-" where there is no gain to have a share of.
+[[nodiscard]] inline std::string gain_text(const Results& results, double accuracy) {
+  const auto share = results.share_of_gain(accuracy);
+  return share ? fixed_text(*share * 100, 1) + " %" : "-";
+}
+
 [[nodiscard]] inline Table results_table(const Results& results) {
   Table table{{"what trains", "parameters", "of D", "test accuracy", "of the gain", "learning rate"}, {}, {}};
-  table.rows.push_back({"nothing (frozen)", "0", "0 %", percent_text(results.frozen_accuracy), "0.0 %", ""});
+  table.rows.push_back({"nothing (frozen)", "0", "0 %", percent_text(results.frozen_accuracy),
+                        gain_text(results, results.frozen_accuracy), ""});
   const auto add = [&](const MethodRuns& runs) {
     const Run& best = runs.best();
     const double share = static_cast<double>(runs.trainable) / static_cast<double>(results.parameters);
     table.rows.push_back({runs.method.name(), grouped_text(runs.trainable), fixed_text(share * 100, 3) + " %",
-                          percent_text(best.test_accuracy),
-                          fixed_text(results.share_of_gain(best.test_accuracy) * 100, 1) + " %",
+                          percent_text(best.test_accuracy), gain_text(results, best.test_accuracy),
                           fixed_text(best.learning_rate, 4)});
   };
   for (const auto& runs : results.subspaces) add(runs);
@@ -117,4 +129,4 @@ struct Results {
   return table;
 }
 
-}  // namespace examples
+}  // namespace examples::intrinsic_dimension

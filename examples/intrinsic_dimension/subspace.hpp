@@ -15,7 +15,7 @@
 #include "intrinsic_dimension/projection.hpp"
 #include "lora/optim/adamw.hpp"
 
-namespace examples {
+namespace examples::intrinsic_dimension {
 
 using DenseNetwork = Mlp<DenseLayer<float>>;
 
@@ -93,4 +93,4 @@ class SubspaceTraining {
   Pass<DenseLayer<float>> pass_;
 };
 
-}  // namespace examples
+}  // namespace examples::intrinsic_dimension

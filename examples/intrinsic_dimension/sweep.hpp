@@ -15,7 +15,7 @@
 #include "intrinsic_dimension/task.hpp"
 #include "lora/layers/linear.hpp"
 
-namespace examples {
+namespace examples::intrinsic_dimension {
 
 /// What trains: all parameters, those of a subspace of `size` dimensions, or adapters of rank `size`.
 struct Method {
@@ -154,4 +154,4 @@ struct Candidate {
   return all;
 }
 
-}  // namespace examples
+}  // namespace examples::intrinsic_dimension

@@ -13,7 +13,7 @@
 #include "intrinsic_dimension/subspace.hpp"
 #include "lora/optim/moments.hpp"
 
-namespace examples {
+namespace examples::intrinsic_dimension {
 
 /// Images to train on, to choose learning rates by, and to measure with.
 struct ImageSplit {
@@ -55,4 +55,4 @@ struct ImageSplit {
   return accuracy(logits_of(network, set), set.labels);
 }
 
-}  // namespace examples
+}  // namespace examples::intrinsic_dimension

@@ -14,7 +14,7 @@
 namespace intrinsic_projection_test {
 namespace {
 
-using examples::SubspaceProjection;
+using examples::intrinsic_dimension::SubspaceProjection;
 using lora::Index;
 
 constexpr double epsilon = std::numeric_limits<float>::epsilon();
@@ -170,7 +170,7 @@ TEST(ProjectionArguments, AreChecked) {
 // Adam changes each coordinate by the learning rate, in the direction opposite to its gradient.
 TEST(SubspaceTraining, KeepsTheNetworkInItsSubspaceAndDescends) {
   const auto base = examples::random_mlp<float>({6, 5, 3}, 3);
-  examples::SubspaceTraining training(base, 7, 11);
+  examples::intrinsic_dimension::SubspaceTraining training(base, 7, 11);
   examples::Batch batch{lora::Matrix<float>(4, 6), {0, 1, 2, 1}};
   lora::fill_normal(lora::view_of(batch.x), 1.0, {7, 1});
 
