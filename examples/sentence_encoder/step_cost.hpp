@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstddef>
 #include <cstdio>
 #include <exception>
@@ -14,6 +15,7 @@
 #include <sys/wait.h>
 #include <vector>
 
+#include "common/interrupt.hpp"
 #include "lora/core/error.hpp"
 #include "lora/core/types.hpp"
 #include "lora/io/file_descriptor.hpp"
@@ -44,9 +46,22 @@ struct StepCost {
   return static_cast<std::size_t>(usage.ru_maxrss) * 1024;  // Linux counts in KiB
 }
 
+namespace detail {
+
+/// What a system call returns, made again while a signal interrupts it.
+template <class Call>
+[[nodiscard]] auto in_spite_of_signals(const Call& call) {
+  for (;;) {
+    const auto result = call();
+    if (result >= 0 || errno != EINTR) return result;
+  }
+}
+
+}  // namespace detail
+
 /// Runs `measure` in a child process of its own and returns what it returned, peak_bytes filled in. Call it while the
 /// process has one thread and little memory: the child starts as its copy. @throws lora::StateError when the child
-/// fails
+/// fails; Interrupted, once it has ended, after a signal
 [[nodiscard]] inline StepCost cost_in_child(const std::string& what, const std::function<StepCost()>& measure) {
   int ends[2];
   if (::pipe(ends) != 0) lora::throw_io_error("cost_in_child", "pipe", "a pipe", errno);
@@ -68,9 +83,10 @@ struct StepCost {
   }
   write_end = lora::FileDescriptor();
   StepCost cost;
-  const auto count = ::read(read_end.get(), &cost, sizeof cost);
+  const auto count = detail::in_spite_of_signals([&] { return ::read(read_end.get(), &cost, sizeof cost); });
   int status = 0;
-  ::waitpid(child, &status, 0);
+  static_cast<void>(detail::in_spite_of_signals([&] { return ::waitpid(child, &status, 0); }));
+  throw_if_interrupted();
   if (count != static_cast<ssize_t>(sizeof cost) || status != 0) {
     throw lora::StateError("cost_in_child", what, "a child process that ends well", "status " + std::to_string(status));
   }

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "sentence_encoder/step_cost.hpp"
 
+#include <unistd.h>
+
+#include <csignal>
 #include <gtest/gtest.h>
 #include <stdexcept>
 #include <vector>
@@ -35,6 +38,19 @@ TEST(CostInChild, SeesTheMemoryThatTheChildTouched) {
 TEST(CostInChild, AChildThatFailsIsAnError) {
   EXPECT_THROW(static_cast<void>(cost_in_child("test", []() -> StepCost { throw std::runtime_error("no"); })),
                lora::StateError);
+}
+
+// Ctrl-C while the parent waits used to be reported as a child that failed.
+TEST(CostInChild, ASignalIsAnInterruptionAndNoFailureOfTheChild) {
+  examples::handle_signals();
+  const auto measure = [parent = ::getpid()] {
+    ::kill(parent, SIGINT);
+    ::usleep(100'000);
+    return StepCost{};
+  };
+  EXPECT_THROW(static_cast<void>(cost_in_child("test", measure)), examples::Interrupted);
+  examples::detail::received_signal.store(0);
+  for (const int signal : {SIGINT, SIGTERM, SIGPIPE, SIGXFSZ}) ::signal(signal, SIG_DFL);
 }
 
 }  // namespace
