@@ -209,15 +209,20 @@ inline constexpr double wanted_gap_in_points = 1.0;
   return (macro_f1_over_seeds(results.adapter()).mean - results.frozen.macro_f1) * 100;
 }
 
+/// "0.90 points above", "0.90 points BELOW", or "level with" where as many digits show no difference.
+[[nodiscard]] inline std::string compared_text(double difference, const std::string& points, const std::string& below) {
+  const std::string digits = fixed_text(std::abs(difference), 2);
+  if (digits == fixed_text(0, 2)) return "level with";
+  return digits + " " + points + " " + (difference > 0 ? "above" : below);
+}
+
 [[nodiscard]] inline std::string verdict(const Results& results) {
   const double gap = gap_in_points(results);
-  const double gain = gain_in_points(results);
   std::string text = results.adapter().method.name() + " (the best rank on validation) is ";
-  text += fixed_text(std::abs(gap), 2) + (gap > 0 ? " points of macro-F1 below" : " points of macro-F1 above");
-  text += " full fine-tuning on the test texts, ";
+  text += compared_text(-gap, "points of macro-F1", "below") + " full fine-tuning on the test texts, ";
   text += gap <= wanted_gap_in_points ? "within" : "NOT within";
-  text += " the 1 point asked for, and " + fixed_text(std::abs(gain), 2);
-  text += gain > 0 ? " points above the frozen encoder." : " points BELOW the frozen encoder.";
+  text += " the 1 point asked for, and " + compared_text(gain_in_points(results), "points", "BELOW");
+  text += " the frozen encoder.";
   if (results.scale.name == "quick") text += " A quick run is too short to tell.";
   return text;
 }

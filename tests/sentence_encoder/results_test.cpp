@@ -78,6 +78,12 @@ TEST(Verdict, SaysWhetherLoraIsWithinAPointOfFullFineTuning) {
   EXPECT_TRUE(says(worse, "1.00 points BELOW the frozen encoder.")) << worse;
 }
 
+TEST(Verdict, CallsEqualScoresLevel) {
+  const auto equal = verdict(made_results({0.5}, {0.50000001}));
+  EXPECT_TRUE(says(equal, "is level with full fine-tuning on the test texts, within the 1 point")) << equal;
+  EXPECT_TRUE(says(equal, ", and level with the frozen encoder.")) << equal;
+}
+
 TEST(Verdict, OfAQuickRunSaysThatItIsTooShort) {
   auto results = made_results({0.57}, {0.579});
   EXPECT_FALSE(says(verdict(results), "too short"));
