@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cctype>
 #include <chrono>
 #include <cmath>
@@ -119,6 +120,20 @@ struct PlannedRun {
   return method.key() + "_rate" + lora::detail::number_text(learning_rate) + "_seed" + std::to_string(seed);
 }
 
+/// Whether run_folder_name gives this name to some run. Others keep their folders in one called runs too.
+[[nodiscard]] inline bool is_run_folder_name(std::string_view name) {
+  constexpr std::array<std::string_view, 4> begins = {"full_rate", "lora_r", "rslora_r", "dora_r"};
+  if (std::ranges::none_of(begins, [&](std::string_view begin) { return name.starts_with(begin); })) return false;
+  const auto rate = name.rfind("_rate");
+  const auto seed = name.rfind("_seed");
+  if (rate == std::string_view::npos || seed == std::string_view::npos || seed < rate) return false;
+  const auto made_of = [](std::string_view text, std::string_view characters) {
+    return !text.empty() && text.find_first_not_of(characters) == std::string_view::npos;
+  };
+  return made_of(name.substr(rate + 5, seed - rate - 5), "0123456789.e+-") &&
+         made_of(name.substr(seed + 5), "0123456789");
+}
+
 [[nodiscard]] inline std::string note_of(const Method& method, const TrainingState& state, double loss,
                                          double steps_per_second) {
   return method.name() + ": step " + std::to_string(state.step) + ", loss " + fixed_text(loss, 3) + ", " +
@@ -126,6 +141,16 @@ struct PlannedRun {
 }
 
 }  // namespace detail
+
+/// Removes the folders of runs from `folder`, and nothing else. @throws std::filesystem::filesystem_error
+inline void remove_runs(const std::filesystem::path& folder) {
+  std::vector<std::filesystem::path> runs;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    const bool own = entry.is_directory() && detail::is_run_folder_name(entry.path().filename().string());
+    if (own && !entry.is_symlink()) runs.push_back(entry.path());
+  }
+  for (const auto& run : runs) std::filesystem::remove_all(run);
+}
 
 /// Cost of a step of the frozen encoder's head and of every method, each in a process of its own.
 /// Call it before threads or MPI begin.

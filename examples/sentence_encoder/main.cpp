@@ -31,8 +31,8 @@ const auto program_start = std::chrono::steady_clock::now();
 void prepare_output_folder(const Options& options) {
   const auto& folder = options.output_dir;
   try {
-    if (!options.resume) std::filesystem::remove_all(folder / "runs");
     std::filesystem::create_directories(folder / "runs");
+    if (!options.resume) remove_runs(folder / "runs");
     const lora::AtomicFile probe(folder / "report.html");
   } catch (const std::exception& error) {
     throw lora::IoError("output folder", folder.string(), "a folder to write to (choose one with --output-dir)",

@@ -2,9 +2,12 @@
 // What a comparison chooses, and what it looks for in texts.
 #include "sentence_encoder/comparison.hpp"
 
+#include <filesystem>
+#include <fstream>
 #include <gtest/gtest.h>
 #include <string>
 
+#include "examples/temporary_folder.hpp"
 #include "sentence_encoder/made_results.hpp"
 
 namespace comparison_test {
@@ -14,6 +17,7 @@ using namespace examples::sentence_encoder;  // NOLINT: the namespace under test
 using detail::says_label;
 using examples::sentence_encoder::testing::made_method;
 using examples::sentence_encoder::testing::made_run;
+using examples::testing::TemporaryFolder;
 
 TEST(ChooseByValidation, TakesTheHighestScoreAndTheFirstOfEquals) {
   const Method method{MethodKind::lora, 8};
@@ -68,6 +72,38 @@ TEST(RunFolderName, TellsRunsApart) {
   EXPECT_EQ(detail::run_folder_name({lora, 8}, 1e-3, 2), "lora_r8_rate0.001_seed2");
   EXPECT_EQ(detail::run_folder_name({full, 0}, 1e-4, 1), "full_rate0.0001_seed1");
   EXPECT_EQ(detail::run_folder_name({lora, 8, WeightFormat::q8_0}, 1e-3, 1), "lora_r8_q8_0_rate0.001_seed1");
+}
+
+TEST(RunFolderName, IsKnownAgain) {
+  using enum MethodKind;
+  for (const Method& method : {Method{lora, 8}, Method{rslora, 32}, Method{dora, 8}, Method{full, 0},
+                               Method{lora, 8, WeightFormat::q8_0}, Method{lora, 8, WeightFormat::bf16}}) {
+    for (const double rate : {1e-3, 3e-4, 1e-7, 1.0}) {
+      const auto name = detail::run_folder_name(method, rate, 12);
+      EXPECT_TRUE(detail::is_run_folder_name(name)) << name;
+    }
+  }
+  for (const char* name : {"Aug01_12-00-00_host", "lora_r8", "lora_r8_rate_seed1", "lora_r8_rate0.001_seed",
+                           "lora_r8_rate0.001_seed1_mine", "lora_r8_seed1_rate0.001", "mine_rate0.001_seed1", ""}) {
+    EXPECT_FALSE(detail::is_run_folder_name(name)) << name;
+  }
+}
+
+// TensorBoard keeps its files in runs/ as well; a new start used to remove them.
+TEST(RemoveRuns, LeavesWhatOthersPutThere) {
+  const TemporaryFolder folder;
+  for (const char* name : {"lora_r8_rate0.001_seed1", "full_rate0.0001_seed1", "Aug01_12-00-00_host"}) {
+    std::filesystem::create_directories(folder / name);
+    std::ofstream(folder / name / "file") << "x";
+  }
+  folder.write("dora_r8_rate0.001_seed1", "a file");
+  std::filesystem::create_directory_symlink(folder / "Aug01_12-00-00_host", folder / "lora_r2_rate0.001_seed1");
+  remove_runs(folder.path());
+  EXPECT_FALSE(std::filesystem::exists(folder / "lora_r8_rate0.001_seed1"));
+  EXPECT_FALSE(std::filesystem::exists(folder / "full_rate0.0001_seed1"));
+  for (const char* name : {"Aug01_12-00-00_host/file", "dora_r8_rate0.001_seed1", "lora_r2_rate0.001_seed1/file"}) {
+    EXPECT_TRUE(std::filesystem::exists(folder / name)) << name;
+  }
 }
 
 TEST(CheckInputs, NamesTheScriptThatFetchesWhatIsMissing) {
