@@ -117,6 +117,19 @@ int train_command(const Options& options, const Job& job, Results& results) {
   return 1;
 }
 
+/// The exit code of `body`, or that of the signal that stopped it.
+template <class Body>
+int stoppable(bool speaks, const Body& body) {
+  try {
+    return body();
+  } catch (const Interrupted& interruption) {
+    if (speaks) {
+      std::fprintf(stderr, "sentence_encoder: interrupted; to continue, use the same options and --resume\n");
+    }
+    return interruption.exit_code();
+  }
+}
+
 int start_training(const Options& options, int argc, char** argv) {
   handle_signals();
   check_inputs(options);
@@ -124,17 +137,16 @@ int start_training(const Options& options, int argc, char** argv) {
   if (launched.rank == 0) prepare_output_folder(options);
   Results results = start_results(options, launched.rank == 0);
   if (launched.ranks == 1) return train_command(options, Job{}, results);
-  return run_as_job(argc, argv, [&](const Job& job) { return train_command(options, job, results); });
+  return run_as_job(argc, argv, [&](const Job& job) {
+    return stoppable(job.first(), [&] { return train_command(options, job, results); });
+  });
 }
 
 /// The exit code of `body`, or the one for what it throws.
 template <class Body>
 int guarded(const Body& body) {
   try {
-    return body();
-  } catch (const Interrupted& interruption) {
-    std::fprintf(stderr, "sentence_encoder: interrupted; to continue, use the same options and --resume\n");
-    return interruption.exit_code();
+    return stoppable(true, body);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "sentence_encoder: %s\n", error.what());
     return 1;
