@@ -73,6 +73,8 @@ struct JobShare {
       {};
   /// The number that rank 0 has, on every rank.
   std::function<double(double)> of_first_rank = {};
+  /// Throws lora::ConfigError on every rank unless all have this value alike.
+  std::function<void(const std::string& name, const std::string& value)> require_agreement = {};
 };
 
 /// One run of training, from its start or a checkpoint to its end. With a folder, rank 0 keeps the best parameters in
@@ -130,13 +132,19 @@ class FineTuning {
     save_checkpoint(checkpoint_path(), run_, state_, parameters_);
   }
 
-  /// Goes on where the folder's checkpoint stands; false when there is none.
-  /// @throws lora::ConfigError for one of another run, lora::IoError, lora::FormatError
+  /// Goes on where the folder's checkpoint stands; false when there is none. Called by every rank of a job.
+  /// @throws lora::ConfigError for a checkpoint of another run, and on every rank when ranks would go on at different
+  /// steps; lora::IoError, lora::FormatError
   bool resume() {
-    if (folder_.empty() || !std::filesystem::exists(checkpoint_path())) return false;
-    state_ = load_checkpoint(checkpoint_path(), run_, parameters_);
-    classifier_->set_dropout_step(state_.dropout_step);
-    return true;
+    const bool found = !folder_.empty() && std::filesystem::exists(checkpoint_path());
+    if (found) {
+      state_ = load_checkpoint(checkpoint_path(), run_, parameters_);
+      classifier_->set_dropout_step(state_.dropout_step);
+    }
+    if (share_.ranks > 1) {
+      share_.require_agreement("checkpoint's step", found ? std::to_string(state_.step) : "no checkpoint");
+    }
+    return found;
   }
 
   /// Gives the parameters the values they had at the best validation. @throws lora::IoError

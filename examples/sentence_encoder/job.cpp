@@ -54,6 +54,9 @@ JobShare share_of(const lora::mpi::Communicator& world) {
                    [&](MPI_Request* request) { return MPI_Ibcast(&value, 1, MPI_DOUBLE, 0, world.handle(), request); });
     return value;
   };
+  share.require_agreement = [&world](const std::string& name, const std::string& value) {
+    lora::mpi::require_agreement(world, name, value);
+  };
   return share;
 }
 

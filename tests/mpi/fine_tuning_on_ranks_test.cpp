@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: MIT
 // The sentence encoder's training as ranks of one job: the run that one process would do.
+#include <filesystem>
 #include <functional>
 #include <gtest/gtest.h>
+#include <string>
 #include <utility>
 
+#include "examples/temporary_folder.hpp"
 #include "lora/mpi/gradient_reducer.hpp"
 #include "mpi/ranks.hpp"
 #include "sentence_encoder/fine_tuning.hpp"
@@ -19,6 +22,7 @@ using examples::sentence_encoder::Job;
 using examples::sentence_encoder::JobShare;
 using examples::sentence_encoder::run_as_job;
 using examples::sentence_encoder::testing::ToyClassifier;
+using examples::testing::TemporaryFolder;
 using lora::testing::same_on_all_ranks;
 
 FineTuningOptions toy_options() {
@@ -31,8 +35,8 @@ FineTuningOptions toy_options() {
 }
 
 struct ToyRun {
-  explicit ToyRun(JobShare share)
-      : training(classifier, ToyClassifier::points, toy_options(), "toy", {}, std::move(share)) {}
+  explicit ToyRun(JobShare share, const std::filesystem::path& folder = {})
+      : training(classifier, ToyClassifier::points, toy_options(), "toy", folder, std::move(share)) {}
 
   ToyClassifier classifier;
   FineTuning<ToyClassifier> training;
@@ -76,6 +80,42 @@ TEST(FineTuningOnRanks, HasTheLossesOfOneProcess) {
       shared.training.step();
       const double loss = alone.training.last_loss();
       EXPECT_NEAR(shared.training.last_loss(), loss, lora::mpi::gradient_tolerance<float>(11, 6, job.ranks) * loss);
+    }
+  });
+}
+
+// Each rank has a folder of its own here, as on machines without a shared disk. The ranks used to go on from different
+// steps and waited for each other at the end.
+TEST(FineTuningOnRanks, ResumeOnlyAtTheSameStep) {
+  on_every_rank([](const Job& job) {
+    const TemporaryFolder folder;
+    ToyRun before({}, folder.path());
+    for (int step = 0; step < (job.first() ? 3 : 2); ++step) before.training.step();
+    before.training.save();
+    ToyRun resumed(job.share_of_run(), folder.path());
+    try {
+      EXPECT_TRUE(resumed.training.resume());
+      EXPECT_EQ(job.ranks, 1);
+    } catch (const lora::ConfigError& error) {
+      EXPECT_NE(std::string(error.what()).find("step: expected '3' as on rank 0, got '2' on rank 1"), std::string::npos)
+          << error.what();
+    }
+  });
+}
+
+TEST(FineTuningOnRanks, ResumeEverywhereOrNowhere) {
+  on_every_rank([](const Job& job) {
+    const TemporaryFolder folder;
+    if (job.first()) {
+      ToyRun before({}, folder.path());
+      before.training.step();
+      before.training.save();
+    }
+    ToyRun resumed(job.share_of_run(), folder.path());
+    if (job.ranks == 1) {
+      EXPECT_TRUE(resumed.training.resume());
+    } else {
+      EXPECT_THROW(resumed.training.resume(), lora::ConfigError);
     }
   });
 }
