@@ -43,6 +43,7 @@ class EncoderReader {
     const Index width = weights.layers[1].output.bias.size();
     const std::string tanh_layer = "module/Encoder_en/hidden_layers/tanh_layer_0/";
     weights.projection = linear(tanh_layer + "weights", tanh_layer + "bias", width, -1);
+    weights.hash = tensors_.hash();
     return weights;
   }
 

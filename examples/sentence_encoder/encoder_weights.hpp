@@ -49,6 +49,7 @@ struct EncoderWeights {
   Index heads = 4;
   std::vector<LayerWeights<Scalar>> layers;
   LinearWeights<Scalar> projection;  ///< of the mean over tokens, before tanh
+  std::uint64_t hash = 0;            ///< of the files they were read from; 0 of weights made otherwise
 };
 
 /// Extents of an encoder.

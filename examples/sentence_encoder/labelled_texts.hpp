@@ -17,6 +17,7 @@
 #include "lora/core/types.hpp"
 #include "lora/io/mapped_file.hpp"
 #include "lora/io/text.hpp"
+#include "sentence_encoder/fnv1a.hpp"
 
 namespace examples::sentence_encoder {
 
@@ -34,13 +35,6 @@ struct LabelledTexts {
   std::vector<LabelledText> rows;    ///< in the file's order
   std::uint64_t hash = 0;            ///< of the file's bytes (FNV-1a, 64 bits)
 };
-
-/// FNV-1a over 64 bits. Source: Fowler, Noll, Vo, Eastlake, "The FNV Non-Cryptographic Hash Algorithm".
-[[nodiscard]] constexpr std::uint64_t fnv1a(std::string_view bytes) noexcept {
-  std::uint64_t hash = 0xCBF29CE484222325U;
-  for (const char byte : bytes) hash = (hash ^ static_cast<unsigned char>(byte)) * 0x100000001B3U;
-  return hash;
-}
 
 namespace detail {
 

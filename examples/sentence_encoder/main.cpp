@@ -61,6 +61,7 @@ void train_all(const Options& options, const Job& job, const Inputs& inputs, Res
   std::string weights;
   for (const WeightFormat format : options.weights) weights.append(" ").append(name_of(format));
   job.require_agreement("table", hash_text(results.table_hash));
+  job.require_agreement("model", hash_text(inputs.weights.hash) + ", tokens " + hash_text(inputs.task.token_hash()));
   job.require_agreement("options", results.scale.name + ", epochs " + std::to_string(results.scale.epochs) + ", seed " +
                                        std::to_string(options.seed) + ", weights" + weights +
                                        (options.resume ? ", resumed" : ""));

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <chrono>
-#include <exception>
 #include <filesystem>
 #include <memory>
 #include <span>
@@ -33,27 +32,34 @@ template <class Layers>
 [[nodiscard]] inline std::string run_name(const RunRequest& request) {
   return request.method.key() + ", table " + std::to_string(request.task.table_hash) + ", " +
          std::to_string(request.task.train.count()) + " and " + std::to_string(request.task.validation.count()) +
-         " texts";
+         " texts, tokens " + std::to_string(request.task.token_hash()) + ", model " +
+         std::to_string(request.weights.hash) + ", ranks " + std::to_string(request.share.ranks);
 }
 
-/// Runs to the end, saving now and then, and when something stops it.
+/// Calls on_step. What it throws stops the run after a checkpoint.
+template <class Training>
+void report_step(Training& training, const RunRequest& request) {
+  if (!request.on_step) return;
+  try {
+    request.on_step(training.state(), training.last_loss());
+  } catch (...) {
+    training.save();
+    throw;
+  }
+}
+
+/// Runs to the end, saving now and then, and when on_step stops it. A step that throws may have changed half of the
+/// state, which is not saved.
 template <class Training>
 void train_to_end(Training& training, const RunRequest& request) {
   using Clock = std::chrono::steady_clock;
   auto saved = Clock::now();
-  try {
-    while (!training.finished()) {
-      training.step();
-      if (request.on_step) request.on_step(training.state(), training.last_loss());
-      if (std::chrono::duration<double>(Clock::now() - saved).count() < request.save_seconds) continue;
-      training.save();
-      saved = Clock::now();
-    }
-  } catch (const lora::Error&) {
-    throw;
-  } catch (const std::exception&) {
+  while (!training.finished()) {
+    training.step();
+    report_step(training, request);
+    if (std::chrono::duration<double>(Clock::now() - saved).count() < request.save_seconds) continue;
     training.save();
-    throw;
+    saved = Clock::now();
   }
 }
 

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "sentence_encoder/fnv1a.hpp"
 #include "sentence_encoder/labelled_texts.hpp"
 #include "sentence_encoder/packed_texts.hpp"
 
@@ -31,6 +32,16 @@ struct EncodedTexts {
     return count;
   }
 
+  /// `before`, continued over the tokens and the length of every text.
+  [[nodiscard]] std::uint64_t token_hash(std::uint64_t before) const noexcept {
+    for (const TokenIds& text : texts) {
+      const std::size_t bytes = text.size() * sizeof(TokenIds::value_type);
+      before = fnv1a({reinterpret_cast<const char*>(text.data()), bytes}, before);
+      before = fnv1a({reinterpret_cast<const char*>(&bytes), sizeof bytes}, before);
+    }
+    return before;
+  }
+
   /// Fills `batch` and `batch_labels` with these texts.
   void pack_rows(std::span<const Index> which, PackedTexts& batch, std::vector<std::uint8_t>& batch_labels) const {
     batch.clear();
@@ -50,6 +61,13 @@ struct Task {
   std::uint64_t table_hash = 0;
 
   [[nodiscard]] Index class_count() const noexcept { return static_cast<Index>(classes.size()); }
+
+  /// FNV-1a, 64 bits, of the tokens of all texts: another vocabulary splits them in another way.
+  [[nodiscard]] std::uint64_t token_hash() const noexcept {
+    std::uint64_t hash = fnv1a("");
+    for (const EncodedTexts* part : {&train, &validation, &test}) hash = part->token_hash(hash);
+    return hash;
+  }
 };
 
 /// Most rows of each part; 0 stands for all.

@@ -20,6 +20,7 @@
 #include "lora/core/types.hpp"
 #include "lora/io/mapped_file.hpp"
 #include "lora/io/text.hpp"
+#include "sentence_encoder/fnv1a.hpp"
 
 namespace examples::sentence_encoder {
 
@@ -33,11 +34,15 @@ class TensorManifest {
     static_assert(std::endian::native == std::endian::little, "the shards are little-endian");
     const lora::MappedFile file(folder_ / "model.json");
     const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
+    hash_ = fnv1a(text);
     const auto model = parse_json(text);
     const auto manifest = model.is_object() ? model.find("weightsManifest") : model.end();
     if (manifest == model.end() || !manifest->is_array()) fail("model.json", "an array weightsManifest", "none");
     for (const auto& group : *manifest) read_group(group);
   }
+
+  /// FNV-1a, 64 bits, of model.json and of the shards that it names.
+  [[nodiscard]] std::uint64_t hash() const noexcept { return hash_; }
 
   /// Extents of a tensor. @throws lora::FormatError when there is none of that name
   [[nodiscard]] const std::vector<Index>& shape(const std::string& name) const { return find(name).shape; }
@@ -120,7 +125,7 @@ class TensorManifest {
     if (used != bytes.size()) fail("shards", std::to_string(used) + " bytes", std::to_string(bytes.size()));
   }
 
-  [[nodiscard]] std::vector<std::byte> read_shards(const nlohmann::json& paths) const {
+  [[nodiscard]] std::vector<std::byte> read_shards(const nlohmann::json& paths) {
     std::vector<std::byte> bytes;
     for (const auto& path : paths) {
       const std::string name = path.is_string() ? path.get<std::string>() : std::string();
@@ -130,6 +135,7 @@ class TensorManifest {
       const lora::MappedFile shard(folder_ / name);
       bytes.insert(bytes.end(), shard.bytes().begin(), shard.bytes().end());
     }
+    hash_ = fnv1a({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, hash_);
     return bytes;
   }
 
@@ -166,6 +172,7 @@ class TensorManifest {
   }
 
   std::filesystem::path folder_;
+  std::uint64_t hash_ = 0;
   std::map<std::string, Tensor> tensors_;
 };
 

@@ -38,6 +38,22 @@ TEST(EncoderReader, FindsEveryArray) {
   EXPECT_EQ(weights.projection.bias[2], static_cast<float>(SmallModel().values.size() - 1));
 }
 
+TEST(EncoderReader, HashesTheDescriptionAndTheShards) {
+  const auto hash_of = [](const SmallModel& model) {
+    const TemporaryFolder folder;
+    model.write(folder);
+    return read_encoder_weights(folder.path()).hash;
+  };
+  SmallModel model;
+  const auto hash = hash_of(model);
+  EXPECT_EQ(hash_of(model), hash);
+  model.values.back() += 1;
+  const auto other = hash_of(model);
+  EXPECT_NE(other, hash);
+  model.weights[0]["note"] = "described in other words";
+  EXPECT_NE(hash_of(model), other);
+}
+
 TEST(EncoderReader, RefusesAModelWithoutOneOfItsTensors) {
   const std::size_t count = SmallModel().weights.size();
   EXPECT_EQ(count, 31U);

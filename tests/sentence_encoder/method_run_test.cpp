@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <functional>
 #include <gtest/gtest.h>
 #include <limits>
 #include <memory>
@@ -15,6 +16,7 @@
 #include "sentence_encoder/made_task.hpp"
 #include "sentence_encoder/merge_tolerance.hpp"
 #include "sentence_encoder/method_run_impl.hpp"
+#include "sentence_encoder/toy_classifier.hpp"
 #include "support/bits.hpp"
 
 namespace method_run_test {
@@ -23,6 +25,7 @@ namespace {
 using namespace examples::sentence_encoder;  // NOLINT: the namespace under test
 using examples::sentence_encoder::testing::made_task;
 using examples::sentence_encoder::testing::small_shape;
+using examples::sentence_encoder::testing::ToyClassifier;
 using examples::testing::TemporaryFolder;
 using lora::testing::same_bits;
 using Layers = AdaptedLayers<float>;
@@ -83,6 +86,53 @@ TEST(MethodRun, StoppedAndResumedLeavesTheBitsOfAnUninterruptedRun) {
     request.resume = true;
     expect_same(whole, folder / "whole", run_method_with<Layers>(request), part);
   }
+}
+
+/// What resuming a stopped run says when `change` has been made to what it is resumed with.
+std::string refusal_after(const std::function<void(EncoderWeights<float>&, Task&, JobShare&)>& change) {
+  const Head head(3, small_shape.output);
+  const TemporaryFolder folder;
+  auto stopped = request_in(folder.path(), head);
+  stopped.on_step = [](const TrainingState&, double) { throw std::runtime_error("stopped here"); };
+  EXPECT_THROW(static_cast<void>(run_method_with<Layers>(stopped)), std::runtime_error);
+  auto other_weights = weights();
+  auto other_task = task();
+  RunRequest resumed{stopped.method, stopped.options, other_weights, other_task, head, folder.path()};
+  resumed.resume = true;
+  change(other_weights, other_task, resumed.share);
+  try {
+    static_cast<void>(run_method_with<Layers>(resumed));
+  } catch (const lora::ConfigError& error) {
+    return error.what();
+  }
+  return "resumed";
+}
+
+TEST(MethodRun, ResumesNoCheckpointOfAnotherModelVocabularyOrNumberOfRanks) {
+  EXPECT_EQ(refusal_after([](auto&, auto&, auto&) {}), "resumed");
+  const auto model = refusal_after([](EncoderWeights<float>& weights, Task&, JobShare&) { weights.hash = 7; });
+  EXPECT_NE(model.find("model 7"), std::string::npos) << model;
+  const auto vocabulary = refusal_after([](auto&, Task& task, auto&) { ++task.train.texts[0].at(0); });
+  EXPECT_NE(vocabulary.find("a checkpoint of the run"), std::string::npos) << vocabulary;
+  const auto ranks = refusal_after([](auto&, auto&, JobShare& share) { share.ranks = 2; });
+  EXPECT_NE(ranks.find("ranks 2"), std::string::npos) << ranks;
+}
+
+// Such a step may have moved the parameters and not yet have looked at the validation texts. It used to be saved.
+TEST(MethodRun, AStepThatThrowsLeavesTheCheckpointBeforeIt) {
+  const Head head(3, small_shape.output);
+  const TemporaryFolder folder;
+  const auto request = request_in(folder.path(), head);
+  ToyClassifier classifier;
+  classifier.scores = {0.5};  // the second evaluation throws std::out_of_range
+  FineTuning<ToyClassifier> stopped(classifier, ToyClassifier::points, request.options, "toy", folder.path());
+  EXPECT_THROW(detail::train_to_end(stopped, request), std::out_of_range);
+  EXPECT_EQ(stopped.state().step, 12);
+  ToyClassifier other;
+  FineTuning<ToyClassifier> resumed(other, ToyClassifier::points, request.options, "toy", folder.path());
+  ASSERT_TRUE(resumed.resume());
+  EXPECT_EQ(resumed.state().step, 6);
+  EXPECT_EQ(resumed.state().evaluations.size(), 1U);
 }
 
 TEST(MethodRun, LearnsAndSavesAnAdapterThatAnswersTheSame) {

@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cstdio>
@@ -235,6 +236,23 @@ TEST_F(SentenceEncoderProgram, RanksOfDifferentOptionsEndTheJobAndSayWhy) {
   EXPECT_NE(job.exit_code, lora::testing::job_hung);
   EXPECT_TRUE(contains(job.output, "seed 1")) << job.output;
   EXPECT_TRUE(contains(job.output, "seed 2")) << job.output;
+}
+
+// The ranks used to average the gradients of different models.
+TEST_F(SentenceEncoderProgram, RanksOfDifferentModelsEndTheJobAndSayWhy) {
+  std::filesystem::create_directory(folder / "other");
+  for (const char* file : {"model.json", "vocab.json"}) {
+    std::filesystem::copy(folder / file, folder / "other" / file);
+  }
+  std::string shard = bytes_of(folder / "shard");
+  shard[0] = static_cast<char>(shard[0] ^ 1);
+  folder.write("other/shard", shard);
+  auto other = train("out");
+  std::ranges::replace(other, folder.path().string(), path("other"));
+  const auto job = run_as_ranks({train("out"), other}, 1);
+  EXPECT_NE(job.exit_code, 0);
+  EXPECT_NE(job.exit_code, lora::testing::job_hung);
+  EXPECT_TRUE(contains(job.output, "require_agreement: model: expected '")) << job.output;
 }
 
 #endif
