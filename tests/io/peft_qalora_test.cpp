@@ -108,8 +108,9 @@ TEST(PeftQalora, AnAdapterTrainedWithoutGroupsIsRefusedByAModel) {
     module.qalora_group_size = 4;
   }
   Network network;
-  EXPECT_NE(message_of<ConfigError>([&] { network.model.load(config_of(4), weights); }).find(" A is 2 x 12 for 2 x 3"),
-            std::string::npos);
+  EXPECT_NE(
+      message_of<ConfigError>([&] { network.model.load(config_of(4), weights); }).find("A is 2 x 12, expected 2 x 3"),
+      std::string::npos);
 }
 
 TEST(PeftQalora, FilesSayTheGroupThatTheWeightsHave) {
