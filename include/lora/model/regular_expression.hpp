@@ -572,6 +572,7 @@ class RegularExpression {
   }
 
   int add_state(Kind kind, int argument, int next) {
+    if (states_.size() >= static_cast<std::size_t>(max_states)) fail_for_size();
     states_.push_back({kind, argument, next});
     return static_cast<int>(states_.size()) - 1;
   }
