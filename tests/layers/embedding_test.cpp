@@ -208,33 +208,21 @@ TEST(Embedding, ErrorsNameCallArgumentAndShapes) {
             "LoraEmbedding::project_backward: layer: expected a project_forward(x) in training mode before, got none");
 }
 
+// Projections of a table of one dimension have as many inputs as an id is numbers.
 TEST(Embedding, ATapeOfALookupIsNoneOfAProjectionAndTheReverse) {
-  const auto layer = small_layer();
-  Workspace workspace;
-  LoraEmbedding<float>::Tape lookup, projection;
-  auto gradients = layer.make_gradients();
-  Matrix<float> y(2, 5), logits(2, 9), x(2, 5);
-  x.setOnes();
-  const std::vector<int> list = {1, 2};
-  layer.forward(list, lookup, y, workspace);
-  layer.project_forward(x, projection, logits, workspace);
-  EXPECT_THROW(layer.backward(list, projection, y, gradients, workspace), StateError);
-  EXPECT_THROW(layer.project_backward(x, lookup, logits, gradients, workspace), StateError);
-}
-
-// A table of one dimension too: its projections have as many inputs as an id is numbers.
-TEST(Embedding, OfOneDimensionKeepsTheTapesOfBothUsesApart) {
-  const LoraEmbedding<float> layer(random_matrix<float>(9, 1, 1), {.rank = 2}, 1);
-  Workspace workspace;
-  LoraEmbedding<float>::Tape lookup, projection;
-  auto gradients = layer.make_gradients();
-  Matrix<float> y(2, 1), logits(2, 9), x(2, 1);
-  x.setOnes();
-  const std::vector<int> list = {1, 2};
-  layer.forward(list, lookup, y, workspace);
-  layer.project_forward(x, projection, logits, workspace);
-  EXPECT_THROW(layer.backward(list, projection, y, gradients, workspace), StateError);
-  EXPECT_THROW(layer.project_backward(x, lookup, logits, gradients, workspace), StateError);
+  for (const Index width : {5, 1}) {
+    const LoraEmbedding<float> layer(random_matrix<float>(9, width, 1), {.rank = 2}, 1);
+    Workspace workspace;
+    LoraEmbedding<float>::Tape lookup, projection;
+    auto gradients = layer.make_gradients();
+    Matrix<float> y(2, width), logits(2, 9);
+    const Matrix<float> x = Matrix<float>::Ones(2, width);
+    const std::vector<int> list = {1, 2};
+    layer.forward(list, lookup, y, workspace);
+    layer.project_forward(x, projection, logits, workspace);
+    EXPECT_THROW(layer.backward(list, projection, y, gradients, workspace), StateError) << width;
+    EXPECT_THROW(layer.project_backward(x, lookup, logits, gradients, workspace), StateError) << width;
+  }
 }
 
 TEST(Embedding, ARefusedProjectionLeavesTheLastPass) {
