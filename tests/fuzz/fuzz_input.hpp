@@ -17,7 +17,8 @@
 
 namespace lora::fuzzing {
 
-/// The bytes of an input, taken from the front. After the end all of them are 0.
+/// The bytes of an input, taken from the front. After the end all of them are 0. Never take two in one call's
+/// arguments: compilers differ in which comes first, and an input found with one would be another with the other.
 class FuzzInput {
  public:
   FuzzInput(const std::uint8_t* data, std::size_t size) : left_(data, size) {}

@@ -33,7 +33,7 @@ class File {
     encoder_.add_metadata("general.architecture", std::string(architectures[input_.rarely() ? input_.below(4) : 0]));
     encoder_.add_metadata("general.alignment", static_cast<std::uint32_t>(alignment_));
     if (input_.flag()) encoder_.add_metadata("adapter.lora.alpha", alpha());
-    if (input_.rarely()) encoder_.add_metadata(input_.text(), std::vector<std::string>{input_.text(), input_.text()});
+    if (input_.rarely()) add_texts(input_.text());
     if (input_.rarely()) encoder_.add_metadata("adapter.alora.invocation_tokens", std::vector<std::uint32_t>{1});
     const std::size_t modules = input_.below(5);
     for (std::size_t i = 0; i < modules; ++i) add_module();
@@ -57,6 +57,9 @@ class File {
   }
   void add_text(std::string_view key, std::string_view usual) {
     encoder_.add_metadata(key, input_.rarely() ? input_.text() : std::string(usual));
+  }
+  void add_texts(const std::string& key) {
+    encoder_.add_metadata(key, std::vector<std::string>{input_.text(), input_.text()});
   }
   std::uint64_t extent() { return input_.rarely() ? input_.byte() * 32U : 1 + input_.below(8); }
   std::uint64_t row() { return input_.flag() ? 32 * (1 + input_.below(8)) : extent(); }

@@ -50,8 +50,8 @@ class Config {
     add_flag("use_rslora");
     add("target_modules", input.flag() ? R"(["q_proj","v_proj","embed_tokens","lm_head","conv"])" : pattern());
     add("bias", quoted(biases[input.rarely() ? 3 : input.below(3)]));
-    if (input.rarely()) add("rank_pattern", "{" + pattern() + ":" + std::to_string(input.below(9)) + "}");
-    if (input.rarely()) add("alpha_pattern", "{" + pattern() + ":" + std::to_string(input.byte()) + "}");
+    if (input.rarely()) add("rank_pattern", pattern_for(input.below(9)));
+    if (input.rarely()) add("alpha_pattern", pattern_for(input.byte()));
     if (input.rarely()) add("modules_to_save", "[" + pattern() + "]");
     if (input.rarely()) add("exclude_modules", pattern());
     if (input.rarely()) add("layers_to_transform", std::to_string(input.below(3)));
@@ -69,6 +69,7 @@ class Config {
     const std::string own = input_.text();
     return utf8_prefix(own) == own.size() ? quoted(own) : "0";
   }
+  std::string pattern_for(std::size_t value) { return "{" + pattern() + ":" + std::to_string(value) + "}"; }
   void add(std::string_view key, std::string_view value) { text.append(",\"").append(key).append("\":").append(value); }
   bool add_flag(std::string_view key) {
     const bool value = input_.byte() % 4 == 3;
@@ -91,7 +92,8 @@ class Tensors {
   Tensors(FuzzInput& input, const Config& config) : input_(input), config_(config) {
     for (std::size_t left = input.below(6); left > 0; --left) add_module();
     for (std::size_t left = input.below(3); left > 0; --left) {
-      add(peft_module() + std::string(input.one_of(suffixes)), {extent(), extent()});
+      const std::string name = peft_module().append(input.one_of(suffixes));
+      add(name, {extent(), extent()});
     }
     if (input.flag()) add("base_model.model.model.layers.0.q_proj.base_layer.bias", {extent()});
   }

@@ -271,6 +271,16 @@ TEST(PeftDirectoryWriter, WhatPeftWouldLoadOtherwiseIsToldAllAtOnce) {
       "  module \"h.wte\" has scaling 2.12132034, alpha and rank of the configuration give 1.73205081");
 }
 
+// PEFT's own parts of a name, those that a reader takes out, are no part of a model's name. Found by fuzzing.
+TEST(PeftDirectoryWriter, ANameThatWouldComeBackAsAnotherIsRefused) {
+  for (const std::string name :
+       {"head.modules_to_save.bias", "head.original_module.weight", "head.base_layer.weight"}) {
+    SCOPED_TRACE(name);
+    const std::string told = refusal<ConfigError>([&](auto& adapter) { adapter.weights.saved[name] = {{1}, {1}}; });
+    EXPECT_NE(told.find("saved \"" + name + "\" has a name PEFT reads otherwise"), std::string::npos) << told;
+  }
+}
+
 // A reader computes the scaling from alpha and rank. What differs by more than the rounding of that is another adapter.
 TEST(PeftDirectoryWriter, AScalingIsThatOfTheConfigurationUpToRounding) {
   constexpr double epsilon = std::numeric_limits<double>::epsilon();

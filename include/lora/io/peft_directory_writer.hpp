@@ -120,10 +120,16 @@ void check_peft_weights(const LoraModelConfig& config, const AdapterWeights<Scal
   std::vector<PeftTensor> tensors;
   for (const auto& output : outputs) tensors.push_back(output.tensor);
   const ModuleMatcher matcher = matcher_of_tensors(config, write_peft);
-  std::vector<std::string> problems = take_peft_inventory(config, matcher, tensors).problems;
+  PeftInventory inventory = take_peft_inventory(config, matcher, tensors);
+  std::vector<std::string> problems = std::move(inventory.problems);
   if (weights.modules.empty()) problems.emplace_back("there is no module in the adapter");
   for (const std::string& module : untargeted_modules(config, weights).value_or(std::vector<std::string>())) {
     problems.push_back("module " + in_quotes(module) + " is not among target_modules");
+  }
+  for (const auto& [name, saved] : weights.saved) {
+    if (!inventory.saved.contains(name)) {
+      problems.push_back("saved " + in_quotes(name) + " has a name PEFT reads otherwise");
+    }
   }
   for (const auto& [name, module] : weights.modules) {
     const double scaling = matcher.config_for(name).scaling();
