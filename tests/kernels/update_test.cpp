@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "lora/core/floating_point.hpp"
+#include "lora/core/rounding.hpp"
 #include "lora/kernels/delta.hpp"
 #include "lora/kernels/fused_update.hpp"
 #include "lora/kernels/half_update.hpp"
@@ -89,7 +90,7 @@ kernels::ExactUpdate apply_naively(Scalar* weights, const Scalar* delta, std::in
   kernels::ExactUpdate result{.applied = true};
   for (Index i = 0; i < count; ++i) {
     const Scalar original = weights[i];
-    weights[i] = kernels::detail::rounded<Scalar>(original + delta[i]);
+    weights[i] = lora::detail::sum(original, delta[i]);
     const auto code = kernels::detail::distance<Scalar>(original, weights[i] - delta[i]);
     result.exceptions += kernels::detail::keep_code<Scalar>(code, original, codes + i, originals + result.exceptions);
   }

@@ -156,6 +156,19 @@ inline Violations flag_dependence(const std::vector<Header>& headers) {
   return found;
 }
 
+/// Whether a number is finite is asked of its bits (core/finite.hpp): with -ffast-math a compiler need not answer
+/// truly.
+inline Violations questions_of_fast_math(const std::vector<Header>& headers) {
+  static const std::regex question(R"(\b(isfinite|isnan|isinf|isnormal|fpclassify)\()");
+  Violations found;
+  for (const auto& header : headers) {
+    for (std::sregex_iterator match(header.text.begin(), header.text.end(), question), end; match != end; ++match) {
+      found.push_back(header.path + ": " + (*match)[1].str());
+    }
+  }
+  return found;
+}
+
 /// A wait or a limit must not depend on a clock that someone sets: time comes from steady_clock alone.
 inline Violations clocks_that_jump(const std::vector<Header>& headers) {
   static const std::regex clock(

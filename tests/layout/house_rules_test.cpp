@@ -48,6 +48,7 @@ TEST(HouseRules, IncludesHaveNoCycle) { EXPECT_TRUE(none(include_cycles(headers_
 TEST(HouseRules, IncludedHeadersExist) { EXPECT_TRUE(none(missing_includes(headers_of(root)))); }
 TEST(HouseRules, OtherLibrariesStayInTheirFolders) { EXPECT_TRUE(none(foreign_includes(headers_of(root)))); }
 TEST(HouseRules, HeadersIgnoreCompilerFlags) { EXPECT_TRUE(none(flag_dependence(headers_of(root)))); }
+TEST(HouseRules, NumbersAreFiniteByTheirBits) { EXPECT_TRUE(none(questions_of_fast_math(headers_of(root)))); }
 TEST(HouseRules, NoClockThatJumps) { EXPECT_TRUE(none(clocks_that_jump(headers_of(root)))); }
 TEST(HouseRules, CompiledLibraryHasWhatHeadersDeclare) {
   EXPECT_TRUE(none(uncompiled_templates(root, headers_of(root))));
@@ -97,6 +98,15 @@ TEST(HouseRulesCatch, AConditionalOnFlags) {
   for (const char* line :
        {"#if defined(__x86_64__)\n", "#ifdef __SSE2__\n", "// not #ifdef NDEBUG\n", "#ifdef __clang__\n"}) {
     EXPECT_EQ(flag_dependence({header("lora/kernels/a.hpp", line)}).size(), 0U) << line;
+  }
+}
+
+TEST(HouseRulesCatch, AQuestionThatFastMathAnswersWrongly) {
+  for (const char* line : {"if (std::isfinite(x))", "!isnan(x)", "std::isinf(x) ? 1 : 0"}) {
+    EXPECT_EQ(questions_of_fast_math({header("lora/io/a.hpp", line)}).size(), 1U) << line;
+  }
+  for (const char* line : {"if (is_finite(x))", "// std::isfinite is always true", "is_nan(x)"}) {
+    EXPECT_EQ(questions_of_fast_math({header("lora/io/a.hpp", line)}).size(), 0U) << line;
   }
 }
 

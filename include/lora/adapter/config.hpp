@@ -2,13 +2,13 @@
 // How a layer is adapted: the options PEFT's LoraConfig has for one layer.
 #pragma once
 
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <string>
 #include <string_view>
 
 #include "lora/core/error.hpp"
+#include "lora/core/finite.hpp"
 #include "lora/core/number_text.hpp"
 #include "lora/core/types.hpp"
 
@@ -69,11 +69,6 @@ struct LoraConfig {
 
 namespace detail {
 
-/// Whether x is neither infinite nor NaN, by its bits: std::isfinite is always true with -ffast-math.
-[[nodiscard]] constexpr bool finite_bits(double x) noexcept {
-  return (std::bit_cast<std::uint64_t>(x) >> 52U & 0x7FFU) != 0x7FFU;
-}
-
 /// An element is dropped if its 32 random bits are below this threshold: probability * 2^32, rounded. Pre: probability
 /// in [0, 1]. From 1 - 2^-33 on, the result is 2^32 and every element is dropped.
 [[nodiscard]] constexpr std::uint64_t drop_threshold(double probability) noexcept {
@@ -112,10 +107,10 @@ LORA_COLD inline void check_initialization(std::string_view operation, const Lor
 /// @throws ConfigError naming the first option that is out of range.
 LORA_COLD inline void check_config(std::string_view operation, const LoraConfig& config) {
   if (config.rank < 0) throw ConfigError(operation, "rank", "0 or more", std::to_string(config.rank));
-  if (!detail::finite_bits(config.alpha)) {
+  if (!is_finite(config.alpha)) {
     throw ConfigError(operation, "alpha", "a finite number", detail::number_text(config.alpha));
   }
-  if (!detail::finite_bits(config.dropout) || !(config.dropout >= 0.0 && config.dropout < 1.0)) {
+  if (!is_finite(config.dropout) || !(config.dropout >= 0.0 && config.dropout < 1.0)) {
     throw ConfigError(operation, "dropout", "a probability in [0, 1)", detail::number_text(config.dropout));
   }
   if (detail::drop_threshold(config.dropout) > 0xFFFFFFFFU) {

@@ -13,6 +13,7 @@
 #include "lora/adapter/config.hpp"
 #include "lora/adapter/starts.hpp"
 #include "lora/core/error.hpp"
+#include "lora/core/finite.hpp"
 #include "lora/core/number_text.hpp"
 #include "lora/core/types.hpp"
 #include "lora/core/view.hpp"
@@ -110,7 +111,7 @@ inline void check_quantized_start(std::string_view operation, const MatrixView<c
   }
   for (Index i = 0; i < w.rows; ++i) {
     for (Index j = 0; j < w.cols; ++j) {
-      if (!finite_bits(static_cast<double>(w(i, j)))) {
+      if (!is_finite(static_cast<double>(w(i, j)))) {
         throw ConfigError(operation, "w", "finite numbers", "an infinity or NaN");
       }
     }

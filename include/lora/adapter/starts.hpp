@@ -13,6 +13,7 @@
 #include "lora/adapter/orthonormal.hpp"
 #include "lora/adapter/truncated_svd.hpp"
 #include "lora/core/error.hpp"
+#include "lora/core/finite.hpp"
 #include "lora/core/number_text.hpp"
 #include "lora/core/random.hpp"
 #include "lora/core/types.hpp"
@@ -145,7 +146,7 @@ template <class Real>
   }
   for (Index i = 0; i < w.rows; ++i) {
     for (Index j = 0; j < w.cols; ++j) {
-      if (!detail::finite_bits(w(i, j))) {
+      if (!is_finite(w(i, j))) {
         throw ConfigError(operation, "init_lora_weights", "a finite weight with pissa and olora", "an infinity or NaN");
       }
     }

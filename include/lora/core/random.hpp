@@ -2,8 +2,8 @@
 // Uniform and normal deviates with the same bits on every platform and compiler.
 //
 // A compiler may or may not contract a*b + c into a fused multiply-add, which changes the last bit. Here every such
-// expression is either exact or explicitly fused (core/fma.hpp), and no C library function is called whose result may
-// vary.
+// expression is either exact or explicitly fused (core/rounding.hpp), and no C library function is called whose result
+// may vary.
 #pragma once
 
 #include <array>
@@ -13,8 +13,8 @@
 #include <cstdint>
 #include <span>
 
-#include "lora/core/fma.hpp"
 #include "lora/core/philox.hpp"
+#include "lora/core/rounding.hpp"
 #include "lora/core/view.hpp"
 
 namespace lora {

@@ -29,7 +29,7 @@ struct MXFP4 {
     const double scale = half_scale(block[0]);
     for (Index i = 0; i < block_size; ++i) {
       const auto q = static_cast<std::size_t>(detail::nibble_of_32(block + 1, i));
-      values[i] = detail::opaque(static_cast<float>(scale * doubled_values[q]));
+      values[i] = detail::rounded(static_cast<float>(scale * doubled_values[q]));
     }
   }
 

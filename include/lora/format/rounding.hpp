@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Single operations that round on their own, whatever the flags of the including file. Compilers fuse a * b + c into
-// one rounding where the instruction set allows it (g++ by default); with -ffast-math they also reorder sums and divide
-// by multiplying with a reciprocal. Without these functions, one weight in 18,000 gets another code of Q4_0 with
-// -march=native, and one in 500 another of Q4_1 with -ffast-math (g++ 12; half of the weights multiples of 1/64).
+// The rounding of number formats, whatever the flags of the including file: without it, one weight in 18,000 gets
+// another code of Q4_0 with -march=native, and one in 500 another of Q4_1 with -ffast-math (g++ 12; half of the weights
+// multiples of 1/64).
 //
 // Decoding ggml's formats is less delicate: a product of scales and codes has at most 24 bits and is exact, so a value
 // is rounded once, in the sum if there is one, and a fused sum gives the same bits.
@@ -12,35 +11,15 @@
 #include <cstdint>
 
 #include "lora/core/finite.hpp"
+#include "lora/core/rounding.hpp"
 
 namespace lora::formats::detail {
 
-/// The value, of which the compiler no longer knows where it comes from.
-template <class Scalar>
-[[nodiscard]] inline Scalar opaque(Scalar value) noexcept {
-#if defined(__SSE2__)
-  __asm__("" : "+x"(value));
-#elif defined(__aarch64__)
-  __asm__("" : "+w"(value));
-#else
-  __asm__("" : "+m"(value));
-#endif
-  return value;
-}
-
-/// a * b, rounded once.
-[[nodiscard]] inline float product(float a, float b) noexcept { return opaque(a * b); }
-
-/// a + b, rounded once.
-[[nodiscard]] inline float sum(float a, float b) noexcept { return opaque(a + b); }
-
-/// a - b, rounded once.
-[[nodiscard]] inline float difference(float a, float b) noexcept { return opaque(a - b); }
-
-/// a / b, rounded once: the quotient in double, rounded to float, is that of floats. -mrecip has no estimates of it.
-[[nodiscard]] inline float quotient(float a, float b) noexcept {
-  return opaque(static_cast<float>(static_cast<double>(a) / opaque(static_cast<double>(b))));
-}
+using lora::detail::difference;
+using lora::detail::product;
+using lora::detail::quotient;
+using lora::detail::rounded;
+using lora::detail::sum;
 
 /// 1 / value; 0 for zero.
 [[nodiscard]] inline float reciprocal_or_zero(float value) noexcept {

@@ -2,7 +2,6 @@
 // Reads LoRA adapters in llama.cpp's files.
 #pragma once
 
-#include <cmath>
 #include <cstddef>
 #include <filesystem>
 #include <map>
@@ -14,6 +13,7 @@
 #include <vector>
 
 #include "lora/core/error.hpp"
+#include "lora/core/finite.hpp"
 #include "lora/core/number_text.hpp"
 #include "lora/core/types.hpp"
 #include "lora/io/gguf_adapter.hpp"
@@ -82,7 +82,7 @@ class GgufAdapterDecoder {
     if (found == contents_.metadata.end()) return 0.0;
     const auto* value = std::get_if<float>(&found->second);
     if (value == nullptr) refuse("adapter.lora.alpha", "a float", "another type");
-    if (!std::isfinite(*value)) refuse("adapter.lora.alpha", "a finite number", number_text(*value));
+    if (!is_finite(*value)) refuse("adapter.lora.alpha", "a finite number", number_text(*value));
     return *value;
   }
 

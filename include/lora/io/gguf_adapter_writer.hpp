@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -17,6 +16,7 @@
 #include <vector>
 
 #include "lora/core/error.hpp"
+#include "lora/core/finite.hpp"
 #include "lora/core/number_text.hpp"
 #include "lora/core/shape.hpp"
 #include "lora/core/types.hpp"
@@ -84,7 +84,7 @@ class GgufAdapterEncoder {
     if (module.rank() == 0) refuse("rank 0");
     check_shape(operation, gguf_module(name) + ", B", module.B, -1, module.rank());
     if (module.A.cols() == 0 || module.B.rows() == 0) refuse("a factor without elements");
-    if (!std::isfinite(module.scaling)) {
+    if (!is_finite(module.scaling)) {
       throw ConfigError(operation, gguf_module(name) + ", scaling", "a finite number", number_text(module.scaling));
     }
   }
@@ -102,7 +102,7 @@ class GgufAdapterEncoder {
       if (static_cast<float>(alpha) == 0.0F) alpha = 1.0;
     }
     const auto stored = static_cast<float>(alpha);
-    if (std::isfinite(stored) && stored != 0.0F) return stored;
+    if (is_finite(stored) && stored != 0.0F) return stored;
     throw ConfigError(operation, "alpha", "a finite number other than 0, as float", number_text(alpha));
   }
 
@@ -191,7 +191,7 @@ class GgufAdapterEncoder {
     lora::encode<float>(dtype, values, bytes);
     std::vector<float> stored(values.size());
     decode<float>(dtype, bytes, stored);
-    if (std::all_of(stored.begin(), stored.end(), [](float value) { return std::isfinite(value); })) return;
+    if (std::all_of(stored.begin(), stored.end(), [](float value) { return is_finite(value); })) return;
     throw StateError(operation, label, "elements that are finite in " + std::string(name_of(dtype)), "one that is not");
   }
 

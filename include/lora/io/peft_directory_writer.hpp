@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "lora/core/error.hpp"
+#include "lora/core/finite.hpp"
 #include "lora/core/number_text.hpp"
 #include "lora/core/types.hpp"
 #include "lora/io/atomic_file.hpp"
@@ -166,7 +167,7 @@ template <RealScalar Scalar>
 void check_representable(const std::vector<PeftOutput<Scalar>>& outputs, Dtype dtype) {
   const double limit = overflow_of(dtype);
   const auto overflows = [&](Scalar value) {
-    return std::isfinite(value) && std::abs(static_cast<double>(value)) >= limit;
+    return is_finite(value) && std::abs(static_cast<double>(value)) >= limit;
   };
   for (const auto& output : outputs) {
     const auto found = std::find_if(output.values.begin(), output.values.end(), overflows);

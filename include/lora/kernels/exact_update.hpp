@@ -12,6 +12,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "lora/core/finite.hpp"
+#include "lora/core/rounding.hpp"
 #include "lora/kernels/kernel_calls.hpp"
 
 namespace lora::kernels {
@@ -44,20 +46,6 @@ template <class Scalar>
 [[nodiscard]] constexpr Bits<Scalar> ordered(Bits<Scalar> bits) noexcept {
   constexpr Bits<Scalar> all = ~Bits<Scalar>(0);
   return (bits >> (8 * sizeof(Scalar) - 1)) != 0 ? bits ^ (all >> 1) : bits;
-}
-
-/// Tests bits, so that -ffinite-math-only does not remove it.
-template <class Scalar>
-[[nodiscard]] constexpr bool finite(Scalar value) noexcept {
-  return (std::bit_cast<Bits<Scalar>>(value) & exponent_bits<Scalar>) != exponent_bits<Scalar>;
-}
-
-/// Returns `value` rounded to Scalar, and keeps the compiler from combining the operations before and after:
-/// -ffast-math would rewrite (w + delta) - delta as w, and contraction would fuse m * g - delta.
-template <class Scalar>
-[[nodiscard]] inline Scalar rounded(Scalar value) noexcept {
-  const volatile Scalar kept = value;
-  return kept;
 }
 
 /// The code of an element, given its original value and the value that undoing predicts.
@@ -96,10 +84,10 @@ template <class Scalar>
   ExactUpdate result{.applied = true};
   for (Index i = 0; i < count; ++i) {
     const Scalar original = weights[i];
-    const Scalar sum = detail::rounded<Scalar>(original + delta[i]);
-    const Scalar merged = detail::rounded<Scalar>(sum * run.factors[i * run.step]);
-    const Scalar back = detail::rounded<Scalar>(merged * run.reciprocals[i * run.step]);
-    if (!detail::finite(delta[i]) || (!detail::finite(merged) && detail::finite(original))) result.applied = false;
+    const Scalar sum = lora::detail::sum(original, delta[i]);
+    const Scalar merged = lora::detail::product(sum, run.factors[i * run.step]);
+    const Scalar back = lora::detail::product(merged, run.reciprocals[i * run.step]);
+    if (!is_finite(delta[i]) || (!is_finite(merged) && is_finite(original))) result.applied = false;
     weights[i] = merged;
     result.exceptions += detail::keep_code<Scalar>(detail::distance<Scalar>(original, back - delta[i]), original,
                                                    codes + i, originals + result.exceptions);
@@ -114,7 +102,7 @@ Index restore_scaled(Scalar* weights, const Scalar* delta, const RunFactors<Scal
                      Index count, const Scalar* originals) {
   Index exceptions = 0;
   for (Index i = 0; i < count; ++i) {
-    const Scalar back = detail::rounded<Scalar>(weights[i] * run.reciprocals[i * run.step]);
+    const Scalar back = lora::detail::product(weights[i], run.reciprocals[i * run.step]);
     const bool exceptional = codes[i] == exceptional_code;
     weights[i] = exceptional ? originals[exceptions] : detail::at_distance<Scalar>(codes[i], back - delta[i]);
     exceptions += exceptional ? 1 : 0;

@@ -10,7 +10,9 @@
 #include <bit>
 #include <cstdint>
 
+#include "lora/core/finite.hpp"
 #include "lora/core/half.hpp"
+#include "lora/core/rounding.hpp"
 #include "lora/format/bf16.hpp"
 #include "lora/format/f16.hpp"
 #include "lora/kernels/exact_update.hpp"
@@ -50,9 +52,9 @@ template <class Format>
 
 /// a + b where a double does not hold the sum: |a| is far above |b| and b is not 0.
 [[nodiscard]] inline double far_sum_to_odd(double a, double b) noexcept {
-  const double sum = rounded<double>(a + b);
-  const double added = rounded<double>(sum - a);
-  const double lost = rounded<double>(b - added);
+  const double sum = lora::detail::sum(a, b);
+  const double added = lora::detail::difference(sum, a);
+  const double lost = lora::detail::difference(b, added);
   const auto bits = std::bit_cast<std::uint64_t>(sum);
   if (lost == 0.0 || (bits & 1U) != 0) return sum;
   const bool outwards = (lost > 0.0) == (sum > 0.0);
@@ -69,7 +71,7 @@ template <class Format>
   };
   const int gap = exponent(a) - exponent(b);
   constexpr int held = 28;  // 24 bits, 28 places up, and a carry are the 53 bits of a double
-  const bool exact = (-held <= gap && gap <= held) || !finite(a) || !finite(b);
+  const bool exact = (-held <= gap && gap <= held) || !is_finite(a) || !is_finite(b);
   if (exact) return static_cast<double>(a) + static_cast<double>(b);
   return gap > 0 ? far_sum_to_odd(static_cast<double>(a), static_cast<double>(b))
                  : far_sum_to_odd(static_cast<double>(b), static_cast<double>(a));
@@ -120,7 +122,7 @@ template <class Format>
     const std::uint16_t merged = detail::merged_half<Format>(original, delta[i], run.factors[i * run.step]);
     const std::uint16_t predicted = detail::predicted_half<Format>(merged, delta[i], run.reciprocals[i * run.step]);
     const bool overflows = !detail::finite_half<Format>(merged) && detail::finite_half<Format>(original);
-    if (!detail::finite(delta[i]) || overflows) result.applied = false;
+    if (!is_finite(delta[i]) || overflows) result.applied = false;
     weights[i] = merged;
     codes[i] = detail::half_code<Format>(original, predicted);
     if (codes[i] == exceptional_code) originals[result.exceptions++] = original;

@@ -8,8 +8,8 @@
 #include <cstdint>
 
 #include "lora/core/little_endian.hpp"
+#include "lora/core/rounding.hpp"
 #include "lora/core/workspace.hpp"
-#include "lora/format/rounding.hpp"
 #include "lora/kernels/bf16_product.hpp"
 #include "lora/kernels/block_product.hpp"
 #include "lora/kernels/isa.hpp"

@@ -14,6 +14,7 @@
 
 #include "lora/adapter/config.hpp"
 #include "lora/core/error.hpp"
+#include "lora/core/finite.hpp"
 #include "lora/core/shape.hpp"
 #include "lora/core/types.hpp"
 #include "lora/core/view.hpp"
@@ -92,7 +93,7 @@ class AdapterCombination {
                                            options_, name_hash(name))
                      .run();
     for (Index j = 0; j < result.lora_bias.size(); ++j) {
-      if (finite_bits(result.lora_bias[j])) continue;
+      if (is_finite(result.lora_bias[j])) continue;
       throw StateError(operation, label, "a lora_bias that is finite", "another");
     }
     result.kind = first->kind;

@@ -16,6 +16,7 @@
 #include "lora/adapter/columns.hpp"
 #include "lora/adapter/config.hpp"
 #include "lora/core/error.hpp"
+#include "lora/core/finite.hpp"
 #include "lora/core/number_text.hpp"
 #include "lora/core/philox.hpp"
 #include "lora/core/shape.hpp"
@@ -102,7 +103,7 @@ class FactorCombination {
   [[nodiscard]] static bool finite(const MatrixView<const Scalar>& matrix) noexcept {
     for (Index i = 0; i < matrix.rows; ++i) {
       for (Index j = 0; j < matrix.cols; ++j) {
-        if (!finite_bits(matrix(i, j))) return false;
+        if (!is_finite(matrix(i, j))) return false;
       }
     }
     return true;
@@ -117,7 +118,7 @@ class FactorCombination {
       check_shape(operation_, input_name(i, ", A"), one.A, same_rank ? in_.front().A.rows : -1, in_features());
       check_shape(operation_, input_name(i, ", B"), one.B, out_features(), one.A.rows);
       const auto number = [&](const char* what, double value) {
-        if (finite_bits(value)) return;
+        if (is_finite(value)) return;
         throw ConfigError(operation_, input_name(i, what), "a finite number", number_text(value));
       };
       number(", weight", one.weight);

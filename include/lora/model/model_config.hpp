@@ -12,6 +12,7 @@
 
 #include "lora/adapter/config.hpp"
 #include "lora/core/error.hpp"
+#include "lora/core/finite.hpp"
 #include "lora/core/number_text.hpp"
 #include "lora/core/types.hpp"
 #include "lora/model/module_names.hpp"
@@ -68,7 +69,7 @@ void check_config(std::string_view operation, const LoraModelConfig& config) {
     }
   }
   for (const auto& [key, alpha] : config.alpha_pattern) {
-    if (!detail::finite_bits(alpha)) {
+    if (!is_finite(alpha)) {
       throw ConfigError(operation, detail::joined({"alpha_pattern ", detail::quoted_name(key)}), "a finite number",
                         detail::number_text(alpha));
     }

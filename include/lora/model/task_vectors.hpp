@@ -13,9 +13,9 @@
 #include <vector>
 
 #include "lora/core/error.hpp"
-#include "lora/core/fma.hpp"
 #include "lora/core/number_text.hpp"
 #include "lora/core/philox.hpp"
+#include "lora/core/rounding.hpp"
 #include "lora/core/types.hpp"
 #include "lora/model/combine_options.hpp"
 

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -16,6 +15,7 @@
 #include <vector>
 
 #include "lora/core/error.hpp"
+#include "lora/core/finite.hpp"
 #include "lora/core/number_text.hpp"
 #include "lora/core/parameter.hpp"
 #include "lora/mpi/communicator.hpp"
@@ -253,12 +253,12 @@ class GradientReducer {
   }
 
   static void require_weight(double weight, std::size_t rank) {
-    if (std::isfinite(weight) && weight >= 0) return;
+    if (is_finite(weight) && weight >= 0) return;
     throw ConfigError("GradientReducer::reduce", "weight", "a number that is not negative",
                       lora::detail::number_text(weight) + " on rank " + std::to_string(rank));
   }
   static void require_total(double total) {
-    if (std::isfinite(total) && total > 0) return;
+    if (is_finite(total) && total > 0) return;
     throw ConfigError("GradientReducer::reduce", "weight", "a positive sum over the ranks",
                       lora::detail::number_text(total));
   }

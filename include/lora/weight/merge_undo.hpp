@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "lora/core/error.hpp"
+#include "lora/core/finite.hpp"
 #include "lora/core/floating_point.hpp"
 #include "lora/core/large_page_bytes.hpp"
 #include "lora/core/shape.hpp"
@@ -392,8 +393,7 @@ class MergeUndo {
       for (Index p = 0; p < piece.length; ++p) {
         const Scalar* const factor = factors_.empty() ? nullptr : run.factors + p * run.step;
         const auto value = Elements::merged(weights[p], deltas[p], factor);
-        finite =
-            finite && kernels::detail::finite(deltas[p]) && (Elements::finite(value) || !Elements::finite(weights[p]));
+        finite = finite && is_finite(deltas[p]) && (Elements::finite(value) || !Elements::finite(weights[p]));
         weights[p] = value;
       }
     }
@@ -409,7 +409,7 @@ class MergeUndo {
     factors_.assign(factors.begin(), factors.end());
     reciprocals_.reserve(factors_.size());
     for (const Scalar factor : factors_) {
-      if (!kernels::detail::finite(factor)) {
+      if (!is_finite(factor)) {
         throw StateError(operation, "output_factors", "finite numbers", "an infinity or NaN (the weight is unchanged)");
       }
       reciprocals_.push_back(Scalar(1) / factor);

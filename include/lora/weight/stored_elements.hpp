@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "lora/core/finite.hpp"
+#include "lora/core/rounding.hpp"
 #include "lora/core/types.hpp"
 #include "lora/kernels/exact_update.hpp"
 #include "lora/kernels/half_update.hpp"
@@ -18,12 +20,12 @@ struct ScalarElements {
   using Element = Scalar;
   static constexpr bool fuses_update = true;  ///< without factors DeltaSource::update does all
 
-  [[nodiscard]] static bool finite(Scalar element) noexcept { return kernels::detail::finite(element); }
+  [[nodiscard]] static bool finite(Scalar element) noexcept { return is_finite(element); }
   [[nodiscard]] static Scalar value(Scalar element) noexcept { return element; }
   /// What is stored after merging into `weight`; `factor` is null if outputs are not scaled.
   [[nodiscard]] static Scalar merged(Scalar weight, Scalar delta, const Scalar* factor) noexcept {
     if (factor == nullptr) return weight + delta;
-    return kernels::detail::rounded<Scalar>(weight + delta) * *factor;
+    return detail::sum(weight, delta) * *factor;
   }
   [[nodiscard]] static kernels::ExactUpdate apply(Scalar* weights, const Scalar* delta,
                                                   const kernels::RunFactors<Scalar>& run, std::int8_t* codes,
