@@ -119,6 +119,15 @@ TEST(ModuleMatcher, SavesWhatStandsInAModuleToSaveAndWhatEndsLikeOne) {
                        {"head", "model.head.dense", "model.norm", "lm_head", "lm_head.dense"}, {"header", "model", ""});
 }
 
+// A name of n parts is compared n times with each of them.
+TEST(ModuleMatcher, LongModulesToSaveAreNotComparedForEver) {
+  std::string name;
+  for (int i = 0; i < 100000; ++i) name += "a.";
+  LoraModelConfig config;
+  config.modules_to_save = {name.substr(0, 100000) + "b"};
+  EXPECT_THROW(static_cast<void>(ModuleMatcher(config).saves(name)), ConfigError);
+}
+
 // PEFT reads modules_to_save as expressions where it excludes, and as ends of names where it trains.
 TEST(ModuleMatcher, AModuleToSaveThatMatchesOnlyAsAnExpressionIsExcludedAndNotSaved) {
   LoraModelConfig config;

@@ -206,6 +206,28 @@ TEST(MatchBudget, CheapPatternsAreAskedForEverAndDearOnesAreNot) {
   EXPECT_LT(spent, std::uint64_t{1} << 28);
 }
 
+std::string copies(std::size_t count, const std::string& text) {
+  std::string all;
+  for (std::size_t i = 0; i < count; ++i) all += text;
+  return all;
+}
+
+// Text was charged by the name: a configuration of a few thousand bytes took minutes.
+TEST(MatchBudget, TextPaysForTheBytesItCompares) {
+  const auto almost_spent = [] {
+    detail::MatchBudget budget;
+    budget.spend((std::uint64_t{1} << 27) - 50000);
+    return budget;
+  };
+  const NamePattern dots("test", "modules_to_save", copies(1001, "."), PatternPlace::name_part);
+  EXPECT_THROW(static_cast<void>(dots.matches(copies(500, "a."), almost_spent())), ConfigError);
+  const LayerFilter filter("test", {1}, {"b" + copies(200, ".")});
+  EXPECT_THROW(static_cast<void>(filter.passes(copies(100, "1.") + "q", almost_spent())), ConfigError);
+  const std::string name = copies(2000, "a.") + "a";
+  const SelectorMatcher listed("test", "target_modules", {name + "b"});
+  EXPECT_THROW(static_cast<void>(listed.matches(name, true, almost_spent())), ConfigError);
+}
+
 // The names that a filter lets pass.
 auto passing(const std::vector<Index>& layers, const std::vector<std::string>& patterns) {
   return [filter = LayerFilter("test", layers, patterns)](const std::string& name) { return filter.passes(name); };

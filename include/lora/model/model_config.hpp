@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 #include <span>
 #include <string>
@@ -94,6 +95,7 @@ class BasicModuleMatcher {
         alphas_(operation, "alpha_pattern", config.alpha_pattern, budget_) {
     for (const std::string& name : config.modules_to_save) {
       saved_.emplace_back(operation, "modules_to_save", name, detail::PatternPlace::name_part, budget_);
+      saved_steps_ += detail::MatchBudget::steps_to_search(name);
     }
   }
 
@@ -119,7 +121,7 @@ class BasicModuleMatcher {
     budget_.grant(module);
     for (std::size_t end = module.find('.'); !module.empty(); end = module.find('.', end + 1)) {
       const std::string_view outer = module.substr(0, end);
-      budget_.spend(saved_names_.size());
+      budget_.spend(saved_steps_);
       for (const std::string& name : saved_names_) {
         if (outer.ends_with(name)) return true;
       }
@@ -190,6 +192,7 @@ class BasicModuleMatcher {
   detail::BasicSelectorMatcher<Char> exclude_;
   detail::BasicLayerFilter<Char> layers_;
   std::vector<std::string> saved_names_;
+  std::uint64_t saved_steps_ = 0;  // to compare a name with all of them
   PatternTable<Index> ranks_;
   PatternTable<double> alphas_;
   std::vector<Pattern> saved_;

@@ -219,7 +219,7 @@ class BasicSelectorMatcher {
 
   /// Whether exactly this name is in the list.
   [[nodiscard]] bool has(std::string_view name, const MatchBudget& budget) const {
-    budget.spend(1);
+    budget.spend(MatchBudget::steps_to_search(name));
     return names_.find(name).has_value();
   }
 

@@ -27,6 +27,10 @@ inline constexpr std::string_view special_characters = "^$*+?{}[]\\|()";
 /// hostile, and the product of their sizes is what matching costs. Thread safety: any number of threads may spend.
 class MatchBudget {
  public:
+  /// What it takes to look for a byte in a name, or to compare it with another one.
+  [[nodiscard]] static constexpr std::uint64_t steps_to_search(std::string_view name) noexcept {
+    return 1 + name.size() / bytes_in_a_step;
+  }
   /// Called for each name, so that a matcher whose patterns are cheap can be asked for ever.
   void grant(std::string_view name) const noexcept { add(-(std::int64_t{steps_of_a_byte} * std::ssize(name))); }
 
@@ -40,6 +44,7 @@ class MatchBudget {
  private:
   static constexpr std::int64_t most_steps = std::int64_t{1} << 27;  // less than half a second
   static constexpr std::int64_t steps_of_a_byte = 64;
+  static constexpr std::uint64_t bytes_in_a_step = 32;
 
   std::int64_t add(std::int64_t steps) const noexcept { return __atomic_add_fetch(&spent_, steps, __ATOMIC_RELAXED); }
 
@@ -107,27 +112,30 @@ class BasicNamePattern {
   [[nodiscard]] bool matches(std::string_view name, const MatchBudget& budget = {}) const {
     const PartEdges edges(name, place_);
     if (expression_) return expression_matches(name, edges, budget);
-    budget.spend(place_ == PatternPlace::name_part ? name.size() + 1 : 1);
-    if (place_ != PatternPlace::name_part) return text_matches(name, edges);
+    budget.spend(place_ == PatternPlace::name_part ? name.size() + 1 : MatchBudget::steps_to_search(name));
+    if (text_matches(name, edges, budget)) return true;
+    if (place_ != PatternPlace::name_part) return false;
     for (std::size_t end = 0; end < name.size(); ++end) {
-      if (edges.ends(end) && text_matches(name.substr(0, end), edges)) return true;
+      if (edges.ends(end) && text_matches(name.substr(0, end), edges, budget)) return true;
     }
-    return text_matches(name, edges);
+    return false;
   }
 
  private:
   static constexpr std::uint64_t steps_of_a_state = 64;  // to build and to keep it
 
   // At the end of `name`. "." stands for any character but a line feed, as in the expression that the text is.
-  [[nodiscard]] bool text_matches(std::string_view name, const PartEdges& edges) const {
+  [[nodiscard]] bool text_matches(std::string_view name, const PartEdges& edges, const MatchBudget& budget) const {
     std::size_t begin = name.size();
-    for (std::size_t i = pattern_.size(); i-- > 0;) {
-      if (begin == 0) return false;
+    std::size_t left = pattern_.size();
+    for (; left > 0 && begin > 0; --left) {
+      const char wanted = pattern_[left - 1];
       const char c = name[begin - 1];
-      if (pattern_[i] == '.' ? c == '\n' : c != pattern_[i]) return false;
-      begin = pattern_[i] == '.' ? begin_of_character(name, begin) : begin - 1;
+      if (wanted == '.' ? c == '\n' : c != wanted) break;
+      begin = wanted == '.' ? begin_of_character(name, begin) : begin - 1;
     }
-    return edges.begins(begin);
+    budget.spend(name.size() - begin);
+    return left == 0 && edges.begins(begin);
   }
 
   [[nodiscard]] bool expression_matches(std::string_view name, const PartEdges& edges,
