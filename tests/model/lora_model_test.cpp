@@ -828,6 +828,25 @@ TEST_F(LoraModelTest, TwoAdaptersThatTrainOneBiasAreNotMergedTogether) {
   EXPECT_EQ(network.q0.merged_adapters(), Names{"a"});
 }
 
+// Only the first of the two biases answered, and merging dropped the other one.
+TEST_F(LoraModelTest, ALayersOwnCallsUseOneOfTwoAdaptersThatTrainItsBias) {
+  LoraModelConfig config = queries;
+  config.lora.bias = BiasMode::lora_only;
+  model.inject(config, 1, "a");
+  model.inject(config, 2, "b");  // now the active one
+  EXPECT_EQ(message_of<ConfigError>([&] {
+              network.q0.set_adapters({"a", "b"});
+            }),
+            "LoraLinear::set_adapters: adapters: expected one that trains the layer's bias, got \"a\" and \"b\"");
+  EXPECT_EQ(network.q0.active_adapters(), Names{"b"});
+  EXPECT_THROW(network.q0.merge({"a"}), ConfigError);
+  EXPECT_FALSE(network.q0.merged());
+  network.q0.set_adapter("a").merge();
+  EXPECT_THROW(network.q0.merge({"b"}), ConfigError);
+  EXPECT_THROW(model.merge_and_unload(), ConfigError);  // of "b", the model's own
+  EXPECT_EQ(network.q0.merged_adapters(), Names{"a"});
+}
+
 // Its head stayed at the frozen values, and merge_and_unload lost the trained ones.
 TEST_F(LoraModelTest, AnAdapterWithModulesToSaveIsMergedOnlyWhileItIsActive) {
   model.inject(queries_and_head, 1, "a");
@@ -917,6 +936,19 @@ TEST(LoraModelUnloading, MergeAndUnloadKeepsWhatIsMergedBesideTheActiveOnes) {
   network.randomize(20);
   model.merge({"beside"});
   const auto answers = network.answers();
+  model.merge_and_unload();
+  EXPECT_LE(difference(network.answers(), answers), 1e-13);
+}
+
+// The weight had the update of the model's adapter, and the bias was that of the layer's.
+TEST(LoraModelUnloading, MergeAndUnloadKeepsTheBiasOfTheModelsAdapterWhereALayerChoseAnother) {
+  ModelNetwork network;
+  LoraModel<double>& model = network.model;
+  model.inject({.lora = {.rank = 2}, .target_modules = {"out"}}, 1, "plain");
+  model.inject({.lora = {.rank = 2, .bias = BiasMode::lora_only}, .target_modules = {"out"}}, 2, "biased");
+  network.randomize(10);
+  const auto answers = network.answers();
+  network.out.set_adapter("plain");
   model.merge_and_unload();
   EXPECT_LE(difference(network.answers(), answers), 1e-13);
 }

@@ -199,7 +199,8 @@ class AdaptedLayer : public LayerCore<KindType> {
   /// Merges, in place and in their order, the active adapters that are not merged yet. At most one merged adapter may
   /// have use_dora; it goes below the others, which are merged again. @throws StateError naming the adapter when a sum
   /// is not finite, or when the weight is read-only, of a kind that cannot be merged into, or adapters are disabled;
-  /// std::bad_alloc. Every bit is unchanged then.
+  /// ConfigError when two of the merged and active ones train the layer's bias; std::bad_alloc. Every bit is unchanged
+  /// then.
   Layer& merge() {
     this->merge_active();
     return self();
@@ -240,8 +241,8 @@ class AdaptedLayer : public LayerCore<KindType> {
   /// Makes one adapter the active one; see set_adapters().
   Layer& set_adapter(std::string_view name) { return set_adapters(std::span(&name, 1)); }
   /// Makes these the active adapters, in this order, and unmerges all others, so that the layer uses these and no
-  /// others. The list may be empty. @throws ConfigError for a name that is unknown or given twice; otherwise like
-  /// unmerge(names).
+  /// others. The list may be empty. @throws ConfigError for a name that is unknown or given twice, or when two of these
+  /// train the layer's bias; otherwise like unmerge(names).
   template <class Names = std::initializer_list<std::string_view>>
   Layer& set_adapters(const Names& names) {
     this->make_active("set_adapters", this->positions("set_adapters", names));

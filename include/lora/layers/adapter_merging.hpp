@@ -30,7 +30,8 @@ class AdapterMerging {
       : kind_(kind), weight_(weight), adapters_(adapters), stack_(stack), squared_norms_(squared_norms) {}
 
   /// Merges these, in this order, on top of those already merged. If one with DoRA goes below others, the records of
-  /// those are held twice until the call ends. @throws StateError; std::bad_alloc
+  /// those are held twice until the call ends. @throws StateError; ConfigError when two that are merged or active then
+  /// train the layer's bias; std::bad_alloc
   void merge(const Operation& operation, const std::vector<Index>& which) const;
   /// Takes out those for which leaves(position) is true. Throws only if one that leaves is below one that stays.
   /// @throws StateError if a sum without the former is not finite; std::bad_alloc
@@ -75,6 +76,11 @@ void AdapterMerging<Kind>::merge(const Operation& operation, const std::vector<I
     throw StateError(operation.text(), "adapters", "at most one with use_dora among those that are merged together",
                      std::to_string(dora_count(order)));
   }
+  adapters_.require_one_bias(operation, [&](Index i) {
+    const auto working = adapters_.working();
+    return std::find(order.begin(), order.end(), i) != order.end() ||
+           std::find(working.begin(), working.end(), i) != working.end();
+  });
   const auto dora = std::find_if(order.begin(), order.end(), [&](Index i) { return adapters_[i].uses_dora(); });
   std::size_t kept = stack_.size();
   if (dora != order.end() && dora >= order.begin() + static_cast<std::ptrdiff_t>(kept)) {

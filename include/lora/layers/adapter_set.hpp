@@ -14,6 +14,7 @@
 
 #include "lora/adapter/adapter.hpp"
 #include "lora/core/error.hpp"
+#include "lora/core/executor.hpp"
 #include "lora/layers/operation.hpp"
 
 namespace lora {
@@ -79,6 +80,20 @@ class AdapterSet {
   void require_new(const Operation& operation, std::string_view name) const {
     if (find(name) < 0) return;
     throw ConfigError(operation.text(), "name", "one that no adapter of the layer has", detail::quoted(name));
+  }
+  /// @throws ConfigError when two of those for which answers(position) holds train the layer's bias: a model gives a
+  /// layer as many of them as it likes, and one at a time can be used.
+  void require_one_bias(const Operation& operation, FunctionRef<bool(Index)> answers) const {
+    const Adapter* owner = nullptr;
+    for (Index i = 0; i < size(); ++i) {
+      const Adapter& adapter = (*this)[i];
+      if (adapter.bias.size() == 0 || !answers(i)) continue;
+      if (owner != nullptr) {
+        throw ConfigError(operation.text(), "adapters", "one that trains the layer's bias",
+                          detail::joined({detail::quoted(owner->name()), " and ", detail::quoted(adapter.name())}));
+      }
+      owner = &adapter;
+    }
   }
   /// Makes room for one more adapter, and for all of them to be active. @throws std::bad_alloc
   void reserve_one() {

@@ -40,7 +40,8 @@ namespace lora {
 /// - While an adapter is merged, its values cannot be changed and the layer cannot train: trying either raises
 ///   StateError. Inference adds the active adapters that are not merged.
 /// - Trained biases and starts belong to adapters, and count while the adapter is active or merged: without such an
-///   adapter the output is that of the frozen layer. (PEFT trains the layer's own bias, which then stays as it is.)
+///   adapter the output is that of the frozen layer. (PEFT trains the layer's own bias, which then stays as it is.) Of
+///   several adapters with a bias, which only a LoraModel adds, one at a time can be active or merged.
 ///
 /// Unknown names raise ConfigError. A function that throws has changed nothing, unless it says otherwise. Const
 /// functions are reentrant; call the others from one thread at a time.
@@ -383,8 +384,10 @@ class LayerCore {
 
   // Passes over a batch whose shape has been checked.
 
-  /// What the output adds to the products, with the biases of B. A copy.
-  [[nodiscard]] RowVector<Scalar> answer_bias() const { return output_bias().copy(adapters_.working()); }
+  /// What the output adds to the products, with the biases of B, if these are active beside what is merged. A copy.
+  [[nodiscard]] RowVector<Scalar> answer_bias(std::span<const Index> working) const {
+    return output_bias().copy(working);
+  }
   void infer_batch(const Batch& x, const MatrixView<Scalar>& y, Workspace& workspace) const;
   void infer_by_row(const Batch& x, std::span<const Index> choices, const MatrixView<Scalar>& y,
                     Workspace& workspace) const;
@@ -669,7 +672,9 @@ void LayerCore<KindType>::start(const LoraConfig& config, std::uint64_t seed) {
 
 template <class KindType>
 void LayerCore<KindType>::make_active(std::string_view call, std::vector<Index> chosen) {
-  merging().remove(op(call), [&](Index i) { return std::find(chosen.begin(), chosen.end(), i) == chosen.end(); });
+  const auto stays = [&](Index i) { return std::find(chosen.begin(), chosen.end(), i) != chosen.end(); };
+  adapters_.require_one_bias(op(call), stays);
+  merging().remove(op(call), [&](Index i) { return !stays(i); });
   adapters_.set_active(chosen);
   changed();
 }
@@ -724,7 +729,7 @@ void LayerCore<KindType>::unmerge_positions(const std::vector<Index>& gone) {
 
 template <class KindType>
 void LayerCore<KindType>::merge_and_forget() {
-  RowVector<Scalar> sum = answer_bias();
+  RowVector<Scalar> sum = answer_bias(adapters_.active());
   merge_active();
   keep_merged(sum);
 }

@@ -315,7 +315,7 @@ class LoraModel {
   void merge_and_unload() {
     if (active_.empty()) throw StateError("LoraModel::merge_and_unload", "model", "an active adapter", "none");
     std::vector<RowVector<Scalar>> biases;
-    for (const auto& [name, layer] : layers_) biases.push_back(layer->answer_bias());
+    for (const auto& [name, layer] : layers_) biases.push_back(layer->answer_bias(layer->positions(active_)));
     merge();
     for (std::size_t i = 0; i < layers_.size(); ++i) layers_[i].second->keep_merged(biases[i]);
     for (auto& [name, adapter] : adapters_) {
@@ -550,17 +550,15 @@ class LoraModel {
   }
   // These, the active ones and those that are merged, each once.
   [[nodiscard]] std::vector<std::string> answering_with(std::vector<std::string> adapters) const {
-    for (const auto& [name, adapter] : adapters_) {
-      if (!adapter.active && !merged_anywhere(name)) continue;
-      if (std::find(adapters.begin(), adapters.end(), name) == adapters.end()) adapters.push_back(name);
-    }
+    const auto add = [&](const std::vector<std::string>& more) {
+      for (const std::string& name : more) {
+        const bool known = std::find(adapters.begin(), adapters.end(), name) != adapters.end();
+        if (!known && adapters_.contains(name)) adapters.push_back(name);  // a layer may have some of its own
+      }
+    };
+    add(active_);
+    for (const auto& [name, layer] : layers_) add(layer->merged_adapters());
     return adapters;
-  }
-  [[nodiscard]] bool merged_anywhere(const std::string& adapter) const {
-    return std::any_of(layers_.begin(), layers_.end(), [&](const auto& entry) {
-      const LoraAdapter<Scalar>* const own = entry.second->find_adapter(adapter);
-      return own != nullptr && own->merged();
-    });
   }
   void require_saved_in_use(std::string_view operation, const std::vector<std::string>& adapters) const {
     for (const std::string& name : adapters) {

@@ -97,6 +97,8 @@ class ModelLayer {
   [[nodiscard]] virtual std::span<Parameter<Scalar>> parameters() = 0;
   virtual void zero_grad() noexcept = 0;
   [[nodiscard]] virtual bool merged() const noexcept = 0;
+  /// Names in the order of merging. A copy. @throws std::bad_alloc
+  [[nodiscard]] virtual std::vector<std::string> merged_adapters() const = 0;
   /// A copy. @throws std::bad_alloc
   [[nodiscard]] virtual LayerMode mode() const = 0;
   /// Returns to an earlier mode; adapters and factors must be as they were then. Allocates only if adapters were
@@ -107,7 +109,8 @@ class ModelLayer {
   virtual void merge(const std::vector<Index>& positions) = 0;
   virtual void unmerge(const std::vector<Index>& positions) = 0;
   virtual void unmerge() noexcept = 0;
-  [[nodiscard]] virtual RowVector<Scalar> answer_bias() const = 0;
+  /// What the output adds once these are merged beside what is. A copy. @throws std::bad_alloc
+  [[nodiscard]] virtual RowVector<Scalar> answer_bias(const std::vector<Index>& positions) const = 0;
   /// Keeps what is merged permanently, with this bias; the layer has no adapters afterwards.
   virtual void keep_merged(RowVector<Scalar>& bias) noexcept = 0;
   /// Restores the frozen layer, unless it has adapters.
@@ -277,6 +280,7 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
   [[nodiscard]] std::span<Parameter<Scalar>> parameters() override { return layer_.parameters(); }
   void zero_grad() noexcept override { layer_.zero_grad(); }
   [[nodiscard]] bool merged() const noexcept override { return layer_.merged(); }
+  [[nodiscard]] std::vector<std::string> merged_adapters() const override { return layer_.merged_adapters(); }
   [[nodiscard]] LayerMode mode() const override {
     LayerMode mode{layer_.training(), {}};
     for (std::size_t m = 0; m < layer_.stack_.size(); ++m) mode.merged.push_back(layer_.stack_.key(m));
@@ -304,7 +308,9 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
   void merge(const std::vector<Index>& positions) override { layer_.merge_positions(positions); }
   void unmerge(const std::vector<Index>& positions) override { layer_.unmerge_positions(positions); }
   void unmerge() noexcept override { layer_.unmerge_all(); }
-  [[nodiscard]] RowVector<Scalar> answer_bias() const override { return layer_.answer_bias(); }
+  [[nodiscard]] RowVector<Scalar> answer_bias(const std::vector<Index>& positions) const override {
+    return layer_.answer_bias(positions);
+  }
   void keep_merged(RowVector<Scalar>& bias) noexcept override { layer_.keep_merged(bias); }
   void reset() noexcept override {
     if (layer_.adapters_.size() == 0) layer_.forget_adapters();
