@@ -47,8 +47,11 @@ class InjectionPlan {
       : operation_(operation), layers_(layers), parameters_(parameters) {
     const Matcher matcher(config, operation);
     std::vector<std::string> names;
-    for (const auto& [name, layer] : layers) names.push_back(name);
-    const auto linear = [&](std::string_view name) { return is_linear(name); };
+    for (const auto& [name, layer] : layers) {
+      names.push_back(name);
+      by_name_.emplace(name, layer.get());
+    }
+    const auto linear = [&](std::string_view name) { return by_name_.at(name)->kind() == ModuleKind::linear; };
     auto targeted = resolve_targets<Char>(config, names, linear, operation);
     report_ = {std::move(targeted.names), std::move(targeted.warnings)};
     for (const auto& [name, layer] : layers) configs_.push_back(plan_layer(matcher, name, *layer));
@@ -96,11 +99,6 @@ class InjectionPlan {
     bool saved;
     bool trains;
   };
-
-  [[nodiscard]] bool is_linear(std::string_view name) const {
-    const auto named = [&](const auto& entry) { return entry.first == name; };
-    return std::find_if(layers_.begin(), layers_.end(), named)->second->kind() == ModuleKind::linear;
-  }
 
   [[nodiscard]] LoraConfig plan_layer(const Matcher& matcher, const std::string& name,
                                       const ModelLayer<Scalar>& layer) {
@@ -162,8 +160,7 @@ class InjectionPlan {
       }
     }
     for (const auto& module : weights.modules) {
-      const auto named = [&](const auto& entry) { return entry.first == module.first; };
-      if (std::none_of(layers_.begin(), layers_.end(), named)) add(trouble, "unknown", module.first);
+      if (!by_name_.contains(module.first)) add(trouble, "unknown", module.first);
     }
   }
 
@@ -204,6 +201,7 @@ class InjectionPlan {
   std::string_view operation_;
   const NamedLayers<Scalar>& layers_;
   const std::vector<ModelParameter<Scalar>>& parameters_;
+  std::map<std::string_view, const ModelLayer<Scalar>*> by_name_;
   std::vector<LoraConfig> configs_;
   std::vector<ParameterRole> roles_;
   InjectionReport report_;
