@@ -249,6 +249,20 @@ TYPED_TEST(GradientReducer, AGradientUnderWayIsNotStartedAgain) {
   EXPECT_NO_THROW(reducer.reduce(problem.parameters(), 1));
 }
 
+// Those before the refused one were taken for started, and each rank kept its own gradients.
+TYPED_TEST(GradientReducer, AStartThatIsRefusedStartsNothing) {
+  Case<TypeParam> problem;
+  problem.differentiate(equal_part());
+  mpi::GradientReducer<TypeParam> reducer(world(), problem.parameters());
+  reducer.reduce(problem.parameters(), 1);
+  const Matrix<TypeParam> mean = problem.layer.gradients().A;
+  problem.differentiate(equal_part());
+  reducer.start(problem.parameters().last(1));
+  EXPECT_THROW(reducer.start(problem.parameters()), StateError);
+  reducer.reduce(problem.parameters(), 1);
+  EXPECT_TRUE(same_bits(problem.layer.gradients().A, mean));
+}
+
 TYPED_TEST(GradientReducer, AWeightThatIsNoneIsRefusedOnEveryRank) {
   Case<TypeParam> problem;
   mpi::GradientReducer<TypeParam> reducer(world(), problem.parameters());

@@ -96,12 +96,17 @@ class GradientReducer {
   }
 
   /// Begins to exchange the gradients of these parameters, which must be complete and stay as they are until reduce().
-  /// @throws StateError for a parameter that was not among those of the constructor or is under way already: this step
-  /// cannot be finished then; MpiError
+  /// @throws StateError for a parameter that was not among those of the constructor or is under way already: nothing is
+  /// started then; MpiError
   void start(std::span<const Parameter<Scalar>> ready) {
     state_->chosen.clear();
-    for (const auto& parameter : ready) {
-      if (parameter.size() > 0) choose(index_to_start(parameter));
+    try {
+      for (const auto& parameter : ready) {
+        if (parameter.size() > 0) choose(index_to_start(parameter));
+      }
+    } catch (...) {
+      for (const std::size_t i : state_->chosen) state_->taken[i] = false;
+      throw;
     }
     send_chosen();
   }
@@ -164,8 +169,9 @@ class GradientReducer {
     Communicator data;     // gradients, always in the order of start()
     Communicator control;  // weights, and whether that order is the same everywhere
     std::vector<std::span<Scalar>> gradients;
-    std::vector<bool> taken;                // those that are under way
-    std::vector<std::span<Scalar>> chosen;  // those of the next bucket
+    std::vector<bool> taken;              // those that are under way
+    std::vector<std::size_t> chosen;      // those of the next bucket
+    std::vector<std::span<Scalar>> sent;  // the same as gradients
     std::vector<std::unique_ptr<GradientBucket<Scalar>>> buckets;
     std::size_t used = 0;
     std::uint64_t order = order_seed;
@@ -177,18 +183,22 @@ class GradientReducer {
   void note(std::size_t number) noexcept { state_->order = (state_->order ^ number) * 0x100000001b3U; }
 
   void choose(std::size_t i) {
+    state_->chosen.push_back(i);
     state_->taken[i] = true;
-    state_->chosen.push_back(state_->gradients[i]);
-    note(i);
   }
 
   void send_chosen() {
     State& state = *state_;
     if (state.chosen.empty()) return;
+    state.sent.clear();
+    for (const std::size_t i : state.chosen) {
+      note(i);
+      state.sent.push_back(state.gradients[i]);
+    }
     note(state.gradients.size());  // the bucket ends here
     progress();
     if (state.used == state.buckets.size()) state.buckets.push_back(std::make_unique<GradientBucket<Scalar>>());
-    state.buckets[state.used++]->send(state.data, state.chosen);
+    state.buckets[state.used++]->send(state.data, state.sent);
   }
 
   [[nodiscard]] std::size_t index_to_start(const Parameter<Scalar>& parameter) const {
