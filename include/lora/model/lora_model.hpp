@@ -203,8 +203,9 @@ class LoraModel {
 
   /// Lets each sample of subsequent batches choose its adapter in every layer, like PEFT's `adapter_names`: `names`
   /// holds the name of an adapter, or "__base__", for every sample. A layer without that adapter acts as the frozen
-  /// layer for the sample. Applies in evaluation mode until clear_row_adapters(). @throws ConfigError for an unknown
-  /// name; std::bad_alloc
+  /// layer for the sample. Applies in evaluation mode until clear_row_adapters(). Modules to save stay those of the
+  /// active adapters, whatever the rows choose, while PEFT chooses them by row too: use weights(name).saved for those
+  /// of the others. @throws ConfigError for an unknown name; std::bad_alloc
   void set_row_adapters(const std::vector<std::string>& names) {
     for (const std::string& name : names) {
       if (name != base_adapter_name) static_cast<void>(find_adapter("LoraModel::set_row_adapters", name));
