@@ -851,14 +851,19 @@ TEST_F(LoraModelTest, ALayersOwnCallsUseOneOfTwoAdaptersThatTrainItsBias) {
 TEST_F(LoraModelTest, AnAdapterWithModulesToSaveIsMergedOnlyWhileItIsActive) {
   model.inject(queries_and_head, 1, "a");
   model.inject(queries, 2, "b");
-  EXPECT_EQ(message_of<StateError>([&] {
-              model.merge({"b", "a"});
-            }),
-            "LoraModel::merge: adapters: expected active ones where modules are saved (call set_adapters() first), got "
-            "a");
+  EXPECT_EQ(
+      message_of<StateError>([&] {
+        model.merge({"b", "a"});
+      }),
+      "LoraModel::merge: adapters: expected active ones where parameters train whole (call set_adapters() first), "
+      "got a");
   EXPECT_FALSE(model.merged());
   model.set_adapters({"a", "b"});
   EXPECT_NO_THROW(model.merge({"a"}));
+  model.unmerge();
+  model.inject(queries_and_biases, 3, "c");
+  model.set_adapter("b");
+  EXPECT_THROW(model.merge({"c"}), StateError);  // its head.bias
 }
 
 TEST_F(LoraModelTest, MergeAndUnloadLeavesPlainLayersWithTheMergedWeights) {

@@ -286,10 +286,10 @@ class LoraModel {
   void eval() { train(false); }
   /// Merges the active adapters in every layer. @throws StateError, also while adapters are disabled; std::bad_alloc
   void merge() { merge(active_); }
-  /// Merges these adapters, active or not, beside what is merged already. An adapter with modules to save must be
-  /// active, because its values of them are used only then. @throws also ConfigError for a name that is unknown or
-  /// given twice, or when two of these, the active and the merged ones train the same bias; StateError for modules to
-  /// save of one that is not active
+  /// Merges these adapters, active or not, beside what is merged already. An adapter that trains registered parameters
+  /// (modules to save, or biases with BiasMode::all) must be active, because its values of them are used only then.
+  /// @throws also ConfigError for a name that is unknown or given twice, or when two of these, the active and the
+  /// merged ones train the same tensor; StateError for one that trains registered parameters and is not active
   void merge(const std::vector<std::string>& adapters) {
     constexpr std::string_view operation = "LoraModel::merge";
     require_distinct(operation, adapters);
@@ -565,7 +565,8 @@ class LoraModel {
     for (const std::string& name : adapters) {
       const Adapter& adapter = adapters_.at(name);
       if (adapter.active || adapter.saved.empty()) continue;
-      throw StateError(operation, "adapters", "active ones where modules are saved (call set_adapters() first)", name);
+      throw StateError(operation, "adapters", "active ones where parameters train whole (call set_adapters() first)",
+                       name);
     }
   }
   // Positions of the active adapters after `gone` has been removed from its layer.
