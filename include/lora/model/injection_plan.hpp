@@ -130,11 +130,8 @@ class InjectionPlan {
 
   void warn_of_unsaved(const LoraModelConfig& config) {
     for (const std::string& module : config.modules_to_save) {
-      LoraModelConfig alone;
-      alone.modules_to_save = {module};
-      const Matcher matcher(alone, operation_);
       const auto means = [&](const ModelParameter<Scalar>& parameter) {
-        return matcher.saves(module_of(parameter.name()));
+        return saves_module(module, module_of(parameter.name()));
       };
       if (std::none_of(parameters_.begin(), parameters_.end(), means)) {
         report_.warnings.push_back(joined({"modules_to_save ", quoted_name(module), " matches no parameter"}));

@@ -2,6 +2,7 @@
 // How a whole model is adapted: the options of PEFT's LoraConfig beyond one layer, and what they mean for a module.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -119,15 +120,10 @@ class BasicModuleMatcher {
   /// count.
   [[nodiscard]] bool saves(std::string_view module) const {
     budget_.grant(module);
-    for (std::size_t end = module.find('.'); !module.empty(); end = module.find('.', end + 1)) {
-      const std::string_view outer = module.substr(0, end);
-      budget_.spend(saved_steps_);
-      for (const std::string& name : saved_names_) {
-        if (outer.ends_with(name)) return true;
-      }
-      if (end == std::string_view::npos) break;
-    }
-    return false;
+    const auto outers = static_cast<std::uint64_t>(1 + std::count(module.begin(), module.end(), '.'));
+    budget_.spend(outers * saved_steps_);
+    return std::any_of(saved_names_.begin(), saved_names_.end(),
+                       [&](const std::string& name) { return detail::saves_module(name, module); });
   }
 
   /// The options of one module: `lora` with its rank and alpha from the patterns.

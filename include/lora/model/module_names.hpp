@@ -74,6 +74,15 @@ namespace detail {
   return parameter.substr(0, parameter.rfind('.'));
 }
 
+/// Whether `name`, one of modules_to_save, saves this module: the module or one that contains it has such an ending.
+[[nodiscard]] inline bool saves_module(std::string_view name, std::string_view module) noexcept {
+  for (std::size_t end = module.find('.'); !module.empty(); end = module.find('.', end + 1)) {
+    if (module.substr(0, end).ends_with(name)) return true;
+    if (end == std::string_view::npos) break;
+  }
+  return false;
+}
+
 /// PEFT's layers_to_transform and layers_pattern: whether a module is in an adapted layer.
 template <class Char>
 class BasicLayerFilter {
