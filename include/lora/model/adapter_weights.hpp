@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "lora/core/finite.hpp"
 #include "lora/core/types.hpp"
 
 namespace lora {
@@ -56,7 +57,8 @@ namespace detail {
 /// Whether a module's scaling is the one that its configuration gives. PEFT computes that from the file's integers with
 /// one or two rounded operations.
 [[nodiscard]] inline bool same_scaling(double scaling, double configured) noexcept {
-  return std::abs(scaling - configured) <= 4 * std::numeric_limits<double>::epsilon() * std::abs(configured);
+  return is_finite(scaling) &&
+         std::abs(scaling - configured) <= 4 * std::numeric_limits<double>::epsilon() * std::abs(configured);
 }
 
 }  // namespace detail

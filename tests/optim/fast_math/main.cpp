@@ -7,6 +7,8 @@
 #include <vector>
 
 #include "lora/adapter/config.hpp"
+#include "lora/core/error.hpp"
+#include "lora/model/adapter_weights.hpp"
 #include "lora/optim/adamw.hpp"
 #include "lora/optim/clip.hpp"
 #include "lora/optim/lora_plus.hpp"
@@ -69,6 +71,9 @@ void check_parameters(double bad) {
 void check_layer_options(double bad) {
   expect_refusal("alpha", bad, [&] { lora::check_config("test", {.rank = 2, .alpha = bad}); });
   expect_refusal("dropout", bad, [&] { lora::check_config("test", {.rank = 2, .dropout = bad}); });
+  expect_refusal("scaling", bad, [&] {
+    if (!lora::detail::same_scaling(bad, 1)) throw lora::ConfigError("test", "scaling", "1", "another");
+  });
 }
 
 }  // namespace
