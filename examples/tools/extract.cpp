@@ -69,15 +69,14 @@ Index rank_for(const Decomposition& decomposition, double share, Index most) {
   return most;
 }
 
-// B A is the difference, or its transpose for an embedding, as PEFT has it.
-ModuleWeights<float> factors(const Decomposition& decomposition, Index rank, bool embedding) {
+// B A is the difference, or its transpose for a weight that is stored (in, out).
+ModuleWeights<float> factors(const Decomposition& decomposition, Index rank, bool transposed) {
   const Eigen::VectorXd roots = decomposition.values().head(rank).cwiseSqrt();
   const auto U = decomposition.svd.U.view().map();
   const auto V = decomposition.svd.V.view().map();
   ModuleWeights<float> module;
-  module.A = (roots.asDiagonal() * (embedding ? U : V).leftCols(rank).transpose()).cast<float>();
-  module.B = ((embedding ? V : U).leftCols(rank) * roots.asDiagonal()).cast<float>();
-  if (embedding) module.kind = ModuleKind::embedding;
+  module.A = (roots.asDiagonal() * (transposed ? U : V).leftCols(rank).transpose()).cast<float>();
+  module.B = ((transposed ? V : U).leftCols(rank) * roots.asDiagonal()).cast<float>();
   return module;
 }
 
@@ -94,7 +93,11 @@ bool same_values(const TensorView& a, const TensorView& b) {
 class Extraction {
  public:
   Extraction(const Checkpoint& base, const Checkpoint& tuned, const Arguments& arguments)
-      : base_(base), tuned_(tuned), arguments_(arguments), progress_("Extracting", tuned.bytes()) {
+      : base_(base),
+        tuned_(tuned),
+        arguments_(arguments),
+        conv1d_modules_(tuned),
+        progress_("Extracting", tuned.bytes()) {
     for (const auto& name : tuned.names()) {
       const auto dot = name.rfind('.');
       modules_[dot == std::string::npos ? std::string() : name.substr(0, dot)].push_back(name);
@@ -113,6 +116,11 @@ class Extraction {
   }
 
   [[nodiscard]] const AdapterWeights<float>& weights() const noexcept { return weights_; }
+  [[nodiscard]] LoraModelConfig config() const {
+    LoraModelConfig config;
+    config.lora.fan_in_fan_out = has_conv1d_;
+    return config_of(std::move(config), weights_);
+  }
   [[nodiscard]] const Table& table() const noexcept { return table_; }
 
  private:
@@ -178,7 +186,18 @@ class Extraction {
     const Index rank = arguments_.energy > 0 ? rank_for(decomposition, arguments_.energy, most) : most;
     const double held = decomposition.values().head(rank).squaredNorm() / decomposition.energy;
     table_.add({name, std::to_string(rank), number(held)});
-    weights_.modules.emplace(module, factors(decomposition, rank, is_embedding(tuned_, module)));
+    const bool embedding = is_embedding(tuned_, module);
+    const bool conv1d = !embedding && is_conv1d(module);
+    has_conv1d_ = has_conv1d_ || conv1d;
+    auto& added = weights_.modules.emplace(module, factors(decomposition, rank, embedding || conv1d)).first->second;
+    if (embedding) added.kind = ModuleKind::embedding;
+  }
+
+  [[nodiscard]] bool is_conv1d(const std::string& module) const {
+    if (const auto known = conv1d_modules_.contain(module)) return *known;
+    throw ConfigError("extract", in_quotes(module + ".weight"),
+                      "a weight known to be stored (out, in) or (in, out), by its shape or by config.json",
+                      "a square one, and no model_type");
   }
 
   void save(const std::string& name) {
@@ -202,6 +221,8 @@ class Extraction {
   const Checkpoint& base_;
   const Checkpoint& tuned_;
   const Arguments& arguments_;
+  Conv1dModules conv1d_modules_;
+  bool has_conv1d_ = false;
   Progress progress_;
   std::map<std::string, std::vector<std::string>> modules_;
   AdapterWeights<float> weights_;
@@ -220,7 +241,7 @@ void run(const Arguments& arguments) {
   const Checkpoint base = open_safetensors(arguments.base);
   const Checkpoint tuned = open_safetensors(arguments.tuned);
   const Extraction extraction(base, tuned, arguments);
-  write_peft_directory(output.path(), config_of({}, extraction.weights()), extraction.weights());
+  write_peft_directory(output.path(), extraction.config(), extraction.weights());
   output.commit();
   extraction.table().print();
   say(std::to_string(extraction.weights().modules.size()) + " modules in " + arguments.output);

@@ -5,12 +5,14 @@
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "tools/tool.hpp"
 
 namespace lora::checkpoint_test {
 namespace {
 
+using testing::random_matrix;
 using testing::tool;
 
 class CheckpointOfTool : public testing::ToolTest {
@@ -87,6 +89,59 @@ TEST_F(CheckpointOfTool, AModuleWithABiasOrCalledAnEmbedderIsExtractedAsALinearL
   EXPECT_EQ(modules.at("x_embedder").kind, ModuleKind::linear);
   EXPECT_EQ(modules.at("img_embed").kind, ModuleKind::linear);
   EXPECT_EQ(modules.at("x_embedder").A.cols(), 4);
+}
+
+TEST_F(CheckpointOfTool, AConv1dIsExtractedAsPeftAdaptsItAndMergesBack) {
+  const testing::Tensors base = {{"h.0.attn.c_attn.weight", values(8, 24, 1)},
+                                 {"h.0.attn.c_attn.bias", row(24, 2)},
+                                 {"h.0.attn.c_proj.weight", values(8, 8, 3)},
+                                 {"h.0.attn.c_proj.bias", row(8, 4)},
+                                 {"wte.weight", values(6, 8, 5)},
+                                 {"head.weight", values(4, 8, 6)}};
+  auto tuned = base;
+  for (auto& [name, tensor] : tuned) {
+    if (tensor.first.size() == 2) tensor.second += random_matrix<float>(tensor.first[0], tensor.first[1], 7);
+  }
+  write_tensors("base.safetensors", base);
+  write_tensors("tuned.safetensors", tuned);
+  expect_done({"extract", path("base.safetensors"), path("tuned.safetensors"), path("adapter"), "--rank", "8"});
+  const auto adapter = read_peft_directory<float>(path("adapter"));
+  EXPECT_TRUE(adapter.config.lora.fan_in_fan_out);
+  const auto& attention = adapter.weights.modules.at("h.0.attn.c_attn");
+  EXPECT_EQ(attention.kind, ModuleKind::linear);
+  EXPECT_EQ(attention.A.cols(), 8);
+  EXPECT_EQ(attention.B.rows(), 24);
+  const auto change = [&](const std::string& name) -> Matrix<float> {
+    return tuned.at(name + ".weight").second - base.at(name + ".weight").second;
+  };
+  expect_near(delta(attention), change("h.0.attn.c_attn").transpose());
+  expect_near(delta(adapter.weights.modules.at("h.0.attn.c_proj")), change("h.0.attn.c_proj").transpose());
+  expect_near(delta(adapter.weights.modules.at("wte")), change("wte").transpose());
+  expect_near(delta(adapter.weights.modules.at("head")), change("head"));
+  expect_done({"merge", path("base.safetensors"), path("adapter"), path("merged.safetensors")});
+  for (const auto& [name, values] : tuned) expect_near(tensor("merged.safetensors", name), values.second);
+}
+
+TEST_F(CheckpointOfTool, ASquareWeightThatMayBeAConv1dIsExtractedWhereSomethingTells) {
+  const testing::Tensors base = {{"h.0.c_proj.weight", values(4, 4, 1)}, {"h.0.c_proj.bias", row(4, 2)}};
+  auto tuned = base;
+  tuned["h.0.c_proj.weight"] = values(4, 4, 3);
+  write_tensors("base.safetensors", base);
+  write_tensors("tuned.safetensors", tuned);
+  const std::vector<std::string> call{"extract", path("base.safetensors"), path("tuned.safetensors"), path("adapter")};
+  expect_refused(call, "\"h.0.c_proj.weight\": expected a weight known to be stored (out, in) or (in, out)");
+  EXPECT_FALSE(std::filesystem::exists(path("adapter")));
+  for (const std::string model : {"gpt2", "qwen"}) {
+    std::filesystem::create_directory(path(model));
+    write_tensors(model + "/model.safetensors", tuned);
+    write(model + "/config.json", R"({"model_type": ")" + model + "\"}");
+    expect_done({"extract", path("base.safetensors"), path(model), path("adapter-" + model), "--rank", "4"});
+    const auto adapter = read_peft_directory<float>(path("adapter-" + model));
+    EXPECT_EQ(adapter.config.lora.fan_in_fan_out, model == "gpt2");
+    Matrix<float> change = tuned.at("h.0.c_proj.weight").second - base.at("h.0.c_proj.weight").second;
+    if (model == "gpt2") change.transposeInPlace();
+    expect_near(delta(adapter.weights.modules.at("h.0.c_proj")), change);
+  }
 }
 
 }  // namespace
