@@ -103,16 +103,20 @@ struct ConfigFile {
   return config["model_type"].get<std::string>();
 }
 
-/// The text of a configuration with a member at its end, or without it for no value. All others stay as they are
-/// written. Pre: parse_config takes the text.
+/// The text of a configuration with another value of a member, which is added at the end if it is not there, or without
+/// the member for no value. All others stay as they are written. Pre: parse_config takes the text.
 [[nodiscard]] inline std::string with_member(std::string_view config, std::string_view key,
-                                             const std::optional<nlohmann::ordered_json>& value) {
+                                             std::optional<nlohmann::ordered_json> value) {
   std::string text;
   const auto add = [&](std::string_view member) { text.append(text.empty() ? "{\n  " : ",\n  ").append(member); };
+  const auto add_value = [&] {
+    if (value) add(nlohmann::json(std::string(key)).dump() + ": " + detail::indented(value->dump(2)));
+    value.reset();
+  };
   for (const std::string_view member : detail::members_of(config)) {
-    if (detail::key_of(member) != key) add(member);
+    detail::key_of(member) == key ? add_value() : add(member);
   }
-  if (value) add(nlohmann::json(std::string(key)).dump() + ": " + detail::indented(value->dump(2)));
+  add_value();
   return text.empty() ? "{}\n" : text + "\n}\n";
 }
 

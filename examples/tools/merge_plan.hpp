@@ -16,6 +16,7 @@
 #include "adapter_file.hpp"
 #include "checkpoint.hpp"
 #include "checkpoint_writer.hpp"
+#include "config_text.hpp"
 #include "lora/adapter/starts.hpp"
 #include "lora/core/error.hpp"
 #include "lora/model/adapter_weights.hpp"
@@ -373,7 +374,7 @@ class MergePlan {
     const auto found = config_.is_object() ? config_.find("vocab_size") : config_.end();
     if (!vocabulary || !config_.is_object() || found == config_.end() || *found != there.shape.front()) return;
     *found = saved.shape.front();
-    changes_.config = config_.dump(2) + "\n";
+    changes_.config = with_member(base_.config_file()->text, "vocab_size", *found);
     note("config.json: vocab_size is " + std::to_string(saved.shape.front()) + " now");
   }
 

@@ -280,6 +280,23 @@ TEST_F(ConfigOfPython, IsReadWhereTensorsAreTied) {
   }
 }
 
+TEST_F(ConfigOfPython, IsKeptAsItIsBesideAVocabularyOfAnotherSize) {
+  write_model("base", {{"model.embed_tokens.weight", values(7, 4, 1)}, {"a.weight", values(4, 4, 2)}},
+              R"({"time_step_limit": [0.0, Infinity], "vocab_size": 7, "large": 123456789012345678901})");
+  const auto resized = values(9, 4, 3);
+  AdapterWeights<float> weights;
+  weights.modules.emplace("a", module(4, 4, 5));
+  weights.saved.emplace("model.embed_tokens.weight", saved(resized));
+  write_adapter("adapter", described_config(LoraModelConfig{}, weights), weights);
+  expect_done({"merge", path("base"), path("adapter"), path("out")});
+  EXPECT_EQ(text_of("out/config.json"), R"({
+  "time_step_limit": [0.0, Infinity],
+  "vocab_size": 9,
+  "large": 123456789012345678901
+}
+)");
+}
+
 TEST_F(ConfigOfPython, ThatCannotBeReadIsAnErrorAndNotTakenForNone) {
   AdapterWeights<float> weights;
   weights.modules.emplace("a", module(4, 64, 5));
