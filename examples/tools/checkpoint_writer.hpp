@@ -223,8 +223,8 @@ class CheckpointWriter {
   }
 
   [[nodiscard]] std::string index() const {
-    // As deep as the index was read.
-    auto json = examples::parse_json<nlohmann::ordered_json>(source_.index(), lora::detail::JsonHandler::deepest);
+    // As deep as the index was read; by ascending names, as transformers writes it, for names are looked up.
+    auto json = examples::parse_json(source_.index(), lora::detail::JsonHandler::deepest);
     for (const auto& name : added_) json["weight_map"][name] = home_of(changes_.tensors.find(name)->second).name();
     for (const auto& name : changes_.removed) json["weight_map"].erase(name);
     std::uintmax_t total = 0;

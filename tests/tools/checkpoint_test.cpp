@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Which files build/bin/lora takes for a checkpoint, and its modules for what.
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <gtest/gtest.h>
@@ -71,6 +72,20 @@ TEST_F(CheckpointOfTool, AnIndexIsWrittenAsDeeplyNestedAsItIsRead) {
   }
   index(128);
   expect_refused({"inspect", path("base")}, "expected at most 127 levels of nesting");
+}
+
+TEST_F(CheckpointOfTool, AnIndexOfManyNamesIsWrittenInLinearTime) {
+  std::filesystem::create_directory(path("base"));
+  write_tensors("base/1.safetensors", {{"a.weight", row(4, 1)}}, Dtype::F16);
+  auto index = nlohmann::json{{"weight_map", {{"a.weight", "1.safetensors"}}}};
+  for (int i = 0; i < 30000; ++i) index["more"]["model.layers.0.mlp.experts." + std::to_string(i)] = i;
+  write("base/model.safetensors.index.json", index.dump());
+  const auto begin = std::chrono::steady_clock::now();
+  expect_done({"dequantize", path("base"), path("out")});
+  // Quadratic time was half a minute.
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(15));
+  const auto written = nlohmann::json::parse(std::ifstream(path("out/model.safetensors.index.json")));
+  EXPECT_EQ(written.at("more"), index.at("more"));
 }
 
 TEST_F(CheckpointOfTool, AModuleWithABiasOrCalledAnEmbedderIsExtractedAsALinearLayer) {
