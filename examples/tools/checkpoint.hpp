@@ -140,10 +140,16 @@ class Shard {
   std::vector<StoredTensor> tensors_;  // by ascending name
 };
 
-/// Whether a file in a folder is part of a checkpoint in it.
+/// Whether a file in a folder is part of a checkpoint in it: the model, its index, or a shard that is called
+/// "model-00001-of-00002.safetensors". A file of another name may be anything, such as a backup.
 [[nodiscard]] inline bool belongs_to_checkpoint(std::string_view name) {
-  return name == "model.safetensors" || name == "model.safetensors.index.json" ||
-         (name.starts_with("model-") && name.ends_with(".safetensors"));
+  if (name == "model.safetensors" || name == "model.safetensors.index.json") return true;
+  constexpr std::string_view begin = "model-";
+  constexpr std::string_view end = ".safetensors";
+  if (!name.starts_with(begin) || !name.ends_with(end)) return false;
+  const std::string_view numbers = name.substr(begin.size(), name.size() - begin.size() - end.size());
+  return numbers.find("-of-") != std::string_view::npos &&
+         numbers.find_first_not_of("0123456789-of") == std::string_view::npos;
 }
 
 /// Opens `path`: a safetensors or GGUF file, an index (*.safetensors.index.json), or a folder that holds either under

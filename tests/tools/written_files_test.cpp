@@ -72,6 +72,17 @@ TEST_F(WrittenFiles, AReplacedFileMayBeReadByThoseWhoCouldReadTheOldOne) {
 }
 
 // here/link -> real/sub: the system reads here/link/.. as real, and not as here.
+TEST_F(WrittenFiles, ForceRemovesTheShardsOfTheOldModelAndNoOtherFile) {
+  write_model_and_adapter();
+  const std::vector<std::string> shards{"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"};
+  const std::vector<std::string> others{"model-before.safetensors", "model-of-mine.safetensors", "model-1.txt"};
+  for (const auto& name : shards) write("base/" + name, "old");
+  for (const auto& name : others) write("base/" + name, "mine");
+  expect_done({"merge", path("base"), path("adapter"), path("base"), "--force"});
+  for (const auto& name : shards) EXPECT_FALSE(std::filesystem::exists(path("base/" + name))) << name;
+  for (const auto& name : others) EXPECT_TRUE(std::filesystem::exists(path("base/" + name))) << name;
+}
+
 TEST_F(WrittenFiles, APathThroughALinkIsWhereTheSystemWritesIt) {
   write_model_and_adapter();
   std::filesystem::create_directories(path("here"));
