@@ -48,11 +48,11 @@ void report_blocks(const Checkpoint& base, const MergePlan& plan) {
       " survived, with an error of " + number(total.relative()) + " of it");
 }
 
-/// What is beside the checkpoint that is replaced stays, and transformers adds an adapter that it finds there.
+/// What is beside the checkpoint that is replaced stays. Where transformers finds an adapter's configuration there, it
+/// adds that adapter, or fails without its weights.
 void require_no_adapter_at(const std::filesystem::path& output) {
   std::error_code ignored;
-  const auto has = [&](const char* name) { return std::filesystem::exists(output / name, ignored); };
-  if (!has("adapter_config.json") || (!has("adapter_model.safetensors") && !has("adapter_model.bin"))) return;
+  if (!std::filesystem::exists(output / peft_config_file, ignored)) return;
   throw ConfigError("merge", in_quotes(output.native(), output.native().size()),
                     "a folder without an adapter, which would be added to the merged model again "
                     "(move adapter_config.json and adapter_model.* away, or name another output)",

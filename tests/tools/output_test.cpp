@@ -64,7 +64,6 @@ class OutputOfTool : private FoldersInMemory, public testing::ToolTest {
     write(name + "/tokenizer.model", "pieces");
     write(name + "/.gitattributes", "*.safetensors");
     write(name + "/pytorch_model.bin", "weights that are not merged");
-    write(name + "/adapter_config.json", "{}");
     std::filesystem::create_directories(path(name + "/notes"));
     write(name + "/notes/mine.txt", "kept");
   }
@@ -208,6 +207,7 @@ TEST_F(OutputOfTool, WhatAKilledRunLeftIsCleanedByTheNextOneAndTheWorkOfALivingR
 
 TEST_F(OutputOfTool, AFolderIsWrittenAsAFolderWithWhatGoesWithAModel) {
   write_base("base");
+  write("base/adapter_config.json", "{}");
   write_adapter_of_both();
   expect_done({"merge", path("base"), path("adapter"), path("new/folders/out/")});
   std::vector<std::string> names;

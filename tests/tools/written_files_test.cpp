@@ -140,6 +140,9 @@ TEST_F(WrittenFiles, AnAdapterBesideTheMergedModelIsRefusedSinceTransformersWoul
   EXPECT_FALSE(std::filesystem::exists(path("out/adapter_config.json")));
   EXPECT_FALSE(std::filesystem::exists(path("out/adapter_model.safetensors")));
   expect_done({"unmerge", path("base"), path("adapter"), path("base"), "--force"});
+  // Without its weights transformers fails, or loads the base model that the configuration names.
+  std::filesystem::remove(path("base/adapter_model.safetensors"));
+  expect_refused({"merge", path("base"), path("adapter"), path("base"), "--force"}, "a folder without an adapter");
 }
 
 class WithoutPrivileges : public WrittenFiles {
