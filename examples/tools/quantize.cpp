@@ -268,10 +268,20 @@ class Quantization {
     return checkpoint_.find("cls.predictions.transform.dense.weight") ? "cls.predictions.decoder" : "lm_head";
   }
 
+  /// config.json has one description for all weights of a model.
+  static void require_no_other_method(const nlohmann::ordered_json& config) {
+    const auto there = config.find("quantization_config");
+    if (there == config.end() || there->is_null()) return;
+    const auto four_bit = there->is_object() ? there->find("load_in_4bit") : there->end();
+    if (there->is_object() && four_bit != there->end() && *four_bit == true) return;
+    refuse("config.json, quantization_config", "none, or that of bitsandbytes in 4 bits", "another");
+  }
+
   /// transformers reads the weights as what config.json says.
   void describe_in_config() {
     const auto config = checkpoint_.config_file();
     if (!config) return;
+    require_no_other_method(config->values);
     const nlohmann::ordered_json quantization = {{"quant_method", "bitsandbytes"},
                                                  {"load_in_4bit", true},
                                                  {"load_in_8bit", false},

@@ -69,6 +69,23 @@ TEST_F(StoredWeights, AWeightThatIsInFourBitsAlreadyIsNotListedAsSkipped) {
   EXPECT_EQ(skipped("two"), std::vector<std::string>{"c"});
 }
 
+// Weights in 8 bits beside those in 4 would be read as what they are not.
+TEST_F(StoredWeights, AModelThatIsQuantizedByAnotherMethodIsRefused) {
+  const testing::Tensors weights{{"a.weight", values(4, 64, 1)}};
+  for (const char* other : {R"({"quant_method": "fp8"})", R"({"quant_method": "bitsandbytes", "load_in_8bit": true})",
+                            R"({"load_in_4bit": false})", "1"}) {
+    SCOPED_TRACE(other);
+    write_model("base", weights, std::string(R"({"quantization_config": )") + other + "}");
+    expect_refused({"quantize", path("base"), path("out"), "--format", "nf4"}, "config.json, quantization_config");
+    EXPECT_FALSE(std::filesystem::exists(path("out")));
+  }
+  for (const char* none : {"null", R"({"quant_method": "bitsandbytes", "load_in_4bit": true})"}) {
+    SCOPED_TRACE(none);
+    write_model("base", weights, std::string(R"({"quantization_config": )") + none + "}");
+    expect_done({"quantize", path("base"), path("out"), "--format", "nf4", "--force"});
+  }
+}
+
 TEST_F(StoredWeights, AHeadThatIsTiedAndNotStoredIsListedAsSkipped) {
   const testing::Tensors tensors{{"model.embed_tokens.weight", values(8, 64, 1)}, {"a.weight", values(4, 64, 2)}};
   write_model("default", tensors, "{}");
