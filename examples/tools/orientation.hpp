@@ -55,6 +55,17 @@ struct StoredAs {
   return std::nullopt;
 }
 
+/// Whether a configuration is of a family of models with Conv1D, or has a part of one; nothing if it names no family.
+/// Source: huggingface/transformers, the models that use `pytorch_utils.Conv1D`.
+[[nodiscard]] inline std::optional<bool> is_conv1d_by_family(const nlohmann::ordered_json& config) {
+  constexpr std::array<std::string_view, 5> families{"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"};
+  const auto is_of_one = [&](const nlohmann::ordered_json& part) {
+    return std::find(families.begin(), families.end(), model_type_of(part)) != families.end();
+  };
+  if (model_type_of(config).empty()) return std::nullopt;
+  return is_of_one(config) || std::any_of(config.begin(), config.end(), is_of_one);
+}
+
 /// What is known of all modules with the names of GPT-2's Conv1D: other families call linear layers so.
 class Conv1dEvidence {
  public:
@@ -63,6 +74,15 @@ class Conv1dEvidence {
     contradictory_ = answer_ && *answer_ != *is_conv1d;
     answer_ = contradictory_ ? std::nullopt : is_conv1d;
   }
+  /// By biases; where they do not tell, by the kind of model.
+  void learn_from(const Checkpoint& checkpoint) {
+    learn_from_biases(checkpoint);
+    if (!answer_) learn(is_conv1d_by_family(checkpoint.config()));
+  }
+  [[nodiscard]] std::optional<bool> answer() const noexcept { return answer_; }
+  [[nodiscard]] bool contradictory() const noexcept { return contradictory_; }
+
+ private:
   void learn_from_biases(const Checkpoint& checkpoint) {
     constexpr std::string_view end = ".weight";
     for (const auto& name : checkpoint.names()) {
@@ -71,10 +91,7 @@ class Conv1dEvidence {
       if (has_conv1d_name(module)) learn(is_conv1d_by_bias(checkpoint, module));
     }
   }
-  [[nodiscard]] std::optional<bool> answer() const noexcept { return answer_; }
-  [[nodiscard]] bool contradictory() const noexcept { return contradictory_; }
 
- private:
   std::optional<bool> answer_;
   bool contradictory_ = false;
 };
@@ -85,8 +102,8 @@ class Conv1dModules {
   /// The checkpoint must outlive it.
   explicit Conv1dModules(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {
     Conv1dEvidence evidence;
-    evidence.learn_from_biases(checkpoint);
-    if (!evidence.contradictory()) others_ = evidence.answer() ? evidence.answer() : by_config(checkpoint.config());
+    evidence.learn_from(checkpoint);
+    others_ = evidence.answer();
   }
 
   /// By the module's bias; then by other modules of these names; then by the kind of model. Nothing if none tells.
@@ -98,21 +115,12 @@ class Conv1dModules {
   }
 
  private:
-  /// Source: huggingface/transformers, the models that use `pytorch_utils.Conv1D`.
-  [[nodiscard]] static std::optional<bool> by_config(const nlohmann::ordered_json& config) {
-    constexpr std::array<std::string_view, 5> families{"gpt2", "openai-gpt", "imagegpt", "decision_transformer",
-                                                       "clvp"};
-    const std::string family = model_type_of(config);
-    if (family.empty()) return std::nullopt;
-    return std::find(families.begin(), families.end(), family) != families.end();
-  }
-
   const Checkpoint& checkpoint_;
   std::optional<bool> others_;
 };
 
 /// Decides by what is known, in this order: the shape; the user's word; for GPT-2's names, what the other modules of
-/// these names are; the configuration's fan_in_fan_out.
+/// these names are, then the kind of model; the configuration's fan_in_fan_out.
 class Orientation {
  public:
   Orientation(const Checkpoint& base, const AdapterFile& adapter, const std::string& prefix, const StoredAs& named)
@@ -122,7 +130,7 @@ class Orientation {
       const bool tells = tensor && module.kind == ModuleKind::linear && has_conv1d_name(name);
       if (tells) conv1d_names_.learn(by_shape(module, *tensor));
     }
-    conv1d_names_.learn_from_biases(base);
+    conv1d_names_.learn_from(base);
   }
 
   /// Whether the outputs of the module are the columns of its stored weight.

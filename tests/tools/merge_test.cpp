@@ -203,6 +203,24 @@ TEST_F(MergeTool, SquareWeightsWithTheNamesOfGpt2AreStoredAsTheOthersOfTheseName
   expect_near(merged("h.0.c_proj.weight"), values(4, 4, 1).second + delta(square));
 }
 
+TEST_F(MergeTool, WhereNothingElseTellsTheKindOfModelSaysHowASquareWeightIsStored) {
+  const auto square = module(4, 4, 3);
+  write_over({{"h.0.c_proj", square}});
+  std::filesystem::create_directory(path("base"));
+  write_tensors("base/model.safetensors", {{"h.0.c_proj.weight", values(4, 4, 1)}});
+  const auto merged_into = [&](const std::string& config) {
+    testing::write_file(path("base/config.json"), config);
+    expect_done({"merge", path("base"), path("adapter"), path("out"), "--force"});
+    return tensor("out/model.safetensors", "h.0.c_proj.weight");
+  };
+  const Matrix<float> before = values(4, 4, 1).second;
+  expect_near(merged_into("{}"), before + delta(square).transpose());
+  expect_near(merged_into(R"({"model_type": "gpt2"})"), before + delta(square).transpose());
+  expect_near(merged_into(R"({"model_type": "qwen"})"), before + delta(square));
+  expect_near(merged_into(R"({"model_type": "vision-encoder-decoder", "decoder": {"model_type": "gpt2"}})"),
+              before + delta(square).transpose());
+}
+
 TEST_F(MergeTool, ATiedHeadIsMergedIntoTheWeightItShares) {
   write_tensors("base.safetensors", {{"model.embed_tokens.weight", values(7, 4, 1)}});
   const auto head = module(7, 4, 3);

@@ -191,6 +191,14 @@ TEST_F(Conv1dWeights, ComeBackAsTheyWereStored) {
             (std::vector<Index>{64, 192}));
 }
 
+TEST_F(Conv1dWeights, ComeBackInAModelOfWhichGpt2IsAPart) {
+  write_model("base", gpt2(), R"({"model_type": "vision-encoder-decoder", "encoder": {"model_type": "vit"},
+                                  "decoder": {"model_type": "gpt2"}})");
+  expect_done({"quantize", path("base"), path("out"), "--format", "nf4"});
+  expect_done({"dequantize", path("out"), path("back")});
+  EXPECT_TRUE(same_bits(tensor("back/model.safetensors", "h.0.attn.c_attn.weight"), rounded_by_columns(attention)));
+}
+
 TEST_F(Conv1dWeights, AnAdapterIsMergedAlikeBeforeAndAfter) {
   const auto attention_update = module(192, 64, 7);
   const auto projection_update = module(64, 64, 9);
