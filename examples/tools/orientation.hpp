@@ -24,6 +24,11 @@ struct StoredAs {
   std::vector<std::string> conv1d;  ///< (in, out)
 };
 
+/// Whether `end` is the name of a module, or the last parts of it.
+[[nodiscard]] inline bool ends_with_name(std::string_view module, std::string_view end) {
+  return module == end || (module.ends_with(end) && module[module.size() - end.size() - 1] == '.');
+}
+
 /// Whether a module is an embedding, by its name: the shape of a weight does not say it.
 [[nodiscard]] inline bool is_embedding_name(std::string_view module) {
   const std::string_view last = module.substr(module.rfind('.') + 1);
@@ -123,8 +128,11 @@ class Conv1dModules {
 /// these names are, then the kind of model; the configuration's fan_in_fan_out.
 class Orientation {
  public:
+  /// @throws ConfigError where the user has named what is no module of the adapter
   Orientation(const Checkpoint& base, const AdapterFile& adapter, const std::string& prefix, const StoredAs& named)
       : named_(named), fan_in_fan_out_(adapter.config.lora.fan_in_fan_out && base.gguf() == nullptr) {
+    require_modules("--linear", named.linear, adapter);
+    require_modules("--conv1d", named.conv1d, adapter);
     for (const auto& [name, module] : adapter.weights.modules) {
       const auto tensor = base.find(prefix + name + ".weight");
       const bool tells = tensor && module.kind == ModuleKind::linear && has_conv1d_name(name);
@@ -167,9 +175,17 @@ class Orientation {
   }
 
   [[nodiscard]] static bool is_named(const std::vector<std::string>& ends, std::string_view name) {
-    return std::any_of(ends.begin(), ends.end(), [&](const std::string& end) {
-      return name == end || (name.ends_with(end) && name[name.size() - end.size() - 1] == '.');
-    });
+    return std::any_of(ends.begin(), ends.end(), [&](const std::string& end) { return ends_with_name(name, end); });
+  }
+
+  static void require_modules(std::string_view option, const std::vector<std::string>& ends,
+                              const AdapterFile& adapter) {
+    for (const auto& end : ends) {
+      const auto& modules = adapter.weights.modules;
+      const auto is_it = [&](const auto& entry) { return ends_with_name(entry.first, end); };
+      if (std::any_of(modules.begin(), modules.end(), is_it)) continue;
+      throw ConfigError("merge", option, "modules of the adapter, by the end of their names", in_quotes(end));
+    }
   }
 
   /// Nothing for a square weight, or one that fits neither way.

@@ -49,10 +49,6 @@ std::string module_of(std::string_view name) {
   return std::string(name.ends_with(".weight") ? name.substr(0, name.size() - 7) : name);
 }
 
-bool ends_with_name(const std::string& module, const std::string& end) {
-  return module == end || (module.ends_with(end) && module[module.size() - end.size() - 1] == '.');
-}
-
 bool is_head_name(std::string_view module) {
   const std::string_view last = module.substr(module.rfind('.') + 1);
   return last == "lm_head" || last == "embed_out" || last == "proj_out";

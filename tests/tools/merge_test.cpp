@@ -203,6 +203,18 @@ TEST_F(MergeTool, SquareWeightsWithTheNamesOfGpt2AreStoredAsTheOthersOfTheseName
   expect_near(merged("h.0.c_proj.weight"), values(4, 4, 1).second + delta(square));
 }
 
+TEST_F(MergeTool, AModuleThatAnOptionNamesAndTheAdapterLacksIsRefused) {
+  write_over({{"h.0.c_proj", module(4, 4, 3)}});
+  write_tensors("base.safetensors", {{"h.0.c_proj.weight", values(4, 4, 1)}});
+  for (const std::string option : {"--linear", "--conv1d"}) {
+    for (const std::string name : {"c_porj", "proj", "h.0.c_proj.weight"}) {
+      expect_merge_refused(option + ": expected modules of the adapter, by the end of their names, got \"" + name,
+                           {option, name});
+    }
+    for (const std::string name : {"c_proj", "0.c_proj", "h.0.c_proj"}) expect_done(merge({option, name}));
+  }
+}
+
 TEST_F(MergeTool, WhereNothingElseTellsTheKindOfModelSaysHowASquareWeightIsStored) {
   const auto square = module(4, 4, 3);
   write_over({{"h.0.c_proj", square}});
