@@ -289,8 +289,15 @@ inline void write_checkpoint(const Checkpoint& source, Output& output, const Cha
   output.commit();
 }
 
-/// The place for a checkpoint like `source`. @throws like Output
+/// The place for a checkpoint like `source`. @throws like Output; ConfigError for a name that says another kind of file
 [[nodiscard]] inline Output place_for(const Checkpoint& source, const std::filesystem::path& target, bool force) {
+  const bool gguf = source.gguf() != nullptr;
+  if (is_gguf(target) != gguf) {
+    throw ConfigError("output", in_quotes(target.native(), target.native().size()),
+                      gguf ? "a name that ends in .gguf, as the checkpoint is GGUF"
+                           : "a name that does not end in .gguf, as the checkpoint is safetensors",
+                      "the other");
+  }
   return {target, source.folder().empty() ? Output::Kind::file : Output::Kind::folder, force, belongs_to_checkpoint};
 }
 

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: MIT
 // Which files build/bin/lora takes for a checkpoint, and its modules for what.
+#include <array>
 #include <chrono>
+#include <cstdint>
 #include <filesystem>
 #include <fstream>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tools/tool.hpp"
@@ -50,6 +53,26 @@ TEST_F(CheckpointOfTool, ATensorThatTheIndexNamesAndItsShardLacksIsAnError) {
                  "expected \"c.weight\" in \"2.safetensors\", got a file without that tensor");
   index(R"("a.weight": "2.safetensors", "b.weight": "1.safetensors")");
   expect_refused({"inspect", path("base")}, "expected \"b.weight\" in \"1.safetensors\"");
+}
+
+// Every file is read as what its name says.
+TEST_F(CheckpointOfTool, IsNotWrittenUnderANameOfAnotherKindOfFile) {
+  write_tensors("base.safetensors", {{"a.weight", values(4, 64, 1)}});
+  std::filesystem::create_directory(path("folder"));
+  write_tensors("folder/model.safetensors", {{"a.weight", values(4, 64, 1)}});
+  for (const std::string base : {"base.safetensors", "folder"}) {
+    expect_refused({"quantize", path(base), path("out.gguf"), "--format", "nf4"}, "does not end in .gguf");
+  }
+  detail::GgufEncoder file(32);
+  file.add_metadata("general.architecture", std::string("llama"));
+  static_cast<void>(file.add_tensor("a.weight", std::array<std::uint64_t, 2>{32, 2}, GgufType::F32, 256));
+  const auto bytes = std::move(file).finish();
+  write("base.gguf", {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+  for (const std::string out : {"out.safetensors", "out"}) {
+    expect_refused({"quantize", path("base.gguf"), path(out), "--format", "q8_0"}, "a name that ends in .gguf");
+    EXPECT_FALSE(std::filesystem::exists(path(out)));
+  }
+  expect_done({"quantize", path("base.gguf"), path("out.gguf"), "--format", "q8_0"});
 }
 
 TEST_F(CheckpointOfTool, AnIndexIsWrittenAsDeeplyNestedAsItIsRead) {

@@ -299,10 +299,10 @@ TEST_F(QuantizeTool, WhatCannotBeQuantizedIsRefusedByNameAndNothingIsWritten) {
                            blocks<formats::Q8_0>("q.weight", 2, 32, 1)});
   write_tensors("base.safetensors", {{"a.weight", {{5, 256}, query}}, {"odd.weight", {{4, 40}, odd}}});
   const auto refused = [&](const std::string& base, const std::string& text, std::vector<std::string> more) {
-    std::vector<std::string> arguments{"quantize", path(base), path("out")};
+    std::vector<std::string> arguments{"quantize", path(base), path("out-of-" + base)};
     arguments.insert(arguments.end(), more.begin(), more.end());
     expect_refused(arguments, text);
-    EXPECT_FALSE(std::filesystem::exists(path("out")));
+    EXPECT_FALSE(std::filesystem::exists(path("out-of-" + base)));
     EXPECT_TRUE(leftovers().empty());
   };
   refused("base.gguf", "expected a type of GGUF files", {"--format", "nf4"});
