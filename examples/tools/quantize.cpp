@@ -54,6 +54,12 @@ bool is_head_name(std::string_view module) {
   return last == "lm_head" || last == "embed_out" || last == "proj_out";
 }
 
+/// Linear layers that transformers leaves as they are, whatever config.json says: those of T5 and its relatives, and of
+/// BLIP-2. Source: huggingface/transformers, `_keep_in_fp32_modules` of the models.
+bool is_kept_by_transformers(std::string_view module) {
+  return module.ends_with(".DenseReluDense.wo") || module.starts_with("qformer.");
+}
+
 /// Matrices that llama.cpp keeps as they are, by parts of their names. Source: llama.cpp, src/llama-quant.cpp.
 bool is_kept_by_llama_cpp(std::string_view name) {
   constexpr std::array<std::string_view, 8> parts{
@@ -168,7 +174,8 @@ class Quantization {
   /// Weights of linear layers and, in GGUF files, embeddings: bitsandbytes has linear layers alone.
   [[nodiscard]] bool is_usual(const std::string& name, const std::string& module) const {
     if (gguf_) return !is_kept_by_llama_cpp(name);
-    return !four_bit_ || (!is_embedding(checkpoint_, module) && !is_head_name(module));
+    const bool stays = is_embedding(checkpoint_, module) || is_head_name(module) || is_kept_by_transformers(module);
+    return !four_bit_ || !stays;
   }
 
   /// bitsandbytes has the weights of modules, and no other parameters.
@@ -408,8 +415,9 @@ void add_quantize(CLI::App& app) {
   command->footer(
       "Takes the matrices called \"...weight\" (with nf4 and fp4, those of modules alone) of F32, F16 and BF16 whose\n"
       "columns are a multiple of the block size. All else stays as it is; so do, unless --modules names them,\n"
-      "embeddings and heads with nf4 and fp4 and, in GGUF files, what llama.cpp keeps (norms, routers, positions,\n"
-      "convolutions).\n"
+      "embeddings, heads and what transformers keeps (the wo of T5) with nf4 and fp4 and, in GGUF files, what "
+      "llama.cpp\n"
+      "keeps (norms, routers, positions, convolutions).\n"
       "nf4 and fp4 give files as bitsandbytes has them; config.json says so to transformers. The weights of a Conv1D\n"
       "of GPT-2, stored (in, out), are (out, in) in 4 bits, as transformers has them; dequantize turns them back.\n"
       "--double-quant reads the weights once more, and holds their scales in memory until they are written.\n"

@@ -135,6 +135,21 @@ TEST_F(StoredWeights, AnEmbeddingThatStaysIsListedAsSkippedAndALinearLayerOfThat
   EXPECT_EQ(quantized_shape("out/model.safetensors", "img_embed.weight"), (std::vector<Index>{8, 64}));
 }
 
+// transformers makes no 4-bit layers of them, and so could not read their weights.
+TEST_F(StoredWeights, WhatTransformersKeepsStays) {
+  const std::string layer = "encoder.block.0.layer.1.DenseReluDense.";
+  write_model("base",
+              {{layer + "wi.weight", values(4, 64, 1)},
+               {layer + "wo.weight", values(4, 64, 2)},
+               {"qformer.encoder.layer.0.output.dense.weight", values(4, 64, 3)},
+               {"attention.wo.weight", values(4, 64, 4)}},
+              R"({"tie_word_embeddings": false})");
+  expect_done({"quantize", path("base"), path("out"), "--format", "nf4"});
+  EXPECT_EQ(skipped("out"), (std::vector<std::string>{layer + "wo", "qformer.encoder.layer.0.output.dense"}));
+  expect_near(tensor("out/model.safetensors", layer + "wo.weight"), values(4, 64, 2).second, 0);
+  EXPECT_EQ(quantized_shape("out/model.safetensors", layer + "wi.weight"), (std::vector<Index>{4, 64}));
+}
+
 TEST_F(StoredWeights, OnlyTheWeightOfAModuleIsStoredInFourBits) {
   write_model("base", {{"a.weight", values(4, 64, 1)}, {"attn.in_proj_weight", values(4, 64, 2)}}, "{}");
   expect_done({"quantize", path("base"), path("out"), "--format", "nf4"});
