@@ -172,8 +172,8 @@ inline void sync_folder(const std::filesystem::path& folder) {
   if (directory.open()) static_cast<void>(::fsync(directory.get()));
 }
 
-/// The path without links, "." and ".." in its folders, as the system reads them; a link at its end stays. A slash at
-/// the end is dropped if it is to be that of a folder. @throws IoError
+/// The path without links, "." and ".." in its folders, as the system reads them; a link at its end stays. If it is to
+/// be that of a folder, it has no slash at its end. @throws IoError
 [[nodiscard]] inline std::filesystem::path with_real_folders(const std::filesystem::path& path, bool of_folder) {
   std::error_code error;
   auto whole = std::filesystem::absolute(path, error);
@@ -182,7 +182,9 @@ inline void sync_folder(const std::filesystem::path& folder) {
   const bool moves = name == "." || name == "..";
   const auto folder = std::filesystem::weakly_canonical(moves ? whole : whole.parent_path(), error);
   if (error) throw_io_error("output", path, "a path whose folders can be read", error.value());
-  return moves ? folder : folder / name;
+  if (!moves) return folder / name;
+  // What is not there yet is made normal with a slash at its end.
+  return of_folder && folder.filename().empty() ? folder.parent_path() : folder;
 }
 
 /// Whether the error says that the system cannot rename in this way.

@@ -112,6 +112,16 @@ TEST_F(WrittenFiles, WhatIsReadThroughALinkIsCompletedFirst) {
   EXPECT_TRUE(std::filesystem::exists(path("real/model/model.safetensors")));
 }
 
+TEST_F(WrittenFiles, AFolderThatIsNotThereYetMayEndInADot) {
+  write_model_and_adapter();
+  for (const std::string out : {"new/.", "other/folder/..", "third/./"}) {
+    expect_done({"merge", path("base"), path("adapter"), path(out)});
+    EXPECT_TRUE(std::filesystem::exists(path(out.substr(0, out.find('/')) + "/model.safetensors"))) << out;
+  }
+  expect_refused({"merge", path("base/model.safetensors"), path("adapter"), path("file/.")}, "the path of a file");
+  expect_refused({"merge", path("base"), path("adapter"), "/."}, "the path of a file or folder");
+}
+
 TEST_F(WrittenFiles, AReportThatCannotBePrintedIsToldApartFromAnOutputThatIsNotThere) {
   write_model_and_adapter();
   const auto run_without_printing = [](const std::vector<std::string>& arguments) {
