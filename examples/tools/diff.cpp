@@ -50,7 +50,8 @@ Difference compare_values(const std::string& name, const StoredTensor& a, const 
     read(a, i, size, first);
     read(b, i, size, second);
     for (std::size_t j = 0; j < size; ++j) {
-      const double distance = std::abs(first[j] - second[j]);
+      // Equal infinities have no difference.
+      const double distance = first[j] == second[j] ? 0.0 : std::abs(first[j] - second[j]);
       if (!(distance <= difference.largest) && !std::isnan(difference.largest)) difference.largest = distance;
       squares += distance * distance;
       norm += first[j] * first[j];
