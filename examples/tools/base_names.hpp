@@ -49,12 +49,11 @@ inline constexpr std::array<std::string_view, 10> architectures_without_permutat
   throw ConfigError("merge", "general.architecture", known_orders_of_rows(), in_quotes(architecture));
 }
 
-[[nodiscard]] inline bool has_rotary_rows(const AdapterWeights<float>& weights) {
-  return std::any_of(weights.modules.begin(), weights.modules.end(), [](const auto& entry) {
-    const std::string_view name = entry.first;
-    return name.ends_with(".attn_q") || name.ends_with(".attn_k") || name.ends_with(".q_proj") ||
-           name.ends_with(".k_proj");
-  });
+/// Whether a query or key is among the modules, by the ends of their names.
+[[nodiscard]] inline bool has_rotary_rows(const AdapterWeights<float>& weights, std::string_view query,
+                                          std::string_view key) {
+  return std::any_of(weights.modules.begin(), weights.modules.end(),
+                     [&](const auto& entry) { return entry.first.ends_with(query) || entry.first.ends_with(key); });
 }
 
 /// Names that are llama.cpp's become transformers', others stay.
@@ -143,7 +142,7 @@ inline constexpr bool is_count = std::is_integral_v<T> && !std::is_same_v<T, boo
   GgufOptions options;
   options.rename = llama_cpp_name;
   const std::string architecture = model.text("general.architecture");
-  const bool permuted = has_rotary_rows(adapter.weights) && merge_permutes_rows(architecture);
+  const bool permuted = has_rotary_rows(adapter.weights, ".q_proj", ".k_proj") && merge_permutes_rows(architecture);
   if (permuted) options.rope_heads = heads_of_model(model);
   const auto magnitudes = take_magnitudes(adapter.weights, options);
   const auto bytes = gguf_adapter_bytes({std::move(adapter.weights), {}, architecture}, options);
@@ -168,7 +167,9 @@ inline constexpr bool is_count = std::is_integral_v<T> && !std::is_same_v<T, boo
   if (base.gguf() == nullptr) {
     GgufOptions options;
     options.rename = detail::transformers_name_if_any;
-    if (detail::has_rotary_rows(adapter.weights) && detail::merge_permutes_rows(adapter.architecture)) {
+    // Names of transformers come with rows in its order.
+    if (detail::has_rotary_rows(adapter.weights, ".attn_q", ".attn_k") &&
+        detail::merge_permutes_rows(adapter.architecture)) {
       options.rope_heads = heads ? heads : detail::heads_of_config(base.config());
       if (!options.rope_heads) {
         throw ConfigError("merge", "--heads", "the number of attention heads, to order the rows of query and key",

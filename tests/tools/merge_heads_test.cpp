@@ -123,5 +123,15 @@ TEST_F(MergeHeads, ThatAreNoNumberInConfigJsonAreRefused) {
   }
 }
 
+TEST_F(MergeHeads, AreNotAskedForWhereNamesAndRowsAreThoseOfTransformers) {
+  write_tensors("base.safetensors", {{key + ".weight", {{4, 6}, base}}});
+  for (const std::string architecture : {"llama", "unknown"}) {
+    expect_done(
+        {"convert", path("adapter"), path("adapter.gguf"), "--architecture", architecture, "--keep-names", "--force"});
+    expect_done({"merge", path("base.safetensors"), path("adapter.gguf"), path("out.safetensors"), "--force"});
+    expect_near(tensor("out.safetensors", key + ".weight"), base + delta(update));
+  }
+}
+
 }  // namespace
 }  // namespace lora::merge_heads_test
