@@ -87,6 +87,7 @@ int lora::tools::run_command_line(int argc, char** argv) {
   lora::tools::combine_command::add(app);
   lora::tools::convert_command::add(app);
   lora::tools::quantize_command::add(app);
+  lora::tools::dequantize_command::add(app);
   try {
     return run(app, argc, argv);
   } catch (const CLI::ParseError& error) {

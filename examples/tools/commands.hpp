@@ -28,7 +28,10 @@ namespace convert_command {
 void add(CLI::App& app);
 }
 namespace quantize_command {
-void add(CLI::App& app);  ///< quantize and dequantize
+void add(CLI::App& app);
+}
+namespace dequantize_command {
+void add(CLI::App& app);
 }
 
 }  // namespace lora::tools

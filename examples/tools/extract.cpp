@@ -12,6 +12,7 @@
 #include "commands.hpp"
 #include "lora/adapter/truncated_svd.hpp"
 #include "lora/io/peft_directory_writer.hpp"
+#include "module_names.hpp"
 #include "options.hpp"
 #include "orientation.hpp"
 #include "output.hpp"
@@ -98,10 +99,7 @@ class Extraction {
         arguments_(arguments),
         conv1d_modules_(tuned),
         progress_("Extracting", tuned.bytes()) {
-    for (const auto& name : tuned.names()) {
-      const auto dot = name.rfind('.');
-      modules_[dot == std::string::npos ? std::string() : name.substr(0, dot)].push_back(name);
-    }
+    for (const auto& name : tuned.names()) modules_[module_of_parameter(name)].push_back(name);
     for (const auto& name : base.names()) {
       if (!tuned.find(name)) {
         throw ConfigError("extract", in_quotes(name), "a tensor of that name in the tuned checkpoint", "none");

@@ -112,7 +112,7 @@ struct FourBitWeight {
 }
 
 /// How weights are stored in 4 bits.
-struct FourBitFormat {
+struct FourBitOptions {
   BitsandbytesType type = BitsandbytesType::nf4;
   Index block_size = 64;
   BitsandbytesScales scales = BitsandbytesScales::floats;
@@ -141,9 +141,9 @@ struct FourBitSource {
 /// Encodes a weight in blocks of NF4 or FP4, output by output.
 class FourBitEncoder {
  public:
-  FourBitEncoder(FourBitSource source, const FourBitFormat& format)
-      : source_(std::move(source)), block_bytes_(4 + static_cast<std::size_t>(format.block_size) / 2) {
-    visit_format(format.type, format.block_size, [this]<class Format>(Format) {
+  FourBitEncoder(FourBitSource source, const FourBitOptions& options)
+      : source_(std::move(source)), block_bytes_(4 + static_cast<std::size_t>(options.block_size) / 2) {
+    visit_format(options.type, options.block_size, [this]<class Format>(Format) {
       encode_ = &formats::encode_row<Format>;
       decode_ = &formats::decode_row<Format>;
     });
@@ -215,14 +215,14 @@ class FourBitEncoder {
 /// Replaces a weight by the tensors of one of 4 bits. `error` is that of the codes, and known when they are written.
 /// Nested scales are computed at once, for the state tells their mean.
 /// Pre: two dimensions of 1 or more, the inputs a multiple of the block size, values that are real numbers.
-inline void make_four_bit(const FourBitSource& source, const FourBitFormat& format,
+inline void make_four_bit(const FourBitSource& source, const FourBitOptions& options,
                           const std::shared_ptr<RoundingError>& error, Changes& changes) {
   const StoredTensor& tensor = source.tensor;
   const std::string name(tensor.name);
   const bool half = tensor.dtype == Dtype::F16 || tensor.dtype == Dtype::BF16;
-  BitsandbytesState state{format.type, format.block_size, source.outputs(), source.inputs(),
+  BitsandbytesState state{options.type, options.block_size, source.outputs(), source.inputs(),
                           half ? tensor.dtype : Dtype::F32};
-  const auto encoder = std::make_shared<const FourBitEncoder>(source, format);
+  const auto encoder = std::make_shared<const FourBitEncoder>(source, options);
   const auto add = [&](const std::string& companion, Dtype dtype, Index size, Producer produce) {
     changes.tensors[companion] = {dtype, {size}, std::move(produce), std::nullopt, name};
   };
@@ -234,12 +234,12 @@ inline void make_four_bit(const FourBitSource& source, const FourBitFormat& form
         });
   };
   const auto& book =
-      format.type == BitsandbytesType::nf4 ? formats::detail::nf4_codebook : formats::detail::fp4_codebook;
+      options.type == BitsandbytesType::nf4 ? formats::detail::nf4_codebook : formats::detail::fp4_codebook;
   changes.tensors[name] = {Dtype::U8,
                            {tensor.elements() / 2, 1},
                            [encoder, error](const SafetensorsWriter::Sink& sink) { encoder->codes(sink, *error); }};
   add_values(name + ".quant_map", Dtype::F32, book.values);
-  if (format.scales == BitsandbytesScales::nested) {
+  if (options.scales == BitsandbytesScales::nested) {
     const lora::detail::NestedScales nested = encoder->nested_absmax();
     state.nested_block_size = lora::detail::nested_block_size;
     state.nested_offset = nested.offset;
@@ -247,10 +247,10 @@ inline void make_four_bit(const FourBitSource& source, const FourBitFormat& form
     add_values(name + ".nested_absmax", Dtype::F32, nested.absmax);
     add_values(name + ".nested_quant_map", Dtype::F32, lora::detail::nested_quant_map());
   } else {
-    add(name + ".absmax", Dtype::F32, tensor.elements() / format.block_size,
+    add(name + ".absmax", Dtype::F32, tensor.elements() / options.block_size,
         [encoder](const SafetensorsWriter::Sink& sink) { encoder->absmax(sink); });
   }
-  add_values(lora::detail::bitsandbytes_state_name(name, format.type), Dtype::U8, bitsandbytes_state_text(state));
+  add_values(lora::detail::bitsandbytes_state_name(name, options.type), Dtype::U8, bitsandbytes_state_text(state));
 }
 
 }  // namespace lora::tools

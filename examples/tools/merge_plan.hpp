@@ -20,6 +20,7 @@
 #include "lora/adapter/starts.hpp"
 #include "lora/core/error.hpp"
 #include "lora/model/adapter_weights.hpp"
+#include "module_names.hpp"
 #include "orientation.hpp"
 #include "storage.hpp"
 #include "tensor_update.hpp"
@@ -121,11 +122,6 @@ class MergePlan {
     bool transposed = false;
   };
 
-  static std::string_view last_part(std::string_view name) { return name.substr(name.rfind('.') + 1); }
-  static std::string module_of(std::string_view name) {
-    const auto dot = name.rfind('.');
-    return std::string(dot == std::string_view::npos ? std::string_view() : name.substr(0, dot));
-  }
   static bool is_head(std::string_view module) {
     constexpr std::array<std::string_view, 5> names{"lm_head", "output", "embed_out", "proj_out", "decoder"};
     return std::find(names.begin(), names.end(), last_part(module)) != names.end();
@@ -167,7 +163,8 @@ class MergePlan {
   [[nodiscard]] std::optional<std::string> embedding_of(const std::vector<Index>& shape) const {
     std::optional<std::string> found;
     for (const auto& name : base_.names()) {
-      if (!name.ends_with(".weight") || !is_embedding_name(module_of(name)) || source(name)->shape != shape) continue;
+      const bool embeds = name.ends_with(".weight") && is_embedding_name(module_of_parameter(name));
+      if (!embeds || source(name)->shape != shape) continue;
       if (found) return std::nullopt;
       found = name;
     }
@@ -194,7 +191,7 @@ class MergePlan {
     }
     std::vector<std::string> names = {name};
     for (const auto& other : base_.names()) {
-      const std::string other_module = module_of(other);
+      const std::string other_module = module_of_parameter(other);
       if (other == name || !other.ends_with(".weight") || is_head(module) == is_head(other_module)) continue;
       if (!is_head(other_module) && !is_embedding_name(other_module)) continue;
       const auto a = source(name);
@@ -359,7 +356,7 @@ class MergePlan {
 
   /// A vocabulary or a head of another size. @throws ShapeError for everything else
   void resize(const std::string& name, const TensorView& there, const SavedTensor<float>& saved) {
-    const std::string module = module_of(name);
+    const std::string module = module_of_parameter(name);
     const bool vocabulary = is_embedding_name(module) || is_head(module);
     const auto& saves = adapter_.config.modules_to_save;
     const bool whole = vocabulary || std::any_of(saves.begin(), saves.end(),
@@ -381,11 +378,11 @@ class MergePlan {
   /// A tensor of a module that the checkpoint does not have, such as a new head. False for one that is not needed, or
   /// does not belong to a module of its own.
   [[nodiscard]] bool plan_new(const std::string& name, const SavedTensor<float>& saved) {
-    const std::string module = module_of(name);
+    const std::string module = module_of_parameter(name);
     const std::string full = options_.prefix + name;
     const auto names = base_.names();
     const auto known = std::any_of(names.begin(), names.end(), [&](const std::string& other) {
-      return module_of(other) == options_.prefix + module;
+      return module_of_parameter(other) == options_.prefix + module;
     });
     if (module.empty() || known || base_.gguf() != nullptr) {
       miss(full);
@@ -394,7 +391,8 @@ class MergePlan {
     const bool tied = is_head(module) && name.ends_with(".weight") && tie_word_embeddings() != false;
     if (tied) {
       for (const auto& [other, embedding] : adapter_.weights.saved) {
-        if (is_embedding_name(module_of(other)) && embedding.shape == saved.shape && embedding.values == saved.values) {
+        if (is_embedding_name(module_of_parameter(other)) && embedding.shape == saved.shape &&
+            embedding.values == saved.values) {
           return false;
         }
       }

@@ -14,6 +14,7 @@
 #include "checkpoint.hpp"
 #include "lora/core/error.hpp"
 #include "lora/model/adapter_weights.hpp"
+#include "module_names.hpp"
 #include "storage.hpp"
 
 namespace lora::tools {
@@ -24,28 +25,9 @@ struct StoredAs {
   std::vector<std::string> conv1d;  ///< (in, out)
 };
 
-/// Whether `end` is the name of a module, or the last parts of it.
-[[nodiscard]] inline bool ends_with_name(std::string_view module, std::string_view end) {
-  return module == end || (module.ends_with(end) && module[module.size() - end.size() - 1] == '.');
-}
-
-/// Whether a module is an embedding, by its name: the shape of a weight does not say it.
-[[nodiscard]] inline bool is_embedding_name(std::string_view module) {
-  const std::string_view last = module.substr(module.rfind('.') + 1);
-  if (last == "embed_out" || last.ends_with("_embedder")) return false;
-  return last.find("embed") != std::string_view::npos || last == "wte" || last == "wpe" || last == "shared" ||
-         last == "token_embd";
-}
-
-/// Likewise of a module of a checkpoint: an embedding has no bias.
+/// Whether a module of a checkpoint is an embedding: by its name, and because an embedding has no bias.
 [[nodiscard]] inline bool is_embedding(const Checkpoint& checkpoint, const std::string& module) {
   return is_embedding_name(module) && !checkpoint.find(module + ".bias");
-}
-
-[[nodiscard]] inline bool has_conv1d_name(std::string_view module) {
-  constexpr std::array<std::string_view, 4> names{"c_attn", "c_proj", "c_fc", "q_attn"};
-  const std::string_view last = module.substr(module.rfind('.') + 1);
-  return std::find(names.begin(), names.end(), last) != names.end();
 }
 
 /// Whether a module's weight is stored (in, out), by its bias, which has as many elements as the weight has outputs.
@@ -163,17 +145,14 @@ class Orientation {
     if (linear || conv1d) return conv1d;
     if (has_conv1d_name(name) && !conv1d_names_.contradictory()) return conv1d_names_.answer().value_or(true);
     if (!has_conv1d_name(name) && !fan_in_fan_out_) return false;
-    throw ConfigError("merge", in_quotes(name),
-                      "--conv1d " + last_part(name) + " if its weight is stored (in, out), or --linear " +
-                          last_part(name) + " if it is stored (out, in)",
-                      "a square weight: its shape does not tell");
+    const std::string last(last_part(name));
+    throw ConfigError(
+        "merge", in_quotes(name),
+        "--conv1d " + last + " if its weight is stored (in, out), or --linear " + last + " if it is stored (out, in)",
+        "a square weight: its shape does not tell");
   }
 
  private:
-  [[nodiscard]] static std::string last_part(std::string_view name) {
-    return std::string(name.substr(name.rfind('.') + 1));
-  }
-
   [[nodiscard]] static bool is_named(const std::vector<std::string>& ends, std::string_view name) {
     return std::any_of(ends.begin(), ends.end(), [&](const std::string& end) { return ends_with_name(name, end); });
   }

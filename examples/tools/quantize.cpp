@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// lora quantize, lora dequantize: stores a checkpoint's weights in fewer bits, or in whole numbers of bytes again.
+// lora quantize: stores a checkpoint's weights in fewer bits.
 #include <algorithm>
 #include <array>
 #include <cctype>
@@ -16,10 +16,13 @@
 #include "checkpoint_writer.hpp"
 #include "commands.hpp"
 #include "four_bit.hpp"
+#include "module_names.hpp"
 #include "options.hpp"
 #include "orientation.hpp"
 #include "print.hpp"
+#include "quantization_config.hpp"
 #include "storage.hpp"
+#include "storage_change.hpp"
 #include "table.hpp"
 
 namespace lora::tools::quantize_command {
@@ -34,7 +37,7 @@ struct Arguments {
   std::vector<std::string> modules;
   bool force = false;
 
-  [[nodiscard]] FourBitFormat four_bit(BitsandbytesType type) const {
+  [[nodiscard]] FourBitOptions four_bit(BitsandbytesType type) const {
     return {type, block_size, double_quant ? BitsandbytesScales::nested : BitsandbytesScales::floats};
   }
 };
@@ -45,21 +48,6 @@ std::string in_capitals(std::string text) {
   return text;
 }
 
-std::string module_of(std::string_view name) {
-  return std::string(name.ends_with(".weight") ? name.substr(0, name.size() - 7) : name);
-}
-
-bool is_head_name(std::string_view module) {
-  const std::string_view last = module.substr(module.rfind('.') + 1);
-  return last == "lm_head" || last == "embed_out" || last == "proj_out";
-}
-
-/// Linear layers that transformers leaves as they are, whatever config.json says: those of T5 and its relatives, and of
-/// BLIP-2. Source: huggingface/transformers, `_keep_in_fp32_modules` of the models.
-bool is_kept_by_transformers(std::string_view module) {
-  return module.ends_with(".DenseReluDense.wo") || module.starts_with("qformer.");
-}
-
 /// Matrices that llama.cpp keeps as they are, by parts of their names. Source: llama.cpp, src/llama-quant.cpp.
 bool is_kept_by_llama_cpp(std::string_view name) {
   constexpr std::array<std::string_view, 8> parts{
@@ -67,52 +55,6 @@ bool is_kept_by_llama_cpp(std::string_view name) {
       "ssm_conv1d.weight", "shortconv.conv.weight"};
   return std::any_of(parts.begin(), parts.end(),
                      [&](std::string_view part) { return name.find(part) != std::string_view::npos; });
-}
-
-/// The number that general.file_type has for files of mostly one type. Source: llama.cpp, `enum llama_ftype`.
-std::uint32_t file_type_of(GgufType type) {
-  switch (type) {
-    case GgufType::F16:
-      return 1;
-    case GgufType::Q4_0:
-      return 2;
-    case GgufType::Q4_1:
-      return 3;
-    case GgufType::Q8_0:
-      return 7;
-    case GgufType::Q5_0:
-      return 8;
-    case GgufType::Q5_1:
-      return 9;
-    case GgufType::BF16:
-      return 32;
-    default:
-      return 0;  // F32
-  }
-}
-
-void set_file_type(GgufType type, Changes& changes) {
-  changes.metadata["general.file_type"] = file_type_of(type);
-  changes.metadata["general.quantization_version"] = std::uint32_t{2};
-}
-
-/// Passes the values of a tensor, stored in another way, to a sink. `error` is known then.
-Producer converting(const StoredTensor& from, const Storage& to, const std::shared_ptr<RoundingError>& error) {
-  return [from, to, error](const SafetensorsWriter::Sink& sink) {
-    *error = {};
-    std::vector<std::byte> bytes;
-    const auto convert = [&](auto scalar) {
-      using Scalar = decltype(scalar);
-      for_each_row_block<Scalar>(from, [&](Index first, const Matrix<Scalar>& rows) {
-        const Matrix<Scalar> back = encode_finite(std::string(from.name), to, rows, bytes, first);
-        const Matrix<double> difference = (back - rows).template cast<double>();
-        const double largest = difference.size() == 0 ? 0.0 : difference.cwiseAbs().maxCoeff();
-        *error += {largest, difference.squaredNorm(), rows.template cast<double>().squaredNorm(), 0};
-        sink(bytes);
-      });
-    };
-    from.dtype == Dtype::F64 ? convert(double{}) : convert(float{});
-  };
 }
 
 /// What is to be stored in fewer bits, and how.
@@ -191,7 +133,7 @@ class Quantization {
   void plan(const StoredTensor& tensor) {
     const std::string name(tensor.name);
     if (!is_weight_name(name)) return;
-    const std::string module = module_of(name);
+    const std::string module = module_of_weight(name);
     const bool named = is_named(module);
     if (!arguments_.modules.empty() && !named) return;
     if (!is_real_matrix(tensor)) {
@@ -240,59 +182,10 @@ class Quantization {
     }
   }
 
-  /// What transformers must not take for a layer of 4 bits. Where this list is given, it has no other.
-  [[nodiscard]] std::vector<std::string> skipped_modules(const nlohmann::ordered_json& config) const {
-    std::vector<std::string> modules;
-    for (const auto& name : checkpoint_.names()) {
-      const bool matrix = name.ends_with(".weight") && checkpoint_.find(name)->shape.size() == 2;
-      const bool four_bit = changes_.tensors.contains(name) || has_quant_state(checkpoint_, name);
-      if (matrix && !four_bit) modules.push_back(module_of(name));
-    }
-    if (const auto head = tied_head(config)) modules.push_back(*head);
-    return modules;
-  }
-
-  /// The head that transformers ties to an embedding and leaves out of files; nothing if it is stored or not tied.
-  [[nodiscard]] std::optional<std::string> tied_head(const nlohmann::ordered_json& config) const {
-    const auto tied = config.find("tie_word_embeddings");
-    if (tied != config.end() && *tied == false) return std::nullopt;
-    const std::string head = name_of_head(config);
-    for (const auto& name : checkpoint_.names()) {
-      if (name.ends_with(".weight") && (is_head_name(module_of(name)) || module_of(name) == head)) return std::nullopt;
-    }
-    return head;
-  }
-
-  /// Source: huggingface/transformers, `_tied_weights_keys` of the models. Most have lm_head; in some, that is a block
-  /// with further layers, which are stored.
-  [[nodiscard]] std::string name_of_head(const nlohmann::ordered_json& config) const {
-    if (model_type_of(config) == "whisper") return "proj_out";
-    if (checkpoint_.find("lm_head.dense.weight")) return "lm_head.decoder";
-    return checkpoint_.find("cls.predictions.transform.dense.weight") ? "cls.predictions.decoder" : "lm_head";
-  }
-
-  /// config.json has one description for all weights of a model.
-  static void require_no_other_method(const nlohmann::ordered_json& config) {
-    const auto there = config.find("quantization_config");
-    if (there == config.end() || there->is_null()) return;
-    const auto four_bit = there->is_object() ? there->find("load_in_4bit") : there->end();
-    if (there->is_object() && four_bit != there->end() && *four_bit == true) return;
-    refuse("config.json, quantization_config", "none, or that of bitsandbytes in 4 bits", "another");
-  }
-
   /// transformers reads the weights as what config.json says.
   void describe_in_config() {
     const auto config = checkpoint_.config_file();
-    if (!config) return;
-    require_no_other_method(config->values);
-    const nlohmann::ordered_json quantization = {{"quant_method", "bitsandbytes"},
-                                                 {"load_in_4bit", true},
-                                                 {"load_in_8bit", false},
-                                                 {"bnb_4bit_quant_type", arguments_.format},
-                                                 {"bnb_4bit_use_double_quant", arguments_.double_quant},
-                                                 {"bnb_4bit_quant_storage", "uint8"},
-                                                 {"llm_int8_skip_modules", skipped_modules(config->values)}};
-    changes_.config = with_member(config->text, "quantization_config", quantization);
+    if (config) changes_.config = with_four_bit_config(checkpoint_, changes_, *config, arguments_.four_bit(*four_bit_));
   }
 
   const Checkpoint& checkpoint_;
@@ -318,67 +211,6 @@ void quantize(const Arguments& arguments) {
       number(quantization.error().relative()) + " of the weights (root mean square)");
 }
 
-/// The changes that store blocks, and 4-bit weights of bitsandbytes, as values again; narrower values widen.
-class Dequantization {
- public:
-  /// @throws FormatError for 4-bit weights that are not complete; ConfigError where nothing is to be done
-  Dequantization(const Checkpoint& checkpoint, Dtype dtype) {
-    const Conv1dModules conv1d_modules(checkpoint);
-    for (const auto& [name, quant_state] : four_bit_names(checkpoint)) {
-      const FourBitWeight weight = four_bit_weight(checkpoint, name, quant_state);
-      decode(weight, dtype, conv1d_modules.contain(module_of(name)));
-      changes_.removed.insert(weight.companions.begin(), weight.companions.end());
-    }
-    for (const auto& name : checkpoint.names()) {
-      const StoredTensor tensor = *checkpoint.find(name);
-      const bool half = tensor.dtype == Dtype::F16 || tensor.dtype == Dtype::BF16;
-      if (!tensor.blocks && !(half && dtype == Dtype::F32)) continue;
-      changes_.tensors[name] = {dtype, tensor.shape, converting(tensor, dtype, std::make_shared<RoundingError>())};
-    }
-    if (changes_.tensors.empty()) {
-      throw ConfigError("dequantize", "checkpoint", "weights in blocks, of 4 bits, or (for --dtype F32) of F16 or BF16",
-                        "none");
-    }
-    if (checkpoint.gguf() != nullptr) set_file_type(*gguf_type_of_dtype(dtype), changes_);
-    const auto config = checkpoint.config_file();
-    if (!changes_.removed.empty() && config && config->values.contains("quantization_config")) {
-      changes_.config = with_member(config->text, "quantization_config", std::nullopt);
-    }
-  }
-
-  [[nodiscard]] const Changes& changes() const noexcept { return changes_; }
-  /// What a person should know about the result.
-  [[nodiscard]] const std::vector<std::string>& notes() const noexcept { return notes_; }
-
- private:
-  void decode(const FourBitWeight& weight, Dtype dtype, std::optional<bool> conv1d) {
-    const BitsandbytesState& state = weight.tensor.state();
-    if (!conv1d) {
-      notes_.push_back(in_quotes(weight.name) +
-                       " is written (out, in), as it is in 4 bits; a Conv1D of GPT-2 would need (in, out)");
-    }
-    if (conv1d.value_or(false)) {
-      changes_.tensors[weight.name] = {
-          dtype, {state.in_features, state.out_features}, decoding_transposed(weight, dtype)};
-    } else {
-      changes_.tensors[weight.name] = {dtype, {state.out_features, state.in_features}, decoding(weight, dtype)};
-    }
-  }
-
-  Changes changes_;
-  std::vector<std::string> notes_;
-};
-
-void dequantize(const Arguments& arguments) {
-  const Checkpoint checkpoint = Checkpoint::open(arguments.input);
-  const Dequantization dequantization(checkpoint, *parse_dtype(arguments.format));
-  Output output = place_for(checkpoint, arguments.output, arguments.force);
-  for (const auto& note : dequantization.notes()) warn(note);
-  write_checkpoint(checkpoint, output, dequantization.changes(), "Dequantizing");
-  say("stored " + std::to_string(dequantization.changes().tensors.size()) + " tensors as " + arguments.format + " in " +
-      arguments.output);
-}
-
 CLI::Validator block_sizes() {
   return {[](std::string& text) {
             for (const Index size : bitsandbytes_block_sizes) {
@@ -389,7 +221,9 @@ CLI::Validator block_sizes() {
           "N"};
 }
 
-void add_quantize(CLI::App& app) {
+}  // namespace
+
+void add(CLI::App& app) {
   auto* command = app.add_subcommand("quantize", "Store a checkpoint's weights in fewer bits");
   const auto arguments = std::make_shared<Arguments>();
   command->add_option("checkpoint", arguments->input, "Safetensors or GGUF file, index, or folder")
@@ -414,43 +248,15 @@ void add_quantize(CLI::App& app) {
   command->add_flag("--force", arguments->force, "Overwrite an existing output, which may be the checkpoint itself");
   command->footer(
       "Takes the matrices called \"...weight\" (with nf4 and fp4, those of modules alone) of F32, F16 and BF16 whose\n"
-      "columns are a multiple of the block size. All else stays as it is; so do, unless --modules names them,\n"
-      "embeddings, heads and what transformers keeps (the wo of T5) with nf4 and fp4 and, in GGUF files, what "
-      "llama.cpp\n"
-      "keeps (norms, routers, positions, convolutions).\n"
+      "columns are a multiple of the block size. All else stays as it is. Unless --modules names them, so do\n"
+      "embeddings, heads and what transformers keeps (the wo of T5) with nf4 and fp4, and in GGUF files what\n"
+      "llama.cpp keeps (norms, routers, positions, convolutions).\n"
       "nf4 and fp4 give files as bitsandbytes has them; config.json says so to transformers. The weights of a Conv1D\n"
       "of GPT-2, stored (in, out), are (out, in) in 4 bits, as transformers has them; dequantize turns them back.\n"
       "--double-quant reads the weights once more, and holds their scales in memory until they are written.\n"
       "Example: lora quantize base-model base-nf4 --format nf4\n"
       "         lora quantize base-f16.gguf base-q4_0.gguf --format q4_0");
   command->callback([arguments] { quantize(*arguments); });
-}
-
-void add_dequantize(CLI::App& app) {
-  auto* command = app.add_subcommand("dequantize", "Store weights of fewer bits as F32, F16 or BF16 again");
-  const auto arguments = std::make_shared<Arguments>();
-  arguments->format = "F32";
-  command->add_option("checkpoint", arguments->input, "Safetensors or GGUF file, index, or folder")
-      ->required()
-      ->check(existing_path());
-  command->add_option("output", arguments->output, "New file or folder of the same kind")->required();
-  command->add_option("--dtype", arguments->format, "F32 (exact), F16 or BF16")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"F32", "F16", "BF16"}));
-  command->add_flag("--force", arguments->force, "Overwrite an existing output, which may be the checkpoint itself");
-  command->footer(
-      "Decodes every block format that inspect shows in a GGUF file, and 4-bit weights of bitsandbytes. With F32, "
-      "tensors\n"
-      "of F16 and BF16 widen too; otherwise they stay as they are.\n"
-      "Example: lora dequantize model-q4_k.gguf model-bf16.gguf --dtype BF16");
-  command->callback([arguments] { dequantize(*arguments); });
-}
-
-}  // namespace
-
-void add(CLI::App& app) {
-  add_quantize(app);
-  add_dequantize(app);
 }
 
 }  // namespace lora::tools::quantize_command
