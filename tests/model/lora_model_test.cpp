@@ -124,6 +124,20 @@ TEST(LoraModelRegistration, AParameterHasOneNameAndOneModel) {
   has_one_name_and_one_model(Trainable<double>{random_matrix<double>(3, 4, 5), {}, {}});
 }
 
+TEST(LoraModelRegistration, AShapeInFilesHasTheElementsOfItsParameter) {
+  Trainable<double> parameter{random_matrix<double>(2, 3, 1), {}, {}};
+  for (const std::vector<Index>& shape : {std::vector<Index>{6}, {1, 6}, {3, 1, 2}}) {
+    LoraModel<double> model;
+    EXPECT_NO_THROW(model.add("conv.weight", parameter, shape));
+  }
+  constexpr Index half = Index{1} << (std::numeric_limits<Index>::digits / 2 + 1);  // half * half is 0 in an Index
+  for (const std::vector<Index>& shape : {std::vector<Index>{5}, {2, 4}, {-1, -6}, {half, half, 6}}) {
+    LoraModel<double> model;
+    EXPECT_THROW(model.add("conv.weight", parameter, shape), ShapeError);
+    EXPECT_NO_THROW(model.add("conv.weight", parameter)) << "a refused parameter is not registered";
+  }
+}
+
 TEST_F(LoraModelTest, AParameterIsTheModelsWhoeverTrainsIt) {
   LoraModel<double> other;
   const auto refused = [&] { EXPECT_THROW(other.add("mine", network.head), StateError); };

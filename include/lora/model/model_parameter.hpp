@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -26,11 +27,9 @@ class ModelParameter {
     if (shape_.empty()) {
       shape_ = value.rows() == 1 ? std::vector<Index>{value.cols()} : std::vector<Index>{value.rows(), value.cols()};
     }
-    Index elements = 1;
-    for (const Index extent : shape_) elements *= extent;
-    if (elements != value.size()) {
+    if (!holds(value.size())) {
       throw ShapeError("LoraModel::add", name_, "a shape of " + std::to_string(value.size()) + " elements",
-                       std::to_string(elements));
+                       "one that does not have as many");
     }
   }
 
@@ -59,6 +58,16 @@ class ModelParameter {
   [[nodiscard]] const Trainable<Scalar>& current() const noexcept { return *parameter_; }
 
  private:
+  // Whether a tensor of this shape has so many elements.
+  [[nodiscard]] bool holds(Index size) const noexcept {
+    Index elements = 1;
+    for (const Index extent : shape_) {
+      if (extent < 0 || (extent > 0 && elements > std::numeric_limits<Index>::max() / extent)) return false;
+      elements *= extent;
+    }
+    return elements == size;
+  }
+
   std::string name_;
   Trainable<Scalar>* parameter_;
   std::vector<Index> shape_;
