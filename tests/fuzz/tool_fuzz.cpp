@@ -31,7 +31,7 @@ using fuzzing::FuzzInput;
 
 constexpr std::array<std::string_view, 9> commands{"inspect", "merge",   "unmerge",  "diff",      "extract",
                                                    "combine", "convert", "quantize", "dequantize"};
-constexpr std::array<std::string_view, 12> paths{"base.safetensors",
+constexpr std::array<std::string_view, 14> paths{"base.safetensors",
                                                  "tuned.safetensors",
                                                  "base.gguf",
                                                  "adapter",
@@ -42,7 +42,9 @@ constexpr std::array<std::string_view, 12> paths{"base.safetensors",
                                                  "new/deep",
                                                  ".",
                                                  "new.safetensors",
-                                                 "none"};
+                                                 "none",
+                                                 "model",
+                                                 "four_bits"};
 constexpr std::array<std::string_view, 32> options{"--output",
                                                    "--weights",
                                                    "--type",
@@ -108,17 +110,19 @@ constexpr std::array<std::string_view, 32> values{"1",
                                                   "q_proj",
                                                   "32"};
 
+/// Texts by paths; the path of a folder ends in a slash.
 using Files = std::map<std::string, std::string>;
 
 Files files_in(const fs::path& folder) {
   Files files;
   for (const auto& entry : fs::recursive_directory_iterator(folder)) {
-    std::string text;
-    if (entry.is_regular_file()) {
-      std::ifstream stream(entry.path(), std::ios::binary);
-      text.assign(std::istreambuf_iterator<char>(stream), {});
+    const std::string name = entry.path().lexically_relative(folder).native();
+    if (entry.is_directory()) {
+      files[name + "/"] = {};
+      continue;
     }
-    files[entry.path().lexically_relative(folder).native()] = std::move(text);
+    std::ifstream stream(entry.path(), std::ios::binary);
+    files[name].assign(std::istreambuf_iterator<char>(stream), {});
   }
   return files;
 }
@@ -129,6 +133,18 @@ ModuleWeights<float> module_of(Index out, Index in, float value) {
   module.B = Matrix<float>::Constant(out, 2, 0.5F);
   module.scaling = 2;
   return module;
+}
+
+/// The exit code; the process returns to where it was.
+int run_in(const fs::path& folder, std::vector<std::string> arguments) {
+  std::vector<char*> pointers;
+  for (std::string& text : arguments) pointers.push_back(text.data());
+  pointers.push_back(nullptr);
+  const fs::path before = fs::current_path();
+  fs::current_path(folder);
+  const int code = tools::run_command_line(static_cast<int>(arguments.size()), pointers.data());
+  fs::current_path(before);
+  return code;
 }
 
 /// The folder that the tool works in. Another around it takes what is written beside ".".
@@ -149,9 +165,13 @@ class Place {
   }
   void renew() const {
     fs::remove_all(work());
-    fs::create_directories(work() / "adapter");
+    fs::create_directory(work());
     for (const auto& [name, text] : made_) {
-      if (name != "adapter") std::ofstream(work() / name, std::ios::binary) << text;
+      if (name.ends_with('/')) {
+        fs::create_directory(work() / name);
+      } else {
+        std::ofstream(work() / name, std::ios::binary) << text;
+      }
     }
   }
 
@@ -179,6 +199,34 @@ class Place {
                          adapter.weights);
     write_gguf_adapter(work() / "adapter.gguf", adapter, {.rename = llama_cpp_name});
     write_base_gguf();
+    write_model();
+    const int code = run_in(work(), {"lora", "quantize", "model", "four_bits", "--format", "nf4", "--double-quant"});
+    if (code != 0) std::abort();
+  }
+
+  void write_text(const fs::path& path, std::string_view text) const {
+    std::ofstream(work() / path, std::ios::binary) << text;
+  }
+
+  /// A checkpoint of transformers, in two shards: an embedding, a Conv1D that only its bias and the configuration tell
+  /// from a linear layer, and the module of the adapter.
+  void write_model() const {
+    fs::create_directory(work() / "model");
+    SafetensorsWriter first;
+    first.add("wte.weight", Matrix<float>(Matrix<float>::Constant(8, in, 0.5F)));
+    first.add("h.0.attn.c_attn.weight", Matrix<float>(Matrix<float>::Constant(in, 2 * in, 0.25F)));
+    first.add("h.0.attn.c_attn.bias", RowVector<float>(RowVector<float>::Zero(2 * in)));
+    first.write(work() / "model" / "model-00001-of-00002.safetensors");
+    SafetensorsWriter second;
+    second.add("model.layers.0.self_attn.q_proj.weight", Matrix<float>(Matrix<float>::Ones(out, in)), Dtype::BF16);
+    second.write(work() / "model" / "model-00002-of-00002.safetensors");
+    write_text("model/config.json", R"({"model_type":"gpt2","vocab_size":8,"tie_word_embeddings":true,"x":Infinity})");
+    write_text("model/model.safetensors.index.json",
+               R"({"metadata":{"total_size":35584},"weight_map":{)"
+               R"("wte.weight":"model-00001-of-00002.safetensors",)"
+               R"("h.0.attn.c_attn.weight":"model-00001-of-00002.safetensors",)"
+               R"("h.0.attn.c_attn.bias":"model-00001-of-00002.safetensors",)"
+               R"("model.layers.0.self_attn.q_proj.weight":"model-00002-of-00002.safetensors"}})");
   }
 
   void write_base_gguf() const {
@@ -229,18 +277,6 @@ std::vector<std::string> command_line(FuzzInput& input) {
   return arguments;
 }
 
-/// The exit code; the process returns to where it was.
-int run_in(const Place& place, std::vector<std::string> arguments) {
-  std::vector<char*> pointers;
-  for (std::string& text : arguments) pointers.push_back(text.data());
-  pointers.push_back(nullptr);
-  const fs::path before = fs::current_path();
-  fs::current_path(place.work());
-  const int code = tools::run_command_line(static_cast<int>(arguments.size()), pointers.data());
-  fs::current_path(before);
-  return code;
-}
-
 }  // namespace
 }  // namespace lora::tool_fuzz
 
@@ -248,7 +284,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   using namespace lora::tool_fuzz;
   static const Place place;
   lora::fuzzing::FuzzInput input(data, size);
-  const int code = run_in(place, command_line(input));
+  const int code = run_in(place.work(), command_line(input));
   if (code < 0 || code > 2 || !place.is_alone()) std::abort();
   const bool same = place.is_as_made();
   if (code != 0 && !same) std::abort();
