@@ -136,6 +136,12 @@ TEST(LoraModelRegistration, AShapeInFilesHasTheElementsOfItsParameter) {
     EXPECT_THROW(model.add("conv.weight", parameter, shape), ShapeError);
     EXPECT_NO_THROW(model.add("conv.weight", parameter)) << "a refused parameter is not registered";
   }
+  try {
+    LoraModel<double>().add("conv.weight", parameter, {-1, -6});
+    FAIL();
+  } catch (const ShapeError& error) {
+    EXPECT_STREQ(error.what(), "LoraModel::add: conv.weight: expected a shape of 6 elements, got -1 x -6");
+  }
 }
 
 TEST_F(LoraModelTest, AParameterIsTheModelsWhoeverTrainsIt) {

@@ -111,7 +111,7 @@ inline void check_quantized_start(std::string_view operation, const MatrixView<c
   }
   for (Index i = 0; i < w.rows; ++i) {
     for (Index j = 0; j < w.cols; ++j) {
-      if (!is_finite(static_cast<double>(w(i, j)))) {
+      if (!is_finite(w(i, j))) {
         throw ConfigError(operation, "w", "finite numbers", "an infinity or NaN");
       }
     }

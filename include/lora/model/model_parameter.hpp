@@ -29,7 +29,7 @@ class ModelParameter {
     }
     if (!holds(value.size())) {
       throw ShapeError("LoraModel::add", name_, "a shape of " + std::to_string(value.size()) + " elements",
-                       "one that does not have as many");
+                       extents_text());
     }
   }
 
@@ -66,6 +66,12 @@ class ModelParameter {
       elements *= extent;
     }
     return elements == size;
+  }
+
+  [[nodiscard]] std::string extents_text() const {
+    std::string text;
+    for (const Index extent : shape_) text.append(text.empty() ? "" : " x ").append(std::to_string(extent));
+    return text;
   }
 
   std::string name_;
