@@ -867,6 +867,23 @@ TEST_F(LoraModelTest, ALayersOwnCallsUseOneOfTwoAdaptersThatTrainItsBias) {
   EXPECT_EQ(network.q0.merged_adapters(), Names{"a"});
 }
 
+// The second bias answered no more, as the adapter that became active had one of its own.
+TEST_F(LoraModelTest, DeletingALayersAdapterActivatesNoSecondOneThatTrainsItsBias) {
+  LoraModelConfig config = queries;
+  config.lora.bias = BiasMode::lora_only;
+  model.inject(config, 1, "a");
+  model.inject(config, 2, "b");
+  network.q0.add_adapter("c", {.rank = 2}, 3);
+  network.q0.set_adapter("c").merge({"b"});
+  EXPECT_EQ(message_of<ConfigError>([&] { network.q0.delete_adapter("c"); }),
+            "LoraLinear::delete_adapter: adapters: expected one that trains the layer's bias, got \"a\" and \"b\"");
+  EXPECT_EQ(network.q0.adapter_names(), (Names{"a", "b", "c"}));
+  EXPECT_EQ(network.q0.active_adapters(), Names{"c"});
+  network.q0.unmerge();
+  network.q0.delete_adapter("c");
+  EXPECT_EQ(network.q0.active_adapters(), Names{"a"});
+}
+
 // Its head stayed at the frozen values, and merge_and_unload lost the trained ones.
 TEST_F(LoraModelTest, AnAdapterWithModulesToSaveIsMergedOnlyWhileItIsActive) {
   model.inject(queries_and_head, 1, "a");

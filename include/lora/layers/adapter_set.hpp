@@ -112,15 +112,22 @@ class AdapterSet {
     reserve_one();
     adopt(std::move(held));
   }
-  /// Removes an adapter. If it was the only active one, the first of the others in alphabetical order becomes active,
-  /// as in PEFT.
+  /// Removes an adapter. If it was the only active one, successor() becomes active.
   void erase(Index gone) noexcept {
-    const auto rest = std::remove(active_.begin(), active_.end(), gone);
-    const bool was_active = rest != active_.end();
-    active_.erase(rest, active_.end());
+    if (const Index next = successor(gone); next >= 0) active_.push_back(next);
+    active_.erase(std::remove(active_.begin(), active_.end(), gone), active_.end());
     for (Index& i : active_) i -= i > gone ? 1 : 0;
     adapters_.erase(adapters_.begin() + gone);
-    if (was_active && active_.empty() && size() > 0) active_.push_back(first_by_name());
+  }
+  /// Position of the adapter that becomes active when this one is removed: the first of the others in alphabetical
+  /// order, as in PEFT, if this one is the only active one. -1 if none does.
+  [[nodiscard]] Index successor(Index gone) const noexcept {
+    Index first = -1;
+    if (active_.size() != 1 || active_.front() != gone) return first;
+    for (Index i = 0; i < size(); ++i) {
+      if (i != gone && (first < 0 || (*this)[i].name() < (*this)[first].name())) first = i;
+    }
+    return first;
   }
   void clear() noexcept {
     active_.clear();
@@ -156,14 +163,6 @@ class AdapterSet {
   [[nodiscard]] Adapter* first() noexcept { return active_.empty() ? nullptr : &(*this)[active_.front()]; }
 
  private:
-  [[nodiscard]] Index first_by_name() const noexcept {
-    Index first = 0;
-    for (Index i = 1; i < size(); ++i) {
-      if ((*this)[i].name() < (*this)[first].name()) first = i;
-    }
-    return first;
-  }
-
   [[nodiscard]] std::string known_names() const {
     if (adapters_.empty()) return "a name, once an adapter is added";
     std::string text("one of");

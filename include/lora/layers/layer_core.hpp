@@ -134,7 +134,8 @@ class LayerCore {
   [[nodiscard]] LORA_COLD Adapter make_adapter(std::string_view operation, std::string_view name,
                                                const LoraConfig& config, std::uint64_t seed);
   /// Removes an adapter. If it was the only active one, the first of the others in alphabetical order becomes active,
-  /// as in PEFT. @throws ConfigError; StateError while it is merged.
+  /// as in PEFT. @throws ConfigError, also where that one and a merged one both train the layer's bias; StateError
+  /// while it is merged
   void delete_adapter(std::string_view name);
   /// Whether the layer holds an adapter of that name, active or not.
   [[nodiscard]] bool has_adapter(std::string_view name) const noexcept { return adapters_.find(name) >= 0; }
@@ -597,6 +598,8 @@ void LayerCore<KindType>::delete_adapter(std::string_view name) {
   const Operation operation = op("delete_adapter");
   const Index gone = adapters_.index_of(operation, name);
   adapters_[gone].require_unmerged(operation.text());
+  const Index next = adapters_.successor(gone);
+  adapters_.require_one_bias(operation, [&](Index i) { return i == next || adapters_[i].merged(); });
   erase(gone);
   changed();
 }
