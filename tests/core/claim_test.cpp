@@ -18,8 +18,11 @@ TEST(Claim, LastsAsLongAsItsOwner) {
   claim.take(first);
   EXPECT_TRUE(claim.free_for(first));
   EXPECT_FALSE(claim.free_for(second));
+  EXPECT_TRUE(claim.held_by(first));
+  EXPECT_FALSE(claim.held_by(second) || claim.held_by(nullptr));
   first.reset();
   EXPECT_TRUE(claim.free_for(second));
+  EXPECT_FALSE(claim.held_by(nullptr));
 }
 
 TEST(Claim, StaysAtItsPlace) {

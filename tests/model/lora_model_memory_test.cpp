@@ -207,6 +207,7 @@ TEST(LoraModelMemory, Registering) {
     } catch (const std::bad_alloc&) {
       ASSERT_EQ(network.model.module_names(), names) << n;
     }
+    ASSERT_NO_THROW(network.model.add("a.name.too.long.for.a.small.string", extra)) << n;
   }
 }
 

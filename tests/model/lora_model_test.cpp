@@ -88,6 +88,8 @@ TEST_F(LoraModelTest, NamesAreDottedAndUnique) {
   }
   Trainable<double> vector{random_matrix<double>(1, 4, 1), {}, {}};
   EXPECT_THROW(model.add("other.weight", vector, {3}), ShapeError);
+  EXPECT_THROW(model.add("blocks.0.q_proj", vector), ConfigError);
+  EXPECT_THROW(model.add("blocks.0.q_proj.bias", vector), ConfigError);  // the layer's own
   model.inject(queries, 1);
   EXPECT_THROW(model.add("extra", extra), StateError);
   EXPECT_EQ(model.module_names().size(), 4U);

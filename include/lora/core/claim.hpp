@@ -22,6 +22,10 @@ class Claim {
     const std::shared_ptr<const void> former = owner_.lock();
     return former == nullptr || former == owner;
   }
+  /// Whether `owner` has the object.
+  [[nodiscard]] bool held_by(const std::shared_ptr<const void>& owner) const noexcept {
+    return owner != nullptr && owner_.lock() == owner;
+  }
   void take(const std::shared_ptr<const void>& owner) noexcept { owner_ = owner; }
 
  private:

@@ -65,10 +65,15 @@ class LoraModel {
   /// `shape` is the shape in files; if empty, [rows, cols], or [cols] for one row. @throws like above; ShapeError when
   /// the shape has a different size
   void add(std::string name, Trainable<Scalar>& parameter, std::vector<Index> shape = {}) {
-    require_addable(name, &parameter, parameter.claim);
-    for (const auto& [layer_name, layer] : layers_) require_apart(layer_name, *layer, name);
+    require_addable(name, parameter.claim);
+    for (std::size_t dot = name.find('.'); dot != std::string::npos; dot = name.find('.', dot + 1)) {
+      const auto found = names_.find(name.substr(0, dot));
+      if (found != names_.end() && found->second != nullptr) require_apart(found->first, *found->second, name);
+    }
+    Names one{{name, nullptr}};
     const std::shared_ptr<const void>& mine = token();
     parameters_.emplace_back(std::move(name), parameter, std::move(shape));
+    names_.merge(one);
     parameter.claim.take(mine);
   }
 
@@ -350,6 +355,8 @@ class LoraModel {
     bool module_to_save = false;
     Trainable<Scalar> other;
   };
+  // Of everything registered; null for a parameter.
+  using Names = std::map<std::string, const ModelLayer<Scalar>*>;
   struct Adapter {
     LoraModelConfig config;
     std::vector<Saved> saved;
@@ -362,10 +369,15 @@ class LoraModel {
   };
 
   void add_layer(std::string name, std::unique_ptr<ModelLayer<Scalar>> layer) {
-    require_addable(name, layer->address(), layer->claim());
-    for (const auto& parameter : parameters_) require_apart(name, *layer, parameter.name());
+    require_addable(name, layer->claim());
+    const std::string inside = name + ".";
+    for (auto it = names_.lower_bound(inside); it != names_.end() && it->first.starts_with(inside); ++it) {
+      if (it->second == nullptr) require_apart(name, *layer, it->first);
+    }
+    Names one{{name, layer.get()}};
     const std::shared_ptr<const void>& mine = token();
     layers_.emplace_back(std::move(name), std::move(layer));
+    names_.merge(one);
     layers_.back().second->claim().take(mine);
   }
   // A model that was moved from has none, and needs a new one.
@@ -373,8 +385,8 @@ class LoraModel {
     if (token_ == nullptr) token_ = std::make_shared<char>();
     return token_;
   }
-  // `address` and `claim` are those of the layer or parameter that is to have this name.
-  void require_addable(const std::string& name, const void* address, const Claim& claim) const {
+  // `claim` is that of the layer or parameter that is to have this name.
+  void require_addable(const std::string& name, const Claim& claim) const {
     constexpr std::string_view operation = "LoraModel::add";
     if (name.empty() || name.front() == '.' || name.back() == '.' || name.find("..") != std::string::npos) {
       throw ConfigError(operation, "name", "a dotted name such as layers.0.q_proj", detail::quoted(name));
@@ -382,17 +394,23 @@ class LoraModel {
     if (!adapters_.empty()) {
       throw StateError(operation, "model", "one without adapters", std::to_string(adapters_.size()) + " adapters");
     }
-    const auto compare = [&](const std::string& other, const void* other_address) {
-      if (other == name) throw ConfigError(operation, "name", "one that is not registered yet", name);
-      if (other_address == address) {
-        throw ConfigError(operation, name, "what has no name yet", "what is registered as " + other);
-      }
-    };
-    for (const auto& [other, layer] : layers_) compare(other, layer->address());
-    for (const auto& parameter : parameters_) compare(parameter.name(), parameter.address());
+    if (names_.contains(name)) throw ConfigError(operation, "name", "one that is not registered yet", name);
+    if (claim.held_by(token_)) {
+      throw ConfigError(operation, name, "what has no name yet", "what is registered as " + name_of(claim));
+    }
     if (!claim.free_for(token_)) {
       throw StateError(operation, name, "what belongs to no other model", "what another model has");
     }
+  }
+  // Pre: it is a layer's or parameter's of this model.
+  [[nodiscard]] std::string name_of(const Claim& claim) const {
+    for (const auto& [name, layer] : layers_) {
+      if (&layer->claim() == &claim) return name;
+    }
+    for (const auto& parameter : parameters_) {
+      if (&parameter.current().claim == &claim) return parameter.name();
+    }
+    return {};
   }
   // In files and among the handles, a layer's bias and what its adapters learn have the layer's name before theirs.
   static void require_apart(const std::string& layer_name, const ModelLayer<Scalar>& layer,
@@ -620,6 +638,7 @@ class LoraModel {
   }
 
   std::shared_ptr<const void> token_;  // lives as long as this model
+  Names names_;
   detail::NamedLayers<Scalar> layers_;
   std::vector<ModelParameter<Scalar>> parameters_;
   std::map<std::string, Adapter> adapters_;

@@ -49,7 +49,6 @@ class ModelLayer {
   virtual ~ModelLayer() = default;
 
   [[nodiscard]] virtual ModuleKind kind() const noexcept = 0;
-  [[nodiscard]] virtual const void* address() const noexcept = 0;
   [[nodiscard]] virtual Claim& claim() noexcept = 0;
   [[nodiscard]] virtual Index adapter_count() const noexcept = 0;
   [[nodiscard]] virtual bool stored_transposed() const noexcept = 0;
@@ -155,7 +154,6 @@ class HeldLayer final : public ModelLayer<typename Kind::Scalar> {
   explicit HeldLayer(Core& layer) noexcept : layer_(layer) {}
 
   [[nodiscard]] ModuleKind kind() const noexcept override { return ModuleKindOf<Kind>::value; }
-  [[nodiscard]] const void* address() const noexcept override { return &layer_; }
   [[nodiscard]] Claim& claim() noexcept override { return layer_.claim_; }
   [[nodiscard]] Index adapter_count() const noexcept override { return layer_.adapters_.size(); }
   [[nodiscard]] bool stored_transposed() const noexcept override { return layer_.plain_.fan_in_fan_out; }

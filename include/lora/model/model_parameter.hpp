@@ -36,7 +36,6 @@ class ModelParameter {
   [[nodiscard]] const std::string& name() const noexcept { return name_; }
   [[nodiscard]] const std::vector<Index>& shape() const noexcept { return shape_; }
   [[nodiscard]] Index size() const noexcept { return parameter_->value.size(); }
-  [[nodiscard]] const void* address() const noexcept { return parameter_; }
   [[nodiscard]] bool trainable() const noexcept { return trainable_; }
   void set_trainable(bool trainable) noexcept { trainable_ = trainable; }
   void zero_grad() noexcept { zero_grad(*parameter_); }
