@@ -749,6 +749,18 @@ TEST_F(LoraModelTest, LoadListsAllThatDoesNotFitAndChangesNothing) {
   EXPECT_EQ(network.weights(), before);
 }
 
+// The message of a model with 20,000 modules of other names had 2 MB, and took seconds.
+TEST_F(LoraModelTest, LoadListsTheFirstTwentyThatDoNotFit) {
+  model.inject(queries, 1);
+  auto weights = model.weights();
+  model.unload();
+  for (int i = 10; i < 40; ++i) {
+    weights.modules.emplace("blocks." + std::to_string(i) + ".q_proj", weights.modules.at("blocks.0.q_proj"));
+  }
+  const auto message = message_of<ConfigError>([&] { model.load(queries, weights); });
+  EXPECT_TRUE(message.ends_with(", unknown blocks.28.q_proj, unknown blocks.29.q_proj, ... (30)")) << message;
+}
+
 // With pissa_niter the start is drawn at random, and the values that training gave belong to it.
 TEST_F(LoraModelTest, AnAdapterOfARandomStartIsLoadedWithItsSeedOrNotAtAll) {
   LoraModelConfig config = queries;

@@ -29,6 +29,19 @@ namespace detail {
 
 [[nodiscard]] LORA_COLD inline std::string quoted(std::string_view name) { return joined({"\"", name, "\""}); }
 
+/// `one of "a" "b"`: the first 20 names, and how many there are if there are more.
+template <class Items, class NameOf>
+[[nodiscard]] LORA_COLD std::string one_of(const Items& items, const NameOf& name_of) {
+  constexpr std::size_t limit = 20;
+  std::string text("one of");
+  std::size_t listed = 0;
+  for (const auto& item : items) {
+    if (listed++ == limit) return joined({text, " ... (", std::to_string(items.size()), ")"});
+    text.append(" ").append(detail::quoted(name_of(item)));
+  }
+  return text;
+}
+
 /// @throws ConfigError for a name that is empty, contains a dot or is base_adapter_name.
 LORA_COLD inline std::string checked_adapter_name(std::string_view operation, std::string_view name) {
   if (name.empty() || name.find('.') != std::string_view::npos || name == base_adapter_name) {

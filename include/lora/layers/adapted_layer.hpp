@@ -83,8 +83,8 @@ class AdaptedLayer : public LayerCore<KindType> {
     infer(x, choices, y, workspace);
     return y;
   }
-  /// The same into `y`. If no chosen adapter has DoRA or its own bias, this is one product with W for all rows, then
-  /// each group's low-rank terms. Rows are gathered by adapter unless they are already in order.
+  /// The same into `y`. Rows are gathered by adapter, unless they are already in order. Groups side by side whose
+  /// adapters have neither DoRA nor a bias share one product with W and then add their low-rank terms.
   template <class Input, RowChoices Choices, class Output>
   requires KindType::template takes<Input> void infer(const Input& x, const Choices& choices, Output&& y,
                                                       Workspace& workspace) const {

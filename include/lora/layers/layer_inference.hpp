@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "lora/core/workspace.hpp"
@@ -76,8 +77,8 @@ class LayerInference {
 
  private:
   void infer_groups(const Batch& x, const RowGroups& groups, const MatrixView<Scalar>& y, Workspace& workspace) const;
-  // Whether all groups can share one product with W, each then adding its low-rank terms.
-  [[nodiscard]] bool share_product(const RowGroups& groups) const noexcept;
+  // Whether the rows that chose this can share a product with W with others, and then add their low-rank terms.
+  [[nodiscard]] bool shares_product(Index choice) const noexcept;
   [[nodiscard]] AdapterPasses<Kind, Passes> passes(std::span<const Index> working) const noexcept {
     return {kind_, passes_, weight_, adapters_, working, squared_norms_};
   }
@@ -122,32 +123,39 @@ void LayerInference<Kind>::infer_by_row(const Operation& operation, const Batch&
   groups.template scatter<Scalar>(MatrixView<const Scalar>(sorted_y), y);
 }
 
-// Low-rank terms continue where the product ended: a row has the bits that infer() gives with its adapter alone.
+// Groups side by side that can share a product do. Low-rank terms continue where the product ended: a row has the bits
+// that infer() gives with its adapter alone.
 template <class Kind>
 void LayerInference<Kind>::infer_groups(const Batch& x, const RowGroups& groups, const MatrixView<Scalar>& y,
                                         Workspace& workspace) const {
-  const bool shared = share_product(groups);
-  if (shared) infer(x, {}, y, workspace);
-  for (Index g = 0; g < groups.groups(); ++g) {
-    const Index choice = groups.choice(g);
-    if (shared && choice == base_row) continue;
-    const Index rows = groups.end(g) - groups.begin(g);
-    const Batch part = Passes::middle_rows(x, groups.begin(g), rows);
-    const MatrixView<Scalar> out = y.middle_rows(groups.begin(g), rows);
-    const std::span<const Index> alone(&choice, choice == base_row ? 0 : 1);
-    shared ? passes(alone).add_terms(part, out, workspace) : infer(part, alone, out, workspace);
+  const auto rows_of = [&](Index first, Index end) {
+    const Index begin = groups.begin(first);
+    const Index rows = groups.end(end - 1) - begin;
+    return std::pair(Passes::middle_rows(x, begin, rows), y.middle_rows(begin, rows));
+  };
+  for (Index g = 0; g < groups.groups();) {
+    Index end = g;
+    while (end < groups.groups() && shares_product(groups.choice(end))) ++end;
+    const bool shared = end > g;
+    if (shared) {
+      const auto& [part, out] = rows_of(g, end);
+      infer(part, {}, out, workspace);
+    }
+    for (end = std::max(end, g + 1); g < end; ++g) {
+      const Index choice = groups.choice(g);
+      if (shared && choice == base_row) continue;
+      const auto& [part, out] = rows_of(g, g + 1);
+      const std::span<const Index> alone(&choice, choice == base_row ? 0 : 1);
+      shared ? passes(alone).add_terms(part, out, workspace) : infer(part, alone, out, workspace);
+    }
   }
 }
 
 template <class Kind>
-bool LayerInference<Kind>::share_product(const RowGroups& groups) const noexcept {
-  bool shared = Passes::adds_terms;
-  for (Index g = 0; g < groups.groups(); ++g) {
-    if (groups.choice(g) == base_row) continue;
-    const LoraAdapter<Scalar>& adapter = adapters_[groups.choice(g)];
-    shared = shared && !adapter.uses_dora() && adapter.lora_bias.size() == 0 && adapter.bias.size() == 0;
-  }
-  return shared;
+bool LayerInference<Kind>::shares_product(Index choice) const noexcept {
+  if (!Passes::adds_terms || choice == base_row) return Passes::adds_terms;
+  const LoraAdapter<Scalar>& adapter = adapters_[choice];
+  return !adapter.uses_dora() && adapter.lora_bias.size() == 0 && adapter.bias.size() == 0;
 }
 
 }  // namespace lora

@@ -20,7 +20,7 @@ class OutputBias {
 
   /// Without the biases of B: that of the adapter that trains the layer's bias, if it takes part, or the layer's own.
   [[nodiscard]] const RowVector<Scalar>& trained(std::span<const Index> working) const noexcept {
-    for (Index i = 0; i < adapters_.size(); ++i) {
+    for (const Index i : adapters_.with_bias()) {
       if (adapters_[i].bias.size() > 0 && takes_part(working, i)) return adapters_[i].bias;
     }
     return own_;
@@ -31,7 +31,7 @@ class OutputBias {
   [[nodiscard]] const Scalar* sum(std::span<const Index> working, Scalar* memory) const noexcept {
     const RowVector<Scalar>& first = trained(working);
     const Scalar* result = first.size() > 0 ? first.data() : nullptr;
-    for (Index i = 0; i < adapters_.size(); ++i) {
+    for (const Index i : adapters_.with_bias()) {
       const LoraAdapter<Scalar>& adapter = adapters_[i];
       if (adapter.lora_bias.size() == 0 || !takes_part(working, i)) continue;
       if (result != memory) {

@@ -79,13 +79,15 @@ class InjectionPlan {
     }
   }
 
-  /// @throws ConfigError listing what is missing, unknown or misshapen in `weights`
+  /// @throws ConfigError listing what is missing, unknown or misshapen in `weights`, the first 20
   void check_weights(const AdapterWeights<Scalar>& weights) const {
-    std::string trouble;
+    Trouble trouble;
     check_modules(weights, trouble);
     check_saved(weights, trouble);
-    if (trouble.empty()) return;
-    throw ConfigError(operation_, "weights", "what the configuration targets in this model", trouble);
+    if (trouble.count == 0) return;
+    if (trouble.count > Trouble::limit)
+      trouble.text.append(", ... (").append(std::to_string(trouble.count)).append(")");
+    throw ConfigError(operation_, "weights", "what the configuration targets in this model", trouble.text);
   }
 
  private:
@@ -94,6 +96,12 @@ class InjectionPlan {
   using Matcher = BasicModuleMatcher<Char>;
   struct Shape {
     std::vector<Index> extents;
+  };
+  // What weights lack or have too much: the first of it, and how much there is.
+  struct Trouble {
+    static constexpr std::size_t limit = 20;
+    std::string text;
+    std::size_t count = 0;
   };
   struct ParameterRole {
     bool saved;
@@ -139,11 +147,12 @@ class InjectionPlan {
     }
   }
 
-  static void add(std::string& trouble, std::string_view what, std::string_view name, std::string_view detail = {}) {
-    trouble = joined({trouble, trouble.empty() ? "" : ", ", what, " ", name, detail});
+  static void add(Trouble& trouble, std::string_view what, std::string_view name, std::string_view detail = {}) {
+    if (trouble.count++ >= Trouble::limit) return;
+    trouble.text = joined({trouble.text, trouble.text.empty() ? "" : ", ", what, " ", name, detail});
   }
 
-  void check_modules(const AdapterWeights<Scalar>& weights, std::string& trouble) const {
+  void check_modules(const AdapterWeights<Scalar>& weights, Trouble& trouble) const {
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       const auto& [name, layer] = layers_[i];
       const auto found = weights.modules.find(name);
@@ -161,7 +170,7 @@ class InjectionPlan {
     }
   }
 
-  void check_saved(const AdapterWeights<Scalar>& weights, std::string& trouble) const {
+  void check_saved(const AdapterWeights<Scalar>& weights, Trouble& trouble) const {
     const auto shapes = saved_shapes();
     for (const auto& [name, shape] : shapes) {
       const auto found = weights.saved.find(name);

@@ -460,9 +460,7 @@ class LoraModel {
   }
   [[nodiscard]] std::string known_names() const {
     if (adapters_.empty()) return "a name, once an adapter is injected or loaded";
-    std::string text("one of");
-    for (const auto& known : adapters_) text = detail::joined({text, " ", detail::quoted(known.first)});
-    return text;
+    return detail::one_of(adapters_, [](const auto& known) -> const std::string& { return known.first; });
   }
 
   // Checks every layer, builds every adapter separately, reserves all memory, and only then changes anything.
