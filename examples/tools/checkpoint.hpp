@@ -198,24 +198,23 @@ class Checkpoint {
 
   [[nodiscard]] std::vector<std::string> names() const {
     std::vector<std::string> names;
-    for (const Shard& shard : shards_) {
-      for (const TensorView& tensor : shard.tensors()) names.emplace_back(tensor.name);
-    }
-    std::sort(names.begin(), names.end());
+    for (const auto& [name, shard] : places_) names.emplace_back(name);
     return names;
   }
+  /// The shard that has a tensor; null if none has it.
+  [[nodiscard]] const Shard* shard_of(std::string_view name) const noexcept {
+    const auto found = std::lower_bound(places_.begin(), places_.end(), Place(name, 0));
+    return found != places_.end() && found->first == name ? &shards_[found->second] : nullptr;
+  }
   [[nodiscard]] std::optional<StoredTensor> find(std::string_view name) const {
-    for (const Shard& shard : shards_) {
-      if (const StoredTensor* tensor = shard.find(name)) return *tensor;
-    }
-    return std::nullopt;
+    const Shard* const shard = shard_of(name);
+    return shard == nullptr ? std::nullopt : std::optional(*shard->find(name));
   }
   /// Returns the memory of tensor data that has been read to the system.
   void release(const TensorView& tensor) const noexcept {
-    for (const Shard& shard : shards_) {
-      const TensorView* own = shard.find(tensor.name);
-      if (own != nullptr && own->bytes.data() == tensor.bytes.data()) shard.release(tensor.bytes);
-    }
+    const Shard* const shard = shard_of(tensor.name);
+    const bool own = shard != nullptr && shard->find(tensor.name)->bytes.data() == tensor.bytes.data();
+    if (own) shard->release(tensor.bytes);
   }
   [[nodiscard]] std::uintmax_t bytes() const {
     std::uintmax_t total = 0;
@@ -226,10 +225,13 @@ class Checkpoint {
   }
 
  private:
+  using Place = std::pair<std::string_view, std::size_t>;  // a tensor's name, and the number of its shard
+
   static Checkpoint of_file(const std::filesystem::path& path) {
     Checkpoint checkpoint;
     if (path.extension() != ".json") {
       checkpoint.shards_.emplace_back(path);
+      checkpoint.places_ = places_in(checkpoint.shards_);
       return checkpoint;
     }
     checkpoint.index_ = read_text(path);
@@ -243,12 +245,22 @@ class Checkpoint {
       const Shard& shard = checkpoint.shards_.emplace_back(checkpoint.folder_ / file);
       for (const std::string_view name : names) require_tensor(shard, name, label);
     }
-    const auto all = checkpoint.names();
-    const auto twin = std::adjacent_find(all.begin(), all.end());
-    if (twin != all.end()) {
-      throw FormatError("open checkpoint", label, "every tensor in one shard", in_quotes(*twin) + " in two");
+    checkpoint.places_ = places_in(checkpoint.shards_);
+    const auto twin = std::adjacent_find(checkpoint.places_.begin(), checkpoint.places_.end(),
+                                         [](const Place& a, const Place& b) { return a.first == b.first; });
+    if (twin != checkpoint.places_.end()) {
+      throw FormatError("open checkpoint", label, "every tensor in one shard", in_quotes(twin->first) + " in two");
     }
     return checkpoint;
+  }
+
+  static std::vector<Place> places_in(const std::vector<Shard>& shards) {
+    std::vector<Place> places;
+    for (std::size_t i = 0; i < shards.size(); ++i) {
+      for (const TensorView& tensor : shards[i].tensors()) places.emplace_back(tensor.name, i);
+    }
+    std::sort(places.begin(), places.end());
+    return places;
   }
 
   static void require_tensor(const Shard& shard, std::string_view name, std::string_view label) {
@@ -258,6 +270,7 @@ class Checkpoint {
   }
 
   std::vector<Shard> shards_;
+  std::vector<Place> places_;  // by ascending name
   std::filesystem::path folder_;
   std::string index_;
   std::string index_name_;

@@ -55,6 +55,16 @@ TEST_F(CheckpointOfTool, ATensorThatTheIndexNamesAndItsShardLacksIsAnError) {
   expect_refused({"inspect", path("base")}, "expected \"b.weight\" in \"1.safetensors\"");
 }
 
+TEST_F(CheckpointOfTool, ATensorInSeveralShardsIsAnErrorThatNamesTheFirst) {
+  std::filesystem::create_directory(path("base"));
+  write_tensors("base/1.safetensors", {{"c.weight", values(2, 3, 1)}, {"d.weight", values(2, 3, 2)}});
+  write_tensors("base/2.safetensors", {{"b.weight", values(2, 3, 3)}, {"d.weight", values(2, 3, 4)}});
+  write_tensors("base/3.safetensors", {{"a.weight", values(2, 3, 5)}, {"c.weight", values(2, 3, 6)}});
+  write("base/model.safetensors.index.json",
+        R"({"weight_map": {"a.weight": "3.safetensors", "b.weight": "2.safetensors", "c.weight": "1.safetensors"}})");
+  expect_refused({"inspect", path("base")}, "expected every tensor in one shard, got \"c.weight\" in two");
+}
+
 // Every file is read as what its name says.
 TEST_F(CheckpointOfTool, IsNotWrittenUnderANameOfAnotherKindOfFile) {
   write_tensors("base.safetensors", {{"a.weight", values(4, 64, 1)}});
