@@ -63,7 +63,7 @@ class CheckpointWriter {
       : source_(source), changes_(changes), progress_(doing, source.bytes()) {
     for (const auto& [name, tensor] : changes.tensors) {
       const auto there = source.find(name);
-      if (!there) added_.push_back(name);
+      if (!there) added_[&home_of(tensor)].push_back(name);
       keeps_index_ = keeps_index_ && there && tensor.is_stored_like(*there);
     }
     keeps_index_ = keeps_index_ && changes.removed.empty();
@@ -118,19 +118,14 @@ class CheckpointWriter {
             [this, &shard, &tensor](const SafetensorsWriter::Sink& sink) { copy_bytes(shard, tensor.bytes, sink); });
       }
     }
-    for (const auto& name : added_) {
-      const NewTensor& tensor = changes_.tensors.find(name)->second;
-      if (&shard == &home_of(tensor)) add(writer, name, tensor, [] {});
-    }
+    for (const auto& name : added_[&shard]) add(writer, name, changes_.tensors.find(name)->second, [] {});
     writer.write(path);
   }
 
   /// The shard that is to have a new tensor.
   [[nodiscard]] const Shard& home_of(const NewTensor& tensor) const {
-    for (const Shard& shard : source_.shards()) {
-      if (!tensor.beside.empty() && shard.find(tensor.beside) != nullptr) return shard;
-    }
-    return source_.shards().back();
+    const Shard* const home = tensor.beside.empty() ? nullptr : source_.shard_of(tensor.beside);
+    return home != nullptr ? *home : source_.shards().back();
   }
 
   template <class Done>
@@ -225,7 +220,9 @@ class CheckpointWriter {
   [[nodiscard]] std::string index() const {
     // As deep as the index was read; by ascending names, as transformers writes it, for names are looked up.
     auto json = examples::parse_json(source_.index(), lora::detail::JsonHandler::deepest);
-    for (const auto& name : added_) json["weight_map"][name] = home_of(changes_.tensors.find(name)->second).name();
+    for (const auto& [shard, names] : added_) {
+      for (const auto& name : names) json["weight_map"][name] = shard->name();
+    }
     for (const auto& name : changes_.removed) json["weight_map"].erase(name);
     std::uintmax_t total = 0;
     for (const auto& [name, tensor] : changes_.tensors) {
@@ -272,7 +269,7 @@ class CheckpointWriter {
   const Checkpoint& source_;
   const Changes& changes_;
   Progress progress_;
-  std::vector<std::string> added_;
+  std::map<const Shard*, std::vector<std::string>> added_;  // new tensors, by the shard that gets them
   bool keeps_index_ = true;
 };
 

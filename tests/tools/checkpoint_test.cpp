@@ -6,7 +6,9 @@
 #include <filesystem>
 #include <fstream>
 #include <gtest/gtest.h>
+#include <map>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -63,6 +65,42 @@ TEST_F(CheckpointOfTool, ATensorInSeveralShardsIsAnErrorThatNamesTheFirst) {
   write("base/model.safetensors.index.json",
         R"({"weight_map": {"a.weight": "3.safetensors", "b.weight": "2.safetensors", "c.weight": "1.safetensors"}})");
   expect_refused({"inspect", path("base")}, "expected every tensor in one shard, got \"c.weight\" in two");
+}
+
+TEST_F(CheckpointOfTool, WhatIsAddedToManyShardsStandsBesideItsWeight) {
+  std::filesystem::create_directory(path("base"));
+  const std::map<std::string, std::vector<std::string>> weights{{"1.safetensors", {"b.weight", "e.weight"}},
+                                                                {"2.safetensors", {"a.weight", "f.weight"}},
+                                                                {"3.safetensors", {"c.weight"}},
+                                                                {"4.safetensors", {"d.weight"}}};
+  nlohmann::json index{{"metadata", {{"total_size", 0}}}};
+  nlohmann::json quantized = index;
+  std::map<std::string, std::vector<std::string>> names;
+  for (const auto& [shard, of_shard] : weights) {
+    testing::Tensors tensors;
+    for (const auto& weight : of_shard) {
+      tensors[weight] = values(4, 64, 1);
+      index["weight_map"][weight] = shard;
+      for (const char* part : {"", ".absmax", ".quant_map", ".quant_state.bitsandbytes__nf4"}) {
+        quantized["weight_map"][weight + part] = shard;
+        names[shard].push_back(weight + part);
+      }
+    }
+    write_tensors("base/" + shard, tensors);
+  }
+  write("base/model.safetensors.index.json", index.dump());
+  expect_done({"quantize", path("base"), path("out"), "--format", "nf4"});
+  std::size_t total = 0;
+  for (const auto& [shard, expected] : names) {
+    const auto file = SafetensorsFile::open(path("out/" + shard));
+    const auto found = file.names();
+    EXPECT_EQ(std::vector<std::string>(found.begin(), found.end()), expected) << shard;
+    for (const auto name : found) total += file.tensor(name).bytes.size();
+  }
+  quantized["metadata"]["total_size"] = total;
+  std::stringstream text;
+  text << std::ifstream(path("out/model.safetensors.index.json")).rdbuf();
+  EXPECT_EQ(text.str(), quantized.dump(2) + "\n");
 }
 
 // Every file is read as what its name says.
