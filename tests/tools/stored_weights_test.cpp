@@ -306,6 +306,33 @@ TEST_F(ConfigOfPython, IsKeptAsItIsBesideWhatIsAdded) {
   EXPECT_NE(back.find(R"("time_step_limit": [0.0, Infinity])"), std::string::npos) << back;
 }
 
+TEST_F(ConfigOfPython, GetsTheDescriptionOfFourBitsInTheOrderOfTransformersAndIndented) {
+  write_model("base", {{"a.weight", values(4, 64, 1)}, {"b.weight", values(4, 4, 2)}},
+              R"({"z": {"b": 1, "a": [1,
+ 2]}, "model_type": "x", "tie_word_embeddings": false, "a": NaN})");
+  const auto run = tool({"quantize", path("base"), path("out"), "--format", "nf4"});
+  ASSERT_EQ(run.exit_code, 0) << run.output;
+  EXPECT_EQ(text_of("out/config.json"), R"({
+  "z": {"b": 1, "a": [1,
+ 2]},
+  "model_type": "x",
+  "tie_word_embeddings": false,
+  "a": NaN,
+  "quantization_config": {
+    "quant_method": "bitsandbytes",
+    "load_in_4bit": true,
+    "load_in_8bit": false,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": false,
+    "bnb_4bit_quant_storage": "uint8",
+    "llm_int8_skip_modules": [
+      "b"
+    ]
+  }
+}
+)");
+}
+
 TEST_F(ConfigOfPython, IsReadWhereTensorsAreTied) {
   const auto embedding = values(8, 4, 1);
   write_model("base", {{"model.embed_tokens.weight", embedding}, {"lm_head.weight", embedding}},
