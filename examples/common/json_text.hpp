@@ -31,10 +31,9 @@ namespace examples {
 /// What a text says; a discarded value if it is not JSON, or nested more than `deepest` deep: copying and writing
 /// nested values takes as much stack as they are deep. Not with a callback of the parser's, which looks at all earlier
 /// values of a list after each of its lists and objects.
-template <class Json = nlohmann::json>
-[[nodiscard]] Json parse_json(std::string_view text, std::size_t deepest = 64) {
-  if (is_nested_deeper(text, deepest)) return Json(Json::value_t::discarded);
-  return Json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
+[[nodiscard]] inline nlohmann::json parse_json(std::string_view text, std::size_t deepest = 64) {
+  if (is_nested_deeper(text, deepest)) return nlohmann::json(nlohmann::json::value_t::discarded);
+  return nlohmann::json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
 }
 
 }  // namespace examples

@@ -107,7 +107,7 @@ inline constexpr bool is_count = std::is_integral_v<T> && !std::is_same_v<T, boo
 
 /// A number of heads in config.json; nothing if the key is not there, or null.
 /// @throws FormatError for what is no number
-[[nodiscard]] inline std::optional<Index> number_of_heads(const nlohmann::ordered_json& config, const char* key) {
+[[nodiscard]] inline std::optional<Index> number_of_heads(const nlohmann::json& config, const char* key) {
   const auto found = config.is_object() ? config.find(key) : config.end();
   if (!config.is_object() || found == config.end() || found->is_null()) return std::nullopt;
   const auto number = found->is_number_unsigned() ? found->template get<std::uint64_t>() : 0;
@@ -115,7 +115,7 @@ inline constexpr bool is_count = std::is_integral_v<T> && !std::is_same_v<T, boo
   throw FormatError("merge", std::string("config.json, ") + key, "a number of heads, 1 or more", "another value");
 }
 
-[[nodiscard]] inline std::optional<GgufHeads> heads_of_config(const nlohmann::ordered_json& config) {
+[[nodiscard]] inline std::optional<GgufHeads> heads_of_config(const nlohmann::json& config) {
   const auto heads = number_of_heads(config, "num_attention_heads");
   if (!heads) return std::nullopt;
   return GgufHeads{*heads, number_of_heads(config, "num_key_value_heads").value_or(*heads)};

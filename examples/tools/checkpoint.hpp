@@ -191,9 +191,9 @@ class Checkpoint {
     return ConfigFile{std::move(text), std::move(values)};
   }
   /// Its values; a discarded value if there is none. @throws like config_file
-  [[nodiscard]] nlohmann::ordered_json config() const {
+  [[nodiscard]] nlohmann::json config() const {
     auto file = config_file();
-    return file ? std::move(file->values) : nlohmann::ordered_json(nlohmann::ordered_json::value_t::discarded);
+    return file ? std::move(file->values) : nlohmann::json(nlohmann::json::value_t::discarded);
   }
 
   [[nodiscard]] std::vector<std::string> names() const {

@@ -90,19 +90,19 @@ void outside_strings(std::string_view json, const Body& body) {
 /// A configuration as it was read.
 struct ConfigFile {
   std::string text;
-  nlohmann::ordered_json values;
+  nlohmann::json values;  // in no order: that of the text costs the square of an object's members
 };
 
 /// The values of a configuration; NaN and the infinities of Python are null.
 /// @throws FormatError for what is not an object, or nested more than 64 deep; `label` names the text
-[[nodiscard]] inline nlohmann::ordered_json parse_config(std::string_view text, std::string_view label) {
-  auto json = examples::parse_json<nlohmann::ordered_json>(detail::without_python_literals(text));
+[[nodiscard]] inline nlohmann::json parse_config(std::string_view text, std::string_view label) {
+  auto json = examples::parse_json(detail::without_python_literals(text));
   if (json.is_object()) return json;
   throw FormatError("read config", label, "an object in JSON, nested at most 64 deep", "another text");
 }
 
 /// The family of models that a configuration names; empty if it names none.
-[[nodiscard]] inline std::string model_type_of(const nlohmann::ordered_json& config) {
+[[nodiscard]] inline std::string model_type_of(const nlohmann::json& config) {
   if (!config.is_object() || !config.contains("model_type") || !config["model_type"].is_string()) return {};
   return config["model_type"].get<std::string>();
 }

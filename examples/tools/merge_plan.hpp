@@ -371,7 +371,7 @@ class MergePlan {
     const auto found = config_.is_object() ? config_.find("vocab_size") : config_.end();
     if (!vocabulary || !config_.is_object() || found == config_.end() || *found != there.shape.front()) return;
     *found = saved.shape.front();
-    changes_.config = with_member(base_.config_file()->text, "vocab_size", *found);
+    changes_.config = with_member(base_.config_file()->text, "vocab_size", saved.shape.front());
     note("config.json: vocab_size is " + std::to_string(saved.shape.front()) + " now");
   }
 
@@ -408,7 +408,7 @@ class MergePlan {
   const AdapterFile& adapter_;
   const MergeOptions& options_;
   Orientation orientation_;
-  nlohmann::ordered_json config_;
+  nlohmann::json config_;
   std::map<std::string, Update> updates_;                      // by tensor
   std::map<std::string, const ModuleWeights<float>*> biases_;  // with a lora_bias, by tensor
   Changes changes_;

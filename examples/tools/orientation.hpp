@@ -44,9 +44,9 @@ struct StoredAs {
 
 /// Whether a configuration is of a family of models with Conv1D, or has a part of one; nothing if it names no family.
 /// Source: huggingface/transformers, the models that use `pytorch_utils.Conv1D`.
-[[nodiscard]] inline std::optional<bool> is_conv1d_by_family(const nlohmann::ordered_json& config) {
+[[nodiscard]] inline std::optional<bool> is_conv1d_by_family(const nlohmann::json& config) {
   constexpr std::array<std::string_view, 5> families{"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"};
-  const auto is_of_one = [&](const nlohmann::ordered_json& part) {
+  const auto is_of_one = [&](const nlohmann::json& part) {
     return std::find(families.begin(), families.end(), model_type_of(part)) != families.end();
   };
   if (model_type_of(config).empty()) return std::nullopt;

@@ -28,15 +28,14 @@ namespace detail {
 
 /// Source: huggingface/transformers, `_tied_weights_keys` of the models. Most have lm_head; in some, that is a block
 /// with further layers, which are stored.
-[[nodiscard]] inline std::string name_of_head(const Checkpoint& checkpoint, const nlohmann::ordered_json& config) {
+[[nodiscard]] inline std::string name_of_head(const Checkpoint& checkpoint, const nlohmann::json& config) {
   if (model_type_of(config) == "whisper") return "proj_out";
   if (checkpoint.find("lm_head.dense.weight")) return "lm_head.decoder";
   return checkpoint.find("cls.predictions.transform.dense.weight") ? "cls.predictions.decoder" : "lm_head";
 }
 
 /// The head that transformers ties to an embedding and leaves out of files; nothing if it is stored or not tied.
-[[nodiscard]] inline std::optional<std::string> tied_head(const Checkpoint& checkpoint,
-                                                          const nlohmann::ordered_json& config) {
+[[nodiscard]] inline std::optional<std::string> tied_head(const Checkpoint& checkpoint, const nlohmann::json& config) {
   const auto tied = config.find("tie_word_embeddings");
   if (tied != config.end() && *tied == false) return std::nullopt;
   std::string head = name_of_head(checkpoint, config);
@@ -50,7 +49,7 @@ namespace detail {
 
 /// What transformers must not take for a layer of 4 bits. Where this list is given, it has no other.
 [[nodiscard]] inline std::vector<std::string> skipped_modules(const Checkpoint& checkpoint, const Changes& changes,
-                                                              const nlohmann::ordered_json& config) {
+                                                              const nlohmann::json& config) {
   std::vector<std::string> modules;
   for (const auto& name : checkpoint.names()) {
     const bool matrix = name.ends_with(".weight") && checkpoint.find(name)->shape.size() == 2;
@@ -62,7 +61,7 @@ namespace detail {
 }
 
 /// config.json has one description for all weights of a model.
-inline void require_no_other_method(const nlohmann::ordered_json& config) {
+inline void require_no_other_method(const nlohmann::json& config) {
   const auto there = config.find("quantization_config");
   if (there == config.end() || there->is_null()) return;
   const auto four_bit = there->is_object() ? there->find("load_in_4bit") : there->end();
