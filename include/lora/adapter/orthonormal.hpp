@@ -2,6 +2,7 @@
 // The orthonormal factor of a tall matrix.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -21,11 +22,25 @@ void project_out(const Columns<Real>& q, Index p, Real* column, Real* along) noe
   }
 }
 
+/// The unit vector farthest from the first `p` columns of an orthonormal Q, the first of several: that of the row with
+/// the smallest sum of squares. These sums add up to p, so (m - p) / m or more of its square is outside the columns'
+/// span. `squares` has room for m. O(m p).
+template <class Real>
+[[nodiscard]] Index farthest_unit_vector(const Columns<Real>& q, Index p, Real* squares) noexcept {
+  std::fill_n(squares, q.rows(), Real(0));
+  for (Index k = 0; k < p; ++k) {
+    const Real* const column = q.col(k);
+    for (Index i = 0; i < q.rows(); ++i) squares[i] += column[i] * column[i];
+  }
+  return std::min_element(squares, squares + q.rows()) - squares;
+}
+
 }  // namespace detail
 
 /// Replaces the columns of W (m x n, n <= m) by an orthonormal basis Q of their span: column p of Q is a positive
 /// multiple of column p of W minus its projection on the columns before it, so W = Q R and the diagonal of R is not
-/// negative. A column that depends on those before it is replaced by the first unit vector that does not.
+/// negative. A column that depends on those before it counts as the unit vector farthest from their span, the first of
+/// several.
 ///
 /// Gram-Schmidt with each column orthogonalised twice, which is as accurate as Householder's method: Giraud et al.,
 /// "Rounding error analysis of the classical Gram-Schmidt orthogonalization process", Numer. Math. 101 (2005). O(m
@@ -37,21 +52,18 @@ void orthonormalize(Columns<Real>& w) {
   constexpr Real dependent = 45 * std::numeric_limits<Real>::epsilon();
   Columns<Real> scratch(w.cols() > m ? w.cols() : m, 2);
   Real* const along = scratch.col(0);
-  Real* const unit = scratch.col(1);
+  Real* const squares = scratch.col(1);
   for (Index p = 0; p < w.cols(); ++p) {
     Real* const column = w.col(p);
     const Real length = detail::norm<Real>(column, m);
     detail::project_out(w, p, column, along);
     Real rest = detail::norm<Real>(column, m);
-    const Real unit_share = static_cast<Real>(m - p) / static_cast<Real>(2 * m);
-    for (Index i = 0; i < m && !(rest > dependent * length); ++i) {
-      for (Index j = 0; j < m; ++j) unit[j] = Real(j == i);
-      detail::project_out(w, p, unit, along);
-      const Real square = detail::dot<Real>(unit, unit, m);
-      if (square < unit_share) continue;
-      for (Index j = 0; j < m; ++j) column[j] = unit[j];
-      rest = std::sqrt(square);
-      break;
+    if (!(rest > dependent * length)) {
+      const Index farthest = detail::farthest_unit_vector(w, p, squares);
+      std::fill_n(column, m, Real(0));
+      column[farthest] = 1;
+      detail::project_out(w, p, column, along);
+      rest = detail::norm<Real>(column, m);
     }
     for (Index j = 0; j < m; ++j) column[j] /= rest;
   }
