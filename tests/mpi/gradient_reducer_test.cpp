@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <limits>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "lora/layers/linear.hpp"
@@ -172,6 +173,35 @@ TYPED_TEST(GradientReducer, ServesManySteps) {
     reducer.reduce(problem.parameters(), 2);
     const double mean = step + (world().size() - 1) / 2.0;
     EXPECT_TRUE(problem.layer.gradients().A.isConstant(static_cast<TypeParam>(mean)));
+  }
+}
+
+// Sizes repeat, and every fifth is empty. The order of the starts has nothing to do with that of the list.
+TYPED_TEST(GradientReducer, ParametersAreStartedOneByOneInAnyOrder) {
+  constexpr std::size_t count = 37;
+  std::vector<Trainable<TypeParam>> tensors(count);
+  std::vector<Parameter<TypeParam>> list;
+  for (std::size_t i = 0; i < count; ++i) {
+    tensors[i].value.resize(static_cast<Index>(i % 5), 3);
+    tensors[i].gradient.resize(static_cast<Index>(i % 5), 3);
+    list.push_back(tensors[i].parameter(std::to_string(i), ParameterRole::lora_A));
+  }
+  mpi::GradientReducer<TypeParam> reducer(world(), list);
+  for (int step = 0; step < 3; ++step) {
+    for (std::size_t i = 0; i < count; ++i) {
+      tensors[i].gradient.setConstant(static_cast<TypeParam>(10 * i + static_cast<std::size_t>(step + world().rank())));
+    }
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::size_t next = 11 * i % count;
+      reducer.start({&list[next], 1});
+      if (tensors[next].gradient.size() == 0) continue;
+      EXPECT_THROW(reducer.start({&list[next], 1}), StateError);
+    }
+    reducer.reduce(list, 1);
+    for (std::size_t i = 0; i < count; ++i) {
+      const double mean = static_cast<double>(10 * i) + step + (world().size() - 1) / 2.0;
+      EXPECT_TRUE(tensors[i].gradient.isConstant(static_cast<TypeParam>(mean))) << i;
+    }
   }
 }
 

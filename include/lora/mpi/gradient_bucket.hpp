@@ -40,10 +40,11 @@ class GradientBucket {
                                  own_counts_.data(), own_offsets_.data(), type(), ranks.handle(), &request_));
   }
 
-  /// Lets MPI work on the exchange; never waits.
-  void progress() {
+  /// Lets MPI work on the exchange; never waits. True if none is under way any more.
+  bool progress() {
     int done = 0;
     detail::check("MPI_Test", MPI_Test(&request_, &done, MPI_STATUS_IGNORE));
+    return done != 0;
   }
 
   /// Waits for the first exchange, averages with the ranks' `factors`, and begins the second. A rank with factor 0 adds

@@ -2,16 +2,17 @@
 // Data parallelism: gradients of several ranks become those of the whole batch, the same bits on every rank.
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "lora/core/error.hpp"
@@ -76,7 +77,9 @@ class GradientReducer {
       : state_(std::make_unique<State>(ranks)) {
     require_agreement(ranks, "parameters", layout_text(parameters));
     for (const auto& parameter : parameters) {
-      state_->gradients.push_back(gradient_of(parameter));
+      const auto gradient = gradient_of(parameter);
+      state_->numbers.emplace(place_of(gradient), state_->gradients.size());
+      state_->gradients.push_back(gradient);
     }
     state_->taken.assign(parameters.size(), false);
   }
@@ -117,7 +120,11 @@ class GradientReducer {
 
   /// Lets MPI work on what start() began; never waits. For long stretches without a start().
   void progress() {
-    for (std::size_t i = 0; i < state_->used; ++i) state_->buckets[i]->progress();
+    State& state = *state_;
+    for (std::size_t i = state.arrived; i < state.used; ++i) {
+      const bool done = state.buckets[i]->progress();
+      if (done && i == state.arrived) ++state.arrived;
+    }
   }
 
   /// Exchanges what was not started, waits, and writes the means into the gradients of all. `weight` is this rank's
@@ -137,6 +144,7 @@ class GradientReducer {
     for (std::size_t i = 0; i < state.used; ++i) state.buckets[i]->average(state.data, factors);
     for (std::size_t i = 0; i < state.used; ++i) state.buckets[i]->unpack(state.data);
     state.used = 0;
+    state.arrived = 0;
     state.order = order_seed;
     state.taken.assign(state.taken.size(), false);
   }
@@ -161,6 +169,12 @@ class GradientReducer {
     return {parameter.gradient().data(), static_cast<std::size_t>(parameter.size())};
   }
 
+  // Address and size of a gradient.
+  using Place = std::pair<std::uintptr_t, std::size_t>;
+  [[nodiscard]] static Place place_of(std::span<const Scalar> gradient) noexcept {
+    return {reinterpret_cast<std::uintptr_t>(gradient.data()), gradient.size()};
+  }
+
   // Of its own on the heap: MPI holds addresses in it, and it may have to outlive the reducer.
   struct State {
     explicit State(const Communicator& ranks)
@@ -169,11 +183,13 @@ class GradientReducer {
     Communicator data;     // gradients, always in the order of start()
     Communicator control;  // weights, and whether that order is the same everywhere
     std::vector<std::span<Scalar>> gradients;
-    std::vector<bool> taken;              // those that are under way
-    std::vector<std::size_t> chosen;      // those of the next bucket
-    std::vector<std::span<Scalar>> sent;  // the same as gradients
+    std::map<Place, std::size_t> numbers;  // the first gradient of each place
+    std::vector<bool> taken;               // those that are under way
+    std::vector<std::size_t> chosen;       // those of the next bucket
+    std::vector<std::span<Scalar>> sent;   // the same as gradients
     std::vector<std::unique_ptr<GradientBucket<Scalar>>> buckets;
     std::size_t used = 0;
+    std::size_t arrived = 0;  // the first exchange of these, in order, is over
     std::uint64_t order = order_seed;
     std::vector<std::array<std::uint64_t, 2>> tickets;
     std::vector<double> factors;
@@ -203,12 +219,11 @@ class GradientReducer {
 
   [[nodiscard]] std::size_t index_to_start(const Parameter<Scalar>& parameter) const {
     constexpr std::string_view operation = "GradientReducer::start";
-    const auto& all = state_->gradients;
-    const auto found = std::ranges::find_if(all, [&](const auto& known) { return same(known, parameter); });
-    if (found == all.end()) {
+    const auto found = state_->numbers.find(place_of(gradient_of(parameter)));
+    if (found == state_->numbers.end()) {
       throw StateError(operation, parameter.name(), "a parameter that the reducer was made with", "another one");
     }
-    const auto index = static_cast<std::size_t>(found - all.begin());
+    const std::size_t index = found->second;
     if (state_->taken[index]) {
       throw StateError(operation, parameter.name(), "a gradient that is not under way", "one that is");
     }
