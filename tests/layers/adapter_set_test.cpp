@@ -115,7 +115,7 @@ TEST(AdapterSet, AMessageListsTwentyNames) {
   AdapterSet<double> set;
   for (int i = 0; i < 20; ++i) set.add(adapter("a" + std::to_string(i), 0, 0));
   const auto message = [&] {
-    return message_of<ConfigError>([&] { static_cast<void>(set.index_of(Operation("Layer", "call"), "b")); });
+    return message_of<ConfigError>([&] { static_cast<void>(set.index_of(Operation{"Layer", "call"}, "b")); });
   };
   EXPECT_NE(message().find("\"a18\" \"a19\", got \"b\""), std::string::npos) << message();
   set.add(adapter("a20", 0, 0));
