@@ -2,9 +2,9 @@
 // The x86 instructions that the compiler's vector extension cannot express. Everything else in the kernels is written
 // with the operators of vector types.
 //
-// <immintrin.h> declares some five thousand functions and costs g++ more time than all other headers of a layer. So the
-// few instructions needed are named here, for the versions of g++ whose builtins are known; other compilers take them
-// from <immintrin.h>.
+// <immintrin.h> declares some five thousand functions and costs g++ more time than all other headers of a layer, and
+// clang a tenth of the whole library. So the few instructions needed are named here, for the versions of g++ and clang
+// whose builtins are known; other compilers take them from <immintrin.h>.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@
 #if LORA_X86_KERNELS
 #include <emmintrin.h>
 
-#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ <= 14
+#if (defined(__clang__) && __clang_major__ <= 14) || (!defined(__clang__) && defined(__GNUC__) && __GNUC__ <= 14)
 #define LORA_X86_BUILTINS 1
 #else
 #define LORA_X86_BUILTINS 0
@@ -71,10 +71,19 @@ LORA_TARGET_AVX2 LORA_INLINE int signs(Doubles v) { return __builtin_ia32_movmsk
 /// v[index mod 8] in each lane.
 LORA_TARGET_AVX2 LORA_INLINE Floats permute(Floats v, Int32s index) { return __builtin_ia32_permvarsf256(v, index); }
 /// The first bytes, each widened with its sign.
+#if defined(__clang__)
+LORA_TARGET_AVX2 LORA_INLINE Int32s widen_to_int32(Bytes16 bytes) {
+  return __builtin_convertvector(__builtin_shufflevector(bytes, bytes, 0, 1, 2, 3, 4, 5, 6, 7), Int32s);
+}
+LORA_TARGET_AVX2 LORA_INLINE Int64s widen_to_int64(Bytes16 bytes) {
+  return __builtin_convertvector(__builtin_shufflevector(bytes, bytes, 0, 1, 2, 3), Int64s);
+}
+#else
 LORA_TARGET_AVX2 LORA_INLINE Int32s widen_to_int32(Bytes16 bytes) { return __builtin_ia32_pmovsxbd256(bytes); }
 LORA_TARGET_AVX2 LORA_INLINE Int64s widen_to_int64(Bytes16 bytes) {
   return reinterpret_cast<Int64s>(__builtin_ia32_pmovsxbq256(bytes));
 }
+#endif
 #else
 LORA_TARGET_AVX2 LORA_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 LORA_TARGET_AVX2 LORA_INLINE Doubles fma(Doubles a, Doubles b, Doubles c) { return _mm256_fmadd_pd(a, b, c); }
@@ -147,13 +156,6 @@ LORA_TARGET_AVX512 LORA_INLINE void masked_store(float* p, Mask16 mask, Floats v
 LORA_TARGET_AVX512 LORA_INLINE void masked_store(double* p, Mask8 mask, Doubles v) {
   __builtin_ia32_storeupd512_mask(p, v, mask);
 }
-/// `v` where the mask's bit is set, and zero elsewhere.
-LORA_TARGET_AVX512 LORA_INLINE Floats masked(Mask16 mask, Floats v) {
-  return __builtin_ia32_movaps512_mask(v, Floats{}, mask);
-}
-LORA_TARGET_AVX512 LORA_INLINE Doubles masked(Mask8 mask, Doubles v) {
-  return __builtin_ia32_movapd512_mask(v, Doubles{}, mask);
-}
 /// The signs, one bit a lane.
 LORA_TARGET_AVX512 LORA_INLINE Mask16 signs(Floats v) {
   return static_cast<Mask16>(__builtin_ia32_cvtd2mask512(reinterpret_cast<Int32s>(v)));
@@ -172,27 +174,51 @@ LORA_TARGET_AVX512 LORA_INLINE Bytes16 low_bytes(Int64s v) {
 LORA_TARGET_AVX512 LORA_INLINE Floats floats_of_f16(Halves halves) {
   return __builtin_ia32_vcvtph2ps512_mask(halves, Floats{}, all16, current_rounding);
 }
+/// Whether a >= b, one bit a lane.
+LORA_TARGET_AVX512 LORA_INLINE Mask16 at_least(Uint32s a, Uint32s b) {
+  return static_cast<Mask16>(
+      __builtin_ia32_ucmpd512_mask(reinterpret_cast<Int32s>(a), reinterpret_cast<Int32s>(b), greater_or_equal, all16));
+}
+#if defined(__clang__)
+/// `v` where the mask's bit is set, and zero elsewhere.
+LORA_TARGET_AVX512 LORA_INLINE Floats masked(Mask16 mask, Floats v) {
+  return __builtin_ia32_selectps_512(mask, v, Floats{});
+}
+LORA_TARGET_AVX512 LORA_INLINE Doubles masked(Mask8 mask, Doubles v) {
+  return __builtin_ia32_selectpd_512(mask, v, Doubles{});
+}
 /// v[index mod 16] in each lane.
+LORA_TARGET_AVX512 LORA_INLINE Floats permute(Floats v, Int32s index) { return __builtin_ia32_permvarsf512(v, index); }
+/// The first bytes, each widened with its sign.
+LORA_TARGET_AVX512 LORA_INLINE Int32s widen_to_int32(Bytes16 bytes) { return __builtin_convertvector(bytes, Int32s); }
+LORA_TARGET_AVX512 LORA_INLINE Int64s widen_to_int64(Bytes16 bytes) {
+  return __builtin_convertvector(__builtin_shufflevector(bytes, bytes, 0, 1, 2, 3, 4, 5, 6, 7), Int64s);
+}
+/// The products, of 64 bits, of the lanes 0, 2, ..., 14.
+LORA_TARGET_AVX512 LORA_INLINE Uint64s multiply_even(Uint32s a, Uint32s b) {
+  return reinterpret_cast<Uint64s>(__builtin_ia32_pmuludq512(reinterpret_cast<Int32s>(a), reinterpret_cast<Int32s>(b)));
+}
+#else
+LORA_TARGET_AVX512 LORA_INLINE Floats masked(Mask16 mask, Floats v) {
+  return __builtin_ia32_movaps512_mask(v, Floats{}, mask);
+}
+LORA_TARGET_AVX512 LORA_INLINE Doubles masked(Mask8 mask, Doubles v) {
+  return __builtin_ia32_movapd512_mask(v, Doubles{}, mask);
+}
 LORA_TARGET_AVX512 LORA_INLINE Floats permute(Floats v, Int32s index) {
   return __builtin_ia32_permvarsf512_mask(v, index, Floats{}, all16);
 }
-/// The first bytes, each widened with its sign.
 LORA_TARGET_AVX512 LORA_INLINE Int32s widen_to_int32(Bytes16 bytes) {
   return __builtin_ia32_pmovsxbd512_mask(bytes, Int32s{}, all16);
 }
 LORA_TARGET_AVX512 LORA_INLINE Int64s widen_to_int64(Bytes16 bytes) {
   return reinterpret_cast<Int64s>(__builtin_ia32_pmovsxbq512_mask(bytes, LongLongs{}, all8));
 }
-/// The products, of 64 bits, of the lanes 0, 2, ..., 14.
 LORA_TARGET_AVX512 LORA_INLINE Uint64s multiply_even(Uint32s a, Uint32s b) {
   return reinterpret_cast<Uint64s>(
       __builtin_ia32_pmuludq512_mask(reinterpret_cast<Int32s>(a), reinterpret_cast<Int32s>(b), LongLongs{}, all8));
 }
-/// Whether a >= b, one bit a lane.
-LORA_TARGET_AVX512 LORA_INLINE Mask16 at_least(Uint32s a, Uint32s b) {
-  return static_cast<Mask16>(
-      __builtin_ia32_ucmpd512_mask(reinterpret_cast<Int32s>(a), reinterpret_cast<Int32s>(b), greater_or_equal, all16));
-}
+#endif
 #else
 LORA_TARGET_AVX512 LORA_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 LORA_TARGET_AVX512 LORA_INLINE Doubles fma(Doubles a, Doubles b, Doubles c) { return _mm512_fmadd_pd(a, b, c); }

@@ -181,11 +181,11 @@ bool any_end(std::string_view name, const Visit& visit) {
   }
 }
 
-/// Names, sorted.
+/// Names, sorted. Their type depends on Char, so that sorting is compiled only where a list is made.
 template <class Char>
 class BasicNameList {
  public:
-  explicit BasicNameList(std::vector<std::string> names) : names_(std::move(names)) {
+  explicit BasicNameList(std::vector<std::basic_string<Char>> names) : names_(std::move(names)) {
     std::sort(names_.begin(), names_.end());
   }
 
@@ -198,7 +198,7 @@ class BasicNameList {
   }
 
  private:
-  std::vector<std::string> names_;
+  std::vector<std::basic_string<Char>> names_;
 };
 
 /// A ModuleSelector prepared for many names.
