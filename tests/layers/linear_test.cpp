@@ -7,6 +7,7 @@
 #include <string>
 #include <thread>
 #include <unsupported/Eigen/CXX11/Tensor>
+#include <utility>
 #include <vector>
 
 #include "lora/adapter/starts.hpp"
@@ -595,6 +596,41 @@ TEST(LoraLinear, OverATransposedWeightARowHasTheBitsOfItsAdapterAlone) {
   const auto x = random_matrix<float>(5, 48, 5);
   EXPECT_TRUE(
       same_bits(layer.infer(x, std::vector<int>{0, 0, -1, 0, 0}).topRows(2).eval(), layer.infer(x).topRows(2).eval()));
+}
+
+// A weight that counts its products.
+class CountedWeight : public MatrixWeight<float> {
+ public:
+  CountedWeight(Matrix<float> matrix, long& products) : MatrixWeight(std::move(matrix)), products_(&products) {}
+
+  void product(const MatrixView<const float>& x, const float* bias, const LowRankTerm<float>& term,
+               const MatrixView<float>& y, Workspace& workspace) const {
+    ++*products_;
+    MatrixWeight::product(x, bias, term, y, workspace);
+  }
+
+ private:
+  long* products_;
+};
+
+// One adapter with DoRA took the shared product from all rows: one request slowed every other one down. DoRA has a
+// second product, of W and A, for its norms.
+TEST(LoraLinear, RowsThatChooseShareProductsBesideOneThatCannot) {
+  long products = 0;
+  LoraLinear<float, CountedWeight> layer(CountedWeight(random_matrix<float>(6, 4, 1), products), {.rank = 0}, 1);
+  for (const char* name : {"a", "b", "c"}) layer.add_adapter(name, {.rank = 2}, 1);
+  layer.add_adapter("dora", {.rank = 2, .use_dora = true}, 2);
+  layer.add_adapter("biased", {.rank = 2, .lora_bias = true}, 3);
+  const auto products_of = [&](const std::vector<std::string>& choices) {
+    products = 0;
+    static_cast<void>(layer.infer(random_matrix<float>(static_cast<Index>(choices.size()), 4, 5), choices));
+    return products;
+  };
+  EXPECT_EQ(products_of({"a", "b", "__base__", "c", "a"}), 1);
+  EXPECT_EQ(products_of({"dora", "dora"}), 2);
+  EXPECT_EQ(products_of({"a", "b", "c", "dora"}), 3);
+  EXPECT_EQ(products_of({"a", "dora", "b", "a", "c", "__base__"}), 4);
+  EXPECT_EQ(products_of({"dora", "biased", "a", "b"}), 4);
 }
 
 }  // namespace
